@@ -1,0 +1,302 @@
+//! The image library's tables: file manifests, boot resources, boot loaders.
+
+use sqlx::{PgConnection, Row};
+
+use crate::StoreError;
+use crate::feed::{self, Kind};
+
+/// A library file: its size, and the SHA-256 of each piece once it is complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    pub sha256: [u8; 32],
+    pub size_bytes: u64,
+    pub received_bytes: u64,
+    pub piece_bytes: u32,
+    pub pieces: Vec<[u8; 32]>,
+    pub complete: bool,
+}
+
+/// A boot resource with its files, `(filetype, sha256, size_bytes, complete)`.
+#[derive(Clone, Debug)]
+pub struct BootResource {
+    pub id: i32,
+    pub osystem: String,
+    pub release: String,
+    pub architecture: String,
+    pub subarchitecture: String,
+    pub label: String,
+    pub title: String,
+    pub created: time::OffsetDateTime,
+    pub files: Vec<BootResourceFile>,
+}
+
+#[derive(Clone, Debug)]
+pub struct BootResourceFile {
+    pub id: i32,
+    pub filetype: String,
+    pub sha256: [u8; 32],
+    pub size_bytes: u64,
+    pub received_bytes: u64,
+    pub complete: bool,
+}
+
+/// What identifies a boot resource.
+#[derive(Clone, Copy, Debug)]
+pub struct ResourceName<'a> {
+    pub osystem: &'a str,
+    pub release: &'a str,
+    pub architecture: &'a str,
+    pub subarchitecture: &'a str,
+    pub label: &'a str,
+}
+
+fn hash(octets: &[u8]) -> Result<[u8; 32], StoreError> {
+    octets.try_into().map_err(|_| StoreError::Corrupt { what: "SHA-256" })
+}
+
+fn size(octets: i64) -> u64 {
+    octets.unsigned_abs() // the columns are never negative
+}
+
+fn manifest_of(row: &sqlx::postgres::PgRow) -> Result<Manifest, StoreError> {
+    let pieces: Vec<Vec<u8>> = row.try_get("pieces")?;
+    Ok(Manifest {
+        sha256: hash(row.try_get("sha256")?)?,
+        size_bytes: size(row.try_get("size_bytes")?),
+        received_bytes: size(row.try_get("received_bytes")?),
+        piece_bytes: row.try_get::<i32, _>("piece_bytes")?.unsigned_abs(),
+        pieces: pieces.iter().map(|piece| hash(piece)).collect::<Result<_, _>>()?,
+        complete: row.try_get("complete")?,
+    })
+}
+
+/// Makes the file's row if it is new; returns it as it is.
+pub async fn announce_file(
+    db: &mut PgConnection,
+    sha256: &[u8; 32],
+    size_bytes: u64,
+    piece_bytes: u32,
+) -> Result<Manifest, StoreError> {
+    let row = sqlx::query(
+        "insert into library_file (sha256, size_bytes, piece_bytes) values ($1, $2, $3)
+         on conflict (sha256) do update set sha256 = excluded.sha256
+         returning sha256, size_bytes, received_bytes, piece_bytes, pieces, complete",
+    )
+    .bind(sha256.as_slice())
+    .bind(size_bytes.cast_signed())
+    .bind(piece_bytes.cast_signed())
+    .fetch_one(db)
+    .await?;
+    manifest_of(&row)
+}
+
+pub async fn manifest(
+    db: &mut PgConnection,
+    sha256: &[u8; 32],
+) -> Result<Option<Manifest>, StoreError> {
+    let row = sqlx::query(
+        "select sha256, size_bytes, received_bytes, piece_bytes, pieces, complete
+         from library_file where sha256 = $1",
+    )
+    .bind(sha256.as_slice())
+    .fetch_optional(db)
+    .await?;
+    row.as_ref().map(manifest_of).transpose()
+}
+
+/// Notes how much of an upload is on disk.
+pub async fn received(
+    db: &mut PgConnection,
+    sha256: &[u8; 32],
+    received_bytes: u64,
+) -> Result<(), StoreError> {
+    sqlx::query("update library_file set received_bytes = $2 where sha256 = $1 and not complete")
+        .bind(sha256.as_slice())
+        .bind(received_bytes.cast_signed())
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// Forgets what has arrived: the file is to be sent again.
+pub async fn reset_file(
+    db: &mut PgConnection,
+    sha256: &[u8; 32],
+    size_bytes: u64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update library_file set received_bytes = 0, size_bytes = $2, complete = false, pieces = '{}'
+         where sha256 = $1",
+    )
+    .bind(sha256.as_slice())
+    .bind(size_bytes.cast_signed())
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Makes the file visible to racks.
+pub async fn complete_file(
+    db: &mut PgConnection,
+    sha256: &[u8; 32],
+    pieces: &[[u8; 32]],
+) -> Result<(), StoreError> {
+    let pieces: Vec<&[u8]> = pieces.iter().map(<[u8; 32]>::as_slice).collect();
+    sqlx::query(
+        "update library_file set pieces = $2, complete = true, received_bytes = size_bytes
+         where sha256 = $1",
+    )
+    .bind(sha256.as_slice())
+    .bind(pieces)
+    .execute(&mut *db)
+    .await?;
+    feed::changed(db, Kind::File, &hex::encode(sha256)).await?;
+    // Which image machines boot may have changed with it.
+    feed::changed(db, Kind::Settings, "").await
+}
+
+/// Makes the resource if it is new; returns its id.
+pub async fn ensure_resource(
+    db: &mut PgConnection,
+    name: ResourceName<'_>,
+    title: &str,
+) -> Result<i32, StoreError> {
+    let id = sqlx::query_scalar(
+        "insert into boot_resource (osystem, release, architecture, subarchitecture, label, title)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (osystem, release, architecture, subarchitecture, label)
+         do update set title = excluded.title
+         returning id",
+    )
+    .bind(name.osystem)
+    .bind(name.release)
+    .bind(name.architecture)
+    .bind(name.subarchitecture)
+    .bind(name.label)
+    .bind(title)
+    .fetch_one(db)
+    .await?;
+    Ok(id)
+}
+
+/// Sets the resource's file of one type; returns the file row's id.
+pub async fn set_resource_file(
+    db: &mut PgConnection,
+    resource: i32,
+    filetype: &str,
+    sha256: &[u8; 32],
+) -> Result<i32, StoreError> {
+    let id = sqlx::query_scalar(
+        "insert into boot_resource_file (resource_id, filetype, sha256) values ($1, $2, $3)
+         on conflict (resource_id, filetype) do update set sha256 = excluded.sha256
+         returning id",
+    )
+    .bind(resource)
+    .bind(filetype)
+    .bind(sha256.as_slice())
+    .fetch_one(&mut *db)
+    .await?;
+    feed::changed(db, Kind::Settings, "").await?;
+    Ok(id)
+}
+
+/// All boot resources with their files, by name.
+pub async fn resources(db: &mut PgConnection) -> Result<Vec<BootResource>, StoreError> {
+    let rows = sqlx::query(
+        "select r.id, osystem, release, architecture, subarchitecture, label, title, r.created,
+                f.id as file_id, f.filetype, l.sha256, l.size_bytes, l.received_bytes, l.complete
+         from boot_resource r
+         left join boot_resource_file f on f.resource_id = r.id
+         left join library_file l using (sha256)
+         order by osystem, release, architecture, subarchitecture, label, r.id, f.filetype",
+    )
+    .fetch_all(db)
+    .await?;
+    let mut resources: Vec<BootResource> = Vec::new();
+    for row in &rows {
+        let id = row.try_get("id")?;
+        if resources.last().is_none_or(|last| last.id != id) {
+            resources.push(BootResource {
+                id,
+                osystem: row.try_get("osystem")?,
+                release: row.try_get("release")?,
+                architecture: row.try_get("architecture")?,
+                subarchitecture: row.try_get("subarchitecture")?,
+                label: row.try_get("label")?,
+                title: row.try_get("title")?,
+                created: row.try_get("created")?,
+                files: Vec::new(),
+            });
+        }
+        let Some(file_id) = row.try_get::<Option<i32>, _>("file_id")? else { continue };
+        let file = BootResourceFile {
+            id: file_id,
+            filetype: row.try_get("filetype")?,
+            sha256: hash(row.try_get("sha256")?)?,
+            size_bytes: size(row.try_get("size_bytes")?),
+            received_bytes: size(row.try_get("received_bytes")?),
+            complete: row.try_get("complete")?,
+        };
+        resources.last_mut().expect("pushed above").files.push(file);
+    }
+    Ok(resources)
+}
+
+/// Removes the resource; its files stay in the library. False when there is none.
+pub async fn delete_resource(db: &mut PgConnection, id: i32) -> Result<bool, StoreError> {
+    let gone = sqlx::query("delete from boot_resource where id = $1").bind(id).execute(&mut *db);
+    let gone = gone.await?.rows_affected() > 0;
+    feed::changed(db, Kind::Settings, "").await?;
+    Ok(gone)
+}
+
+/// The file of a resource that an upload URI names: `(sha256, size_bytes, complete)`.
+pub async fn resource_file(
+    db: &mut PgConnection,
+    resource: i32,
+    file: i32,
+) -> Result<Option<Manifest>, StoreError> {
+    let row = sqlx::query(
+        "select sha256, size_bytes, received_bytes, piece_bytes, pieces, complete
+         from boot_resource_file join library_file using (sha256)
+         where resource_id = $1 and id = $2",
+    )
+    .bind(resource)
+    .bind(file)
+    .fetch_optional(db)
+    .await?;
+    row.as_ref().map(manifest_of).transpose()
+}
+
+/// Names a file as a boot loader: `path` is what firmware asks for.
+pub async fn set_loader(
+    db: &mut PgConnection,
+    path: &str,
+    sha256: &[u8; 32],
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into boot_loader (path, sha256) values ($1, $2)
+         on conflict (path) do update set sha256 = excluded.sha256, updated = now()",
+    )
+    .bind(path)
+    .bind(sha256.as_slice())
+    .execute(&mut *db)
+    .await?;
+    feed::changed(db, Kind::File, &hex::encode(sha256)).await?;
+    feed::changed(db, Kind::Loader, path).await
+}
+
+/// All loaders whose files are complete: `(path, sha256, size_bytes)`.
+pub async fn loaders(db: &mut PgConnection) -> Result<Vec<(String, [u8; 32], u64)>, StoreError> {
+    let rows = sqlx::query(
+        "select path, sha256, size_bytes from boot_loader join library_file using (sha256)
+         where complete order by path",
+    )
+    .fetch_all(db)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok((row.try_get("path")?, hash(row.try_get("sha256")?)?, size(row.try_get("size_bytes")?)))
+        })
+        .collect()
+}

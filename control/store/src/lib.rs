@@ -1,0 +1,101 @@
+//! Every SQL statement of the region, one file per table family.
+//!
+//! Functions take a connection; the caller owns the transaction, and a transaction spans SQL only.
+//! Nothing here knows HTTP, Cap'n Proto or MAAS's JSON. Statements are checked when they run, by the
+//! database tests, not by the compiler (docs/decisions/0003).
+
+pub mod account;
+pub mod bmc;
+pub mod cluster;
+pub mod event;
+pub mod feed;
+pub mod image;
+pub mod lease;
+pub mod machine;
+pub mod network;
+pub mod rack;
+pub mod region;
+pub mod script;
+pub mod seal;
+pub mod setting;
+pub mod testing;
+pub mod token;
+pub mod work;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Executor, PgPool};
+
+/// The embedded migrations of `schema/migrations`.
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../schema/migrations");
+
+/// Why a statement did not do what was asked. The cause chain is printed by the logger.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no {kind} {id}")]
+    NotFound { kind: &'static str, id: String },
+    /// A unique or check constraint refused the row; `constraint` is its name in the schema.
+    #[error("refused by constraint {constraint}")]
+    Constraint { constraint: String },
+    #[error("sealed data does not open with this region's key")]
+    Sealed,
+    #[error("stored {what} cannot be read")]
+    Corrupt { what: &'static str },
+    #[error("talking to PostgreSQL")]
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error.as_database_error().and_then(|e| e.constraint()) {
+            Some(constraint) => StoreError::Constraint { constraint: constraint.to_owned() },
+            None => StoreError::Database(error),
+        }
+    }
+}
+
+impl StoreError {
+    pub fn not_found(kind: &'static str, id: impl ToString) -> Self {
+        StoreError::NotFound { kind, id: id.to_string() }
+    }
+
+    /// Whether the same statement may work if tried again: PostgreSQL restarting, a serialisation failure.
+    pub fn is_transient(&self) -> bool {
+        let StoreError::Database(error) = self else { return false };
+        match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            // Classes 08 connection, 40 rollback, 53 resources, 57 operator intervention.
+            sqlx::Error::Database(error) => error
+                .code()
+                .is_some_and(|code| ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c))),
+            _ => false,
+        }
+    }
+}
+
+/// A pool on `url` with the schema brought up to date.
+///
+/// Any number of regiond processes may do this at once: the migrator holds an advisory lock.
+pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreError> {
+    let options: PgConnectOptions = url.parse().map_err(StoreError::Database)?;
+    let pool = PgPoolOptions::new()
+        .max_connections(connections_max)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                // An answer to a machine or a rack is a promise: durable before it is given.
+                connection.execute("set synchronous_commit = on").await?;
+                connection.execute("set time zone 'UTC'").await?;
+                Ok(())
+            })
+        })
+        .connect_with(options.application_name("regiond"))
+        .await?;
+    migrate(&pool).await?;
+    Ok(pool)
+}
+
+pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
+    MIGRATOR.run(pool).await.map_err(|error| StoreError::Database(error.into()))
+}
