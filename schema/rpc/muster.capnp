@@ -101,6 +101,13 @@ struct Attachment {
   untilMs @0 :UInt64;
   blocks @1 :List(Block);
   rows @2 :List(LeaseRow);
+  state @3 :AttachState;            # anything but `attached`: nothing was done, and the rest is empty
+}
+
+enum AttachState {
+  attached @0;
+  wait @1;                          # the database may have lost commits: only drains are taken now
+  behind @2;                        # spoolSeq is behind what the region has seen, or spoolId is a former one
 }
 
 struct Block {
@@ -133,9 +140,9 @@ struct LeaseWrite {
   address @2 :Data;
   client @3 :ClientKey;
   kind @4 :LeaseWriteKind;
-  durationMs @5 :UInt64;            # grant, extend: the durable length asked for; quarantine: its length
+  durationMs @5 :UInt64;            # grant, extend: the lease (made durable for twice as long); quarantine: its length
   hostname @6 :Text;                # what the client calls itself (option 12), "" if nothing
-  drained @7 :Bool;                 # from the spool: ACKed already
+  drained @7 :Bool;                 # from the spool: ACKed already; the same for all writes of a batch
 }
 
 enum LeaseWriteKind { grant @0; extend @1; reclaim @2; quarantine @3; release @4; yield @5; }

@@ -1,1 +1,155 @@
-//! (being written)
+//! MAAS's REST API 2.0 and metadata service, wire-compatible: one file per resource.
+//!
+//! ```text
+//!   request -> dispatch: path, method, op -> table of operations (also the source of describe/)
+//!           -> body: urlencoded, multipart (base64 parts too), JSON -> Form
+//!           -> auth: OAuth 1.0 PLAINTEXT -> Caller, permission of the operation
+//!           -> handler -> store, workflow -> JSON as MAAS writes it
+//! ```
+//! Errors are MAAS's: text/plain, or JSON by field for what a form got wrong. Nothing here moves a machine between
+//! statuses; that is `workflow`'s.
+
+mod account;
+mod auth;
+mod body;
+pub mod boot_resources;
+mod constant;
+mod describe;
+mod dispatch;
+mod error;
+mod event;
+mod fabric;
+mod ipaddress;
+mod iprange;
+mod machine;
+mod machine_view;
+pub mod metadata;
+mod multipart;
+mod network_view;
+mod oauth;
+pub mod password;
+mod power;
+mod rack;
+pub mod results;
+mod subnet;
+mod user;
+mod version;
+mod vlan;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use axum::Router;
+use library::Library;
+use model::Mac;
+use sqlx::PgPool;
+use store::seal::Sealer;
+
+pub use auth::{Caller, machine_caller};
+pub use body::{File, Form, Limits};
+pub use dispatch::{Access, Operation, Reply, Request, Resource};
+pub use error::ApiError;
+
+/// What every handler may use. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub pool: PgPool,
+    pub sealer: Arc<Sealer>,
+    pub library: Library,
+    pub racks: link::Racks,
+    state: Arc<State>,
+}
+
+struct State {
+    table: dispatch::Table,
+    counters: Counters,
+    /// Password checks at once: each takes some 20 MiB and a core for a while.
+    password_checks: tokio::sync::Semaphore,
+    /// Signed requests since the nonces were last cleaned up.
+    nonces_since_cleaning: AtomicU32,
+}
+
+/// What this process has refused, for the metrics page.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub unauthorized: AtomicU64,
+    pub malformed: AtomicU64,
+    pub too_large: AtomicU64,
+    pub internal_errors: AtomicU64,
+    pub password_checks_refused: AtomicU64,
+}
+
+const PASSWORD_CHECKS_MAX: usize = 4;
+
+impl App {
+    pub fn new(
+        pool: PgPool,
+        sealer: Arc<Sealer>,
+        library: Library,
+        racks: link::Racks,
+    ) -> Self {
+        let state = State {
+            table: dispatch::Table::new(resources()),
+            counters: Counters::default(),
+            password_checks: tokio::sync::Semaphore::new(PASSWORD_CHECKS_MAX),
+            nonces_since_cleaning: AtomicU32::new(0),
+        };
+        Self { pool, sealer, library, racks, state: Arc::new(state) }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.state.counters
+    }
+
+    pub(crate) fn count(&self, counter: impl FnOnce(&Counters) -> &AtomicU64) {
+        counter(&self.state.counters).fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn db(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, ApiError> {
+        self.pool.acquire().await.map_err(ApiError::from)
+    }
+
+    pub(crate) async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, ApiError> {
+        self.pool.begin().await.map_err(ApiError::from)
+    }
+}
+
+/// What a rack says, over its certificate, of the machine whose request it passes on. Inserted as an extension by
+/// the rack-facing listener only; whoever finds it may believe it.
+#[derive(Clone, Debug)]
+pub struct Attestation {
+    /// system_id
+    pub rack: String,
+    pub client_address: IpAddr,
+    /// Of the live binding of that address.
+    pub client_mac: Option<Mac>,
+    pub vlan: Option<i32>,
+}
+
+/// Everything under `/MAAS/` but what the racks' listener and the metrics page add.
+pub fn router(app: App) -> Router {
+    dispatch::router(app.clone()).merge(metadata::router(app))
+}
+
+/// The whole API: what is dispatched, and what `describe/` tells.
+fn resources() -> Vec<Resource> {
+    [
+        account::resources(),
+        boot_resources::resources(),
+        constant::resources(),
+        event::resources(),
+        fabric::resources(),
+        ipaddress::resources(),
+        iprange::resources(),
+        machine::resources(),
+        rack::resources(),
+        subnet::resources(),
+        user::resources(),
+        version::resources(),
+        vlan::resources(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -97,10 +97,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The URL for sqlx: superuser of the private cluster, over its socket.
     pub fn url(&self) -> String {
-        let socket = percent_encode(&self.folder.to_string_lossy());
-        format!("postgres:///postgres?host={socket}&user=muster")
+        url(&self.folder)
     }
 
     /// Whether the server was found running: a predecessor was killed.
@@ -205,6 +203,12 @@ impl Cluster {
         let output = std::fs::read_to_string(&output_path).unwrap_or_default();
         Err(ClusterError::Program { program, output: output.trim().to_owned() })
     }
+}
+
+/// The URL of the cluster in `folder` (absolute): its superuser, over its socket.
+pub fn url(folder: &Path) -> String {
+    let socket = percent_encode(&folder.to_string_lossy());
+    format!("postgres:///postgres?host={socket}&user=muster")
 }
 
 fn is_root() -> bool {

@@ -1,6 +1,12 @@
-//! The feed's outbox: which keys changed. The values are read by the publisher (`link`).
+//! The feed: the outbox of changed keys, and the values as the publisher (`link`) reads them.
+//!
+//! What a rack is told of them, and in which form, is `link`'s to decide.
 
-use sqlx::PgConnection;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use mac_address::MacAddress;
+use sqlx::{PgConnection, Row};
 
 use crate::StoreError;
 
@@ -46,4 +52,413 @@ pub async fn changed(db: &mut PgConnection, kind: Kind, key: &str) -> Result<(),
         .await?;
     sqlx::query("notify muster_feed").execute(&mut *db).await?;
     Ok(())
+}
+
+// ---------------------------------------------------------------- what changed
+
+/// Channel of `NOTIFY`: some transaction with changes has committed.
+pub const CHANNEL: &str = "muster_feed";
+/// Changes are kept this long; a publisher that slept longer starts from whole tables.
+pub const KEPT: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// One row of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub id: i64,
+    pub xid: u64,
+    pub kind: Kind,
+    pub key: String,
+}
+
+/// Makes the caller's new transaction one consistent, read-only view: what follows reads values and horizon alike.
+pub async fn read_consistently(db: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("set transaction isolation level repeatable read, read only").execute(db).await?;
+    Ok(())
+}
+
+/// Every transaction below this has ended: what it changed is visible now or never.
+///
+/// Full 64-bit transaction ids; they do not wrap.
+pub async fn horizon(db: &mut PgConnection) -> Result<u64, StoreError> {
+    let xmin: String = sqlx::query_scalar("select pg_snapshot_xmin(pg_current_snapshot())::text")
+        .fetch_one(db)
+        .await?;
+    xmin.parse().map_err(|_| StoreError::Corrupt { what: "snapshot xmin" })
+}
+
+/// Visible changes of transactions from `since` on, oldest first, `limit` at most.
+///
+/// Kinds that this version does not know are left out.
+pub async fn changes(
+    db: &mut PgConnection,
+    since: u64,
+    limit: i64,
+) -> Result<Vec<Change>, StoreError> {
+    let rows: Vec<(i64, String, String, String)> = sqlx::query_as(
+        "select id, xid::text, kind, key from change where xid >= $1::text::xid8
+         order by xid, id limit $2",
+    )
+    .bind(since.to_string())
+    .bind(limit)
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .filter_map(|(id, xid, kind, key)| {
+            let kind = Kind::from_word(&kind)?;
+            let xid = xid.parse().map_err(|_| StoreError::Corrupt { what: "transaction id" });
+            Some(xid.map(|xid| Change { id, xid, kind, key }))
+        })
+        .collect()
+}
+
+/// Removes changes that every publisher has taken or given up on.
+pub async fn prune(db: &mut PgConnection) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "delete from change where at < now() - make_interval(secs => $1)
+           and xid < pg_snapshot_xmin(pg_current_snapshot())",
+    )
+    .bind(KEPT.as_secs_f64())
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+impl Kind {
+    fn from_word(word: &str) -> Option<Kind> {
+        use Kind::*;
+        [Link, Machine, File, Loader, Settings, Reservation, Rack]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+}
+
+// ---------------------------------------------------------------- the values
+
+/// A VLAN that a rack serves: where the rack stands on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedVlan {
+    pub rack: String,
+    pub vlan: i32,
+    pub vid: u16,
+    pub mtu: u16,
+    pub is_primary: bool,
+    /// The rack's device; empty where a relay brings the VLAN's queries.
+    pub interface: String,
+    pub server_address: IpAddr,
+}
+
+/// The VLANs that these racks serve: DHCP is on, the rack is its primary or secondary, and it has an address in one
+/// of its subnets. A relayed VLAN is served by those of the VLAN that its relay leads to.
+///
+/// `only`: these VLANs, and those relayed into them; `None`: all.
+pub async fn served_vlans(
+    db: &mut PgConnection,
+    racks: &[String],
+    only: Option<&[i32]>,
+) -> Result<Vec<ServedVlan>, StoreError> {
+    let rows: Vec<(String, i32, i32, i32, bool, String, IpNetwork)> = sqlx::query_as(
+        "select distinct on (i.rack, v.id) i.rack, v.id, v.vid, v.mtu,
+                via.primary_rack is not distinct from i.rack,
+                case when via.id = v.id then i.name else '' end, host(a.address)::inet
+         from vlan v
+         join vlan via on via.id = case when v.dhcp_on then v.id else v.relay_vlan end and via.dhcp_on
+         join subnet s on s.vlan_id = via.id
+         join rack_interface i on i.rack = any($1) and i.rack in (via.primary_rack, via.secondary_rack)
+         cross join unnest(i.addresses) as a(address)
+         where host(a.address)::inet <<= s.cidr
+           and ($2::int[] is null or v.id = any($2) or via.id = any($2))
+         order by i.rack, v.id, family(a.address), s.id, i.name collate \"C\", a.address",
+    )
+    .bind(racks)
+    .bind(only)
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|(rack, vlan, vid, mtu, is_primary, interface, address)| {
+            let small = |n: i32| {
+                u16::try_from(n).map_err(|_| StoreError::Corrupt { what: "VLAN number or MTU" })
+            };
+            Ok(ServedVlan {
+                rack,
+                vlan,
+                vid: small(vid)?,
+                mtu: small(mtu)?,
+                is_primary,
+                interface,
+                server_address: address.ip(),
+            })
+        })
+        .collect()
+}
+
+/// A subnet with its ranges, as DHCP needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetValue {
+    pub id: i32,
+    pub vlan: i32,
+    pub prefix: IpNetwork,
+    pub gateway: Option<IpAddr>,
+    pub dns_servers: Vec<IpAddr>,
+    pub ntp_servers: Vec<IpAddr>,
+    pub lease_secs: u32,
+    pub disabled_archs: Vec<String>,
+    pub client_id_identity: bool,
+    pub ranges: Vec<RangeValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeValue {
+    pub first: IpAddr,
+    pub last: IpAddr,
+    pub is_dynamic: bool,
+}
+
+pub async fn subnets(db: &mut PgConnection, vlans: &[i32]) -> Result<Vec<SubnetValue>, StoreError> {
+    let rows = sqlx::query(
+        "select id, vlan_id, cidr::inet as cidr, gateway_ip, dns_servers, ntp_servers, lease_secs,
+                disabled_boot_architectures, client_id_identity
+         from subnet where vlan_id = any($1) order by id",
+    )
+    .bind(vlans)
+    .fetch_all(&mut *db)
+    .await?;
+    let mut subnets = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let ips = |column| -> Result<Vec<IpAddr>, StoreError> {
+            let list: Vec<IpNetwork> = row.try_get(column)?;
+            Ok(list.iter().map(IpNetwork::ip).collect())
+        };
+        let gateway: Option<IpNetwork> = row.try_get("gateway_ip")?;
+        subnets.push(SubnetValue {
+            id: row.try_get("id")?,
+            vlan: row.try_get("vlan_id")?,
+            prefix: row.try_get("cidr")?,
+            gateway: gateway.map(|gateway| gateway.ip()),
+            dns_servers: ips("dns_servers")?,
+            ntp_servers: ips("ntp_servers")?,
+            lease_secs: row.try_get::<i32, _>("lease_secs")?.unsigned_abs(),
+            disabled_archs: row.try_get("disabled_boot_architectures")?,
+            client_id_identity: row.try_get("client_id_identity")?,
+            ranges: Vec::new(),
+        });
+    }
+    let ids: Vec<i32> = subnets.iter().map(|subnet| subnet.id).collect();
+    let ranges: Vec<(i32, String, IpNetwork, IpNetwork)> = sqlx::query_as(
+        "select subnet_id, type, start_ip, end_ip from iprange where subnet_id = any($1)
+         order by subnet_id, start_ip",
+    )
+    .bind(&ids)
+    .fetch_all(db)
+    .await?;
+    for (subnet_id, kind, first, last) in ranges {
+        // Sorted by id above.
+        if let Ok(at) = subnets.binary_search_by_key(&subnet_id, |subnet| subnet.id) {
+            subnets[at].ranges.push(RangeValue {
+                first: first.ip(),
+                last: last.ip(),
+                is_dynamic: kind == "dynamic",
+            });
+        }
+    }
+    Ok(subnets)
+}
+
+/// What decides how a machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineValue {
+    pub system_id: String,
+    pub hostname: String,
+    pub domain: String,
+    /// "amd64/generic".
+    pub architecture: String,
+    pub status: i32,
+    pub netboot: bool,
+    pub osystem: String,
+    pub distro_series: String,
+    /// A boot of it is expected or running.
+    pub has_boot: bool,
+    pub macs: Vec<[u8; 6]>,
+    /// The VLANs of its interfaces; an interface whose VLAN is not known counts as 0.
+    pub vlans: Vec<i32>,
+}
+
+/// Which machines to read.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    All,
+    Ids(&'a [String]),
+    /// With an interface on one of these.
+    OnVlans(&'a [i32]),
+    Mac([u8; 6]),
+}
+
+pub async fn machines(
+    db: &mut PgConnection,
+    which: Which<'_>,
+) -> Result<Vec<MachineValue>, StoreError> {
+    const SELECT: &str = "select m.system_id, m.hostname, m.domain, m.architecture, m.status,
+            m.netboot, m.osystem, m.distro_series, m.boot_id is not null as has_boot,
+            array_agg(i.mac order by i.id) as macs,
+            array_agg(distinct coalesce(i.vlan_id, 0)) as vlans
+        from machine m join interface i on i.machine = m.system_id ";
+    const GROUP: &str = " group by m.system_id order by m.system_id";
+    let sql = |condition| sqlx::AssertSqlSafe(format!("{SELECT}{condition}{GROUP}"));
+    let rows = match which {
+        Which::All => sqlx::query(sql("")).fetch_all(db).await?,
+        Which::Ids(ids) => {
+            sqlx::query(sql("where m.system_id = any($1)")).bind(ids).fetch_all(db).await?
+        }
+        Which::OnVlans(vlans) => {
+            let on = "where m.system_id in (select machine from interface where vlan_id = any($1))";
+            sqlx::query(sql(on)).bind(vlans).fetch_all(db).await?
+        }
+        Which::Mac(mac) => {
+            let has = "where m.system_id = (select machine from interface where mac = $1)";
+            sqlx::query(sql(has)).bind(MacAddress::new(mac)).fetch_all(db).await?
+        }
+    };
+    rows.iter()
+        .map(|row| {
+            let macs: Vec<MacAddress> = row.try_get("macs")?;
+            Ok(MachineValue {
+                system_id: row.try_get("system_id")?,
+                hostname: row.try_get("hostname")?,
+                domain: row.try_get("domain")?,
+                architecture: row.try_get("architecture")?,
+                status: row.try_get("status")?,
+                netboot: row.try_get("netboot")?,
+                osystem: row.try_get("osystem")?,
+                distro_series: row.try_get("distro_series")?,
+                has_boot: row.try_get("has_boot")?,
+                macs: macs.iter().map(|mac| mac.bytes()).collect(),
+                vlans: row.try_get("vlans")?,
+            })
+        })
+        .collect()
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservationValue {
+    pub vlan: i32,
+    pub subnet: i32,
+    pub mac: [u8; 6],
+    pub address: IpAddr,
+    pub hostname: String,
+}
+
+/// The reservations on these VLANs.
+pub async fn reservations(
+    db: &mut PgConnection,
+    vlans: &[i32],
+) -> Result<Vec<ReservationValue>, StoreError> {
+    let rows: Vec<(i32, i32, MacAddress, IpNetwork, String)> = sqlx::query_as(
+        "select s.vlan_id, s.id, r.mac, r.ip, r.hostname
+         from reserved_ip r join subnet s on s.id = r.subnet_id
+         where s.vlan_id = any($1) order by s.vlan_id, r.mac, r.id",
+    )
+    .bind(vlans)
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(vlan, subnet, mac, ip, hostname)| ReservationValue {
+            vlan,
+            subnet,
+            mac: mac.bytes(),
+            address: ip.ip(),
+            hostname,
+        })
+        .collect())
+}
+
+/// A complete file's manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileValue {
+    pub sha256: Vec<u8>,
+    pub size_bytes: u64,
+    pub piece_bytes: u32,
+    /// SHA-256 of each piece, in order.
+    pub pieces: Vec<Vec<u8>>,
+}
+
+/// Complete files: all, or those of `only`.
+pub async fn files(
+    db: &mut PgConnection,
+    only: Option<&[Vec<u8>]>,
+) -> Result<Vec<FileValue>, StoreError> {
+    let rows: Vec<(Vec<u8>, i64, i32, Vec<Vec<u8>>)> = sqlx::query_as(
+        "select sha256, size_bytes, piece_bytes, pieces from library_file
+         where complete and ($1::bytea[] is null or sha256 = any($1)) order by sha256",
+    )
+    .bind(only)
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(sha256, size, piece, pieces)| FileValue {
+            sha256,
+            size_bytes: size.unsigned_abs(),
+            piece_bytes: piece.unsigned_abs(),
+            pieces,
+        })
+        .collect())
+}
+
+/// Loaders whose file is complete, by path: all, or those of `only`.
+pub async fn loaders(
+    db: &mut PgConnection,
+    only: Option<&[String]>,
+) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select path, l.sha256 from boot_loader l join library_file f using (sha256)
+         where f.complete and ($1::text[] is null or path = any($1)) order by path",
+    )
+    .bind(only)
+    .fetch_all(db)
+    .await?)
+}
+
+/// A boot resource that machines can boot: kernel, initrd and squashfs are complete.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct ImageValue {
+    pub osystem: String,
+    pub release: String,
+    pub architecture: String,
+    pub subarchitecture: String,
+    pub label: String,
+    pub kernel: Vec<u8>,
+    pub initrd: Vec<u8>,
+    pub squashfs: Vec<u8>,
+}
+
+/// Bootable images, the newest first.
+pub async fn images(db: &mut PgConnection) -> Result<Vec<ImageValue>, StoreError> {
+    Ok(sqlx::query_as(
+        "select r.osystem, r.release, r.architecture, r.subarchitecture, r.label,
+                k.sha256 as kernel, i.sha256 as initrd, q.sha256 as squashfs
+         from boot_resource r
+         join boot_resource_file k on k.resource_id = r.id and k.filetype = 'boot-kernel'
+         join boot_resource_file i on i.resource_id = r.id and i.filetype = 'boot-initrd'
+         join boot_resource_file q on q.resource_id = r.id and q.filetype = 'squashfs'
+         join library_file kc on kc.sha256 = k.sha256 and kc.complete
+         join library_file ic on ic.sha256 = i.sha256 and ic.complete
+         join library_file qc on qc.sha256 = q.sha256 and qc.complete
+         order by r.created desc, r.id desc",
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// Which machines these MACs belong to: (MAC, system_id).
+pub async fn machines_of_macs(
+    db: &mut PgConnection,
+    macs: &[[u8; 6]],
+) -> Result<Vec<([u8; 6], String)>, StoreError> {
+    let macs: Vec<MacAddress> = macs.iter().copied().map(MacAddress::new).collect();
+    let rows: Vec<(MacAddress, String)> =
+        sqlx::query_as("select mac, machine from interface where mac = any($1)")
+            .bind(macs)
+            .fetch_all(db)
+            .await?;
+    Ok(rows.into_iter().map(|(mac, machine)| (mac.bytes(), machine)).collect())
 }

@@ -300,3 +300,65 @@ pub async fn loaders(db: &mut PgConnection) -> Result<Vec<(String, [u8; 32], u64
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: ResourceName<'_> = ResourceName {
+        osystem: "debian",
+        release: "bookworm",
+        architecture: "amd64",
+        subarchitecture: "generic",
+        label: "uploaded",
+    };
+
+    #[tokio::test]
+    async fn resources_hold_one_file_of_each_type() {
+        let db = crate::testing::database().await;
+        let mut tx = db.pool.begin().await.unwrap();
+        let (old, new) = ([1; 32], [2; 32]);
+        for hash in [old, new] {
+            let manifest = announce_file(&mut tx, &hash, 10, 4).await.unwrap();
+            assert!(!manifest.complete);
+        }
+        let id = ensure_resource(&mut tx, NAME, "").await.unwrap();
+        assert_eq!(ensure_resource(&mut tx, NAME, "Debian 12").await.unwrap(), id);
+        let file = set_resource_file(&mut tx, id, "squashfs", &old).await.unwrap();
+        assert_eq!(set_resource_file(&mut tx, id, "squashfs", &new).await.unwrap(), file);
+        set_resource_file(&mut tx, id, "boot-kernel", &old).await.unwrap();
+
+        received(&mut tx, &new, 8).await.unwrap();
+        complete_file(&mut tx, &old, &[[3; 32], [4; 32], [5; 32]]).await.unwrap();
+        let listed = resources(&mut tx).await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].title, "Debian 12");
+        let files: Vec<_> = listed[0]
+            .files
+            .iter()
+            .map(|f| (f.filetype.as_str(), f.sha256, f.received_bytes, f.complete))
+            .collect();
+        assert_eq!(files, [("boot-kernel", old, 10, true), ("squashfs", new, 8, false)]);
+        let found = resource_file(&mut tx, id, file).await.unwrap().expect("there is one");
+        assert_eq!((found.sha256, found.pieces.len()), (new, 0));
+        assert!(resource_file(&mut tx, id + 1, file).await.unwrap().is_none());
+
+        assert!(delete_resource(&mut tx, id).await.unwrap());
+        assert!(!delete_resource(&mut tx, id).await.unwrap());
+        assert!(manifest(&mut tx, &old).await.unwrap().expect("files stay").complete);
+    }
+
+    #[tokio::test]
+    async fn a_loader_is_listed_once_it_is_complete() {
+        let db = crate::testing::database().await;
+        let mut tx = db.pool.begin().await.unwrap();
+        announce_file(&mut tx, &[1; 32], 10, 4).await.unwrap();
+        set_loader(&mut tx, "bootx64.efi", &[1; 32]).await.unwrap();
+        assert_eq!(loaders(&mut tx).await.unwrap(), []);
+        complete_file(&mut tx, &[1; 32], &[[2; 32]]).await.unwrap();
+        let want = vec![("bootx64.efi".to_owned(), [1; 32], 10)];
+        assert_eq!(loaders(&mut tx).await.unwrap(), want);
+        reset_file(&mut tx, &[1; 32], 10).await.unwrap();
+        assert_eq!(loaders(&mut tx).await.unwrap(), []);
+    }
+}

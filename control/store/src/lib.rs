@@ -2,7 +2,7 @@
 //!
 //! Functions take a connection; the caller owns the transaction, and a transaction spans SQL only.
 //! Nothing here knows HTTP, Cap'n Proto or MAAS's JSON. Statements are checked when they run, by the
-//! database tests, not by the compiler (docs/decisions/0003).
+//! database tests, not by the compiler (docs/decisions/0002).
 
 pub mod account;
 pub mod bmc;
@@ -10,7 +10,9 @@ pub mod cluster;
 pub mod event;
 pub mod feed;
 pub mod image;
+pub mod inventory;
 pub mod lease;
+pub mod lifecycle;
 pub mod machine;
 pub mod network;
 pub mod rack;

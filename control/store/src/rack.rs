@@ -1,4 +1,4 @@
-//! Racks: enrolment tokens, certificates, interfaces, revocation; and the region's sealed secrets.
+//! Racks: enrolment tokens, certificates, interfaces, revocation.
 
 use std::time::Duration;
 

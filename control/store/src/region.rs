@@ -1,4 +1,4 @@
-//! The regiond processes that share this database, and the database's own identity.
+//! The regiond processes that share this database.
 
 use std::net::IpAddr;
 
@@ -75,57 +75,13 @@ pub async fn live(db: impl PgExecutor<'_>) -> Result<Vec<Process>, StoreError> {
         .collect()
 }
 
-/// Which PostgreSQL this is: a rack that sees it change knows that commits may have been lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DatabaseIdentity {
-    pub system: u64,
-    pub timeline: u32,
-}
-
-pub async fn database_identity(db: impl PgExecutor<'_>) -> Result<DatabaseIdentity, StoreError> {
-    let (system, timeline): (i64, i32) = sqlx::query_as(
-        "select (select system_identifier from pg_control_system()),
-                (select timeline_id from pg_control_checkpoint())",
-    )
-    .fetch_one(db)
-    .await?;
-    // PostgreSQL keeps both unsigned and shows them signed.
-    Ok(DatabaseIdentity { system: system.cast_unsigned(), timeline: timeline.cast_unsigned() })
-}
-
-/// A region secret (the CA's key) as it was sealed; `None` before it was made.
-pub async fn sealed_secret(
-    db: impl PgExecutor<'_>,
-    name: &str,
-) -> Result<Option<Vec<u8>>, StoreError> {
-    Ok(sqlx::query_scalar("select sealed from sealed_secret where name = $1")
-        .bind(name)
-        .fetch_optional(db)
-        .await?)
-}
-
-/// Stores a secret unless there is one, and gives the one that is stored: of several processes that start at
-/// once, all use the first one's.
-pub async fn add_sealed_secret(
-    db: &mut PgConnection,
-    name: &str,
-    sealed: &[u8],
-) -> Result<Vec<u8>, StoreError> {
-    sqlx::query("insert into sealed_secret (name, sealed) values ($1, $2) on conflict do nothing")
-        .bind(name)
-        .bind(sealed)
-        .execute(&mut *db)
-        .await?;
-    sealed_secret(&mut *db, name).await?.ok_or(StoreError::Corrupt { what: "region secret" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing;
 
     #[tokio::test]
-    async fn live_processes_are_listed_and_the_first_secret_stays() {
+    async fn live_processes_are_listed_once() {
         let db = testing::database().await;
         let mut db = db.pool.acquire().await.unwrap();
         let process = Process {
@@ -141,9 +97,5 @@ mod tests {
         assert_eq!(live(&mut *db).await.unwrap(), [process.clone()]);
         remove(&mut *db, process.id).await.unwrap();
         assert_eq!(live(&mut *db).await.unwrap(), []);
-        assert_eq!(add_sealed_secret(&mut db, "ca", b"first").await.unwrap(), b"first");
-        assert_eq!(add_sealed_secret(&mut db, "ca", b"second").await.unwrap(), b"first");
-        let identity = database_identity(&mut *db).await.unwrap();
-        assert!(identity.system != 0 && identity.timeline >= 1, "{identity:?}");
     }
 }

@@ -1,1 +1,37 @@
-//! (being written)
+//! The per-core loop of a rack: joins the engines (`dhcp tftp images boot`) to a driver, a snapshot and two mailboxes.
+//!
+//! ```text
+//!            snapshot (ArcSwap, loaded once per turn)
+//!                |
+//!  Driver --> Shard::turn --> dhcp | tftp | images | boot --> Driver
+//!                ^ |
+//!        ToShard | | ToLink, ToWork
+//!         link thread, work thread
+//! ```
+//! One turn: wait, receive, decide, send. It never awaits, never blocks, and takes nothing from a region but through
+//! its mailbox. A shard is one thread's; nothing in it is shared but the snapshot, the objects and the statistics.
+
+mod config;
+mod dhcp_side;
+mod driver;
+mod http_side;
+mod lookup;
+mod mailbox;
+mod queries;
+mod snapshot;
+mod stats;
+mod tftp_side;
+mod turn;
+
+pub use config::Config;
+pub use driver::{
+    Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
+    StreamId, Target, Train,
+};
+pub use mailbox::{
+    Bell, BootQuery, Event, LinkMailbox, Receiver, Sender, ShardMailbox, TO_LINK_MAX, TO_SHARD_MAX,
+    TO_WORK_MAX, ToLink, ToShard, ToWork, WorkMailbox, mailboxes,
+};
+pub use snapshot::{Link, Loader, Snapshot};
+pub use stats::{Counters, SharedStats, Stats};
+pub use turn::Shard;

@@ -1,1 +1,20 @@
-//! (being written)
+//! The TFTP server of one shard: read sessions, option negotiation, a fair scheduler. Sans-IO.
+//!
+//! It owns no socket, no file and no clock. The shard feeds it datagrams and the time, and implements [`Host`]: where a
+//! file is found, how a datagram leaves. Writing to the rack is refused.
+//!
+//! RFC 1350 (protocol), 1123 §4.2.3 (sorcerer's apprentice), 2347, 2348, 2349, 7440 (options).
+//!
+//! Budget per ACK: one hash lookup, one copy of the blocks into the send slot, no allocation.
+
+mod path;
+mod server;
+mod session;
+mod terms;
+
+pub use path::clean_path;
+pub use server::{
+    Counters, Ended, Found, Host, Limits, NoSlot, Outcome, Peer, Server, Ticket, Train,
+};
+pub use session::{ReadSession, Step};
+pub use terms::{Terms, TermsLimits, negotiate};

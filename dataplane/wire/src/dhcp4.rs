@@ -1,0 +1,510 @@
+//! DHCPv4 messages (RFC 2131 §2, RFC 2132): a view over received octets, and a writer for replies.
+//!
+//! ```text
+//! | op htype hlen hops | xid | secs flags | ciaddr yiaddr siaddr giaddr | chaddr 16 | sname 64 | file 128 | magic | options
+//! ```
+//!
+//! [`View::parse`] checks once that every option fits where it stands; after that no reading can fail. Options in
+//! `file` and `sname` (option 52) are walked behind those of the options field, in the order of RFC 2131 §4.1.
+//! The view gives octets and numbers; what they mean is the engine's business. Budget: no allocation, one walk of
+//! the options per question asked.
+
+mod numbers;
+mod writer;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub use self::numbers::{MessageType, code};
+pub use self::writer::{
+    LeaseTimes, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, WriteError, Writer, payload_limit,
+};
+use crate::ethernet::Mac;
+
+pub const SERVER_PORT: u16 = 67;
+pub const CLIENT_PORT: u16 = 68;
+pub const OP_REQUEST: u8 = 1;
+pub const OP_REPLY: u8 = 2;
+pub const HTYPE_ETHERNET: u8 = 1;
+/// The flag by which a client asks for broadcast replies (RFC 2131 §2, figure 2).
+pub const FLAG_BROADCAST: u16 = 0x8000;
+/// The octets in front of the options, magic cookie included.
+pub const HEADER_BYTES: usize = 240;
+const MAGIC: u32 = 0x6382_5363;
+
+/// The fixed part of a message (RFC 2131 figure 1), magic cookie included.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    pub op: u8,
+    pub htype: u8,
+    pub hlen: u8,
+    pub hops: u8,
+    pub xid: U32,
+    pub secs: U16,
+    pub flags: U16,
+    pub ciaddr: [u8; 4],
+    pub yiaddr: [u8; 4],
+    pub siaddr: [u8; 4],
+    pub giaddr: [u8; 4],
+    pub chaddr: [u8; 16],
+    pub sname: [u8; 64],
+    pub file: [u8; 128],
+    magic: U32,
+}
+
+impl Header {
+    /// A message of all zeros but `op` and the magic cookie.
+    pub fn new(op: u8) -> Self {
+        let mut header: Self = zerocopy::FromZeros::new_zeroed();
+        header.op = op;
+        header.magic = U32::new(MAGIC);
+        header
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    #[error("shorter than a DHCP message")]
+    Truncated,
+    #[error("no magic cookie: plain BOOTP or something else")]
+    BadMagic,
+    #[error("hardware address longer than its field")]
+    BadHardwareLength,
+    #[error("an option is cut off")]
+    OptionTruncated,
+    #[error("option overload (52) is not 1, 2 or 3")]
+    BadOverload,
+}
+
+/// A received message. Every option in it fits.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    header: &'a Header,
+    options: &'a [u8],
+    /// Bits of option 52: 1 `file` holds options, 2 `sname` does.
+    overload: u8,
+}
+
+impl<'a> View<'a> {
+    /// Checks the whole message. A missing end option is accepted (RFC 2131 wants it, some clients forget it);
+    /// an option that runs over its field is not.
+    pub fn parse(octets: &'a [u8]) -> Result<Self, ParseError> {
+        let (header, options) =
+            Header::ref_from_prefix(octets).map_err(|_| ParseError::Truncated)?;
+        if header.magic.get() != MAGIC {
+            return Err(ParseError::BadMagic);
+        }
+        if usize::from(header.hlen) > header.chaddr.len() {
+            return Err(ParseError::BadHardwareLength);
+        }
+        let mut overload = 0;
+        for option in Field(options) {
+            match option? {
+                (code::OVERLOAD, [bits @ 1..=3]) => overload = *bits,
+                (code::OVERLOAD, _) => return Err(ParseError::BadOverload),
+                _ => {}
+            }
+        }
+        let view = Self {
+            header,
+            options,
+            overload,
+        };
+        for field in [view.file_options(), view.sname_options()] {
+            for option in Field(field) {
+                option?;
+            }
+        }
+        Ok(view)
+    }
+
+    fn file_options(&self) -> &'a [u8] {
+        if self.overload & 1 != 0 {
+            &self.header.file
+        } else {
+            &[]
+        }
+    }
+
+    fn sname_options(&self) -> &'a [u8] {
+        if self.overload & 2 != 0 {
+            &self.header.sname
+        } else {
+            &[]
+        }
+    }
+
+    // ---------------------------------------------------------------- fields
+
+    pub fn header(&self) -> &'a Header {
+        self.header
+    }
+
+    pub fn is_request(&self) -> bool {
+        self.header.op == OP_REQUEST
+    }
+
+    pub fn htype(&self) -> u8 {
+        self.header.htype
+    }
+
+    /// At most 16.
+    pub fn hlen(&self) -> u8 {
+        self.header.hlen
+    }
+
+    pub fn hops(&self) -> u8 {
+        self.header.hops
+    }
+
+    pub fn xid(&self) -> u32 {
+        self.header.xid.get()
+    }
+
+    pub fn secs(&self) -> u16 {
+        self.header.secs.get()
+    }
+
+    pub fn flags(&self) -> u16 {
+        self.header.flags.get()
+    }
+
+    pub fn broadcast(&self) -> bool {
+        self.flags() & FLAG_BROADCAST != 0
+    }
+
+    pub fn ciaddr(&self) -> Ipv4Addr {
+        self.header.ciaddr.into()
+    }
+
+    pub fn yiaddr(&self) -> Ipv4Addr {
+        self.header.yiaddr.into()
+    }
+
+    pub fn siaddr(&self) -> Ipv4Addr {
+        self.header.siaddr.into()
+    }
+
+    pub fn giaddr(&self) -> Ipv4Addr {
+        self.header.giaddr.into()
+    }
+
+    /// The hardware address, `hlen` octets of it.
+    pub fn chaddr(&self) -> &'a [u8] {
+        &self.header.chaddr[..usize::from(self.header.hlen)]
+    }
+
+    /// The hardware address if it is an Ethernet one.
+    pub fn mac(&self) -> Option<Mac> {
+        if self.header.htype != HTYPE_ETHERNET {
+            return None;
+        }
+        self.chaddr().try_into().ok().map(Mac)
+    }
+
+    /// Server host name, up to its first NUL; empty where it holds options.
+    pub fn sname(&self) -> &'a [u8] {
+        if self.overload & 2 != 0 {
+            &[]
+        } else {
+            until_nul(&self.header.sname)
+        }
+    }
+
+    /// Boot file name, up to its first NUL; empty where it holds options.
+    pub fn file(&self) -> &'a [u8] {
+        if self.overload & 1 != 0 {
+            &[]
+        } else {
+            until_nul(&self.header.file)
+        }
+    }
+
+    // ---------------------------------------------------------------- options
+
+    /// Every option but pad and end, as (code, octets): options field, then `file`, then `sname`.
+    pub fn options(&self) -> impl Iterator<Item = (u8, &'a [u8])> + use<'a> {
+        [self.options, self.file_options(), self.sname_options()]
+            .into_iter()
+            .flat_map(Field)
+            .map_while(Result::ok) // all Ok: parse saw to it
+    }
+
+    /// The first instance of an option. One that may be split (RFC 3396) is read with [`Self::option_joined`].
+    pub fn option(&self, code: u8) -> Option<&'a [u8]> {
+        self.options()
+            .find(|(found, _)| *found == code)
+            .map(|(_, octets)| octets)
+    }
+
+    /// All instances of an option joined (RFC 3396 §7): borrowed from the message if there is only one, else
+    /// copied to `scratch`. None if the option is absent, or its parts are longer than `scratch`.
+    pub fn option_joined<'b>(&self, code: u8, scratch: &'b mut [u8]) -> Option<&'b [u8]>
+    where
+        'a: 'b,
+    {
+        let mut parts = self
+            .options()
+            .filter(|(found, _)| *found == code)
+            .map(|(_, part)| part);
+        let first = parts.next()?;
+        let Some(second) = parts.next() else {
+            return Some(first);
+        };
+        let mut length = 0;
+        for part in [first, second].into_iter().chain(parts) {
+            scratch
+                .get_mut(length..length + part.len())?
+                .copy_from_slice(part);
+            length += part.len();
+        }
+        Some(&scratch[..length])
+    }
+
+    fn option_address(&self, code: u8) -> Option<Ipv4Addr> {
+        <[u8; 4]>::try_from(self.option(code)?)
+            .ok()
+            .map(Ipv4Addr::from)
+    }
+
+    fn option_u16(&self, code: u8) -> Option<u16> {
+        <[u8; 2]>::try_from(self.option(code)?)
+            .ok()
+            .map(u16::from_be_bytes)
+    }
+
+    /// Option 53; None where it is absent or not one of RFC 2132 §9.6.
+    pub fn message_type(&self) -> Option<MessageType> {
+        match self.option(code::MESSAGE_TYPE)? {
+            [octet] => MessageType::from_octet(*octet),
+            _ => None,
+        }
+    }
+
+    /// Option 50.
+    pub fn requested_address(&self) -> Option<Ipv4Addr> {
+        self.option_address(code::REQUESTED_ADDRESS)
+    }
+
+    /// Option 54.
+    pub fn server_id(&self) -> Option<Ipv4Addr> {
+        self.option_address(code::SERVER_ID)
+    }
+
+    /// Option 51, seconds.
+    pub fn lease_secs(&self) -> Option<u32> {
+        <[u8; 4]>::try_from(self.option(code::LEASE_TIME)?)
+            .ok()
+            .map(u32::from_be_bytes)
+    }
+
+    /// Option 57: the longest IP datagram the client takes.
+    pub fn message_bytes_max(&self) -> Option<u16> {
+        self.option_u16(code::MESSAGE_BYTES_MAX)
+    }
+
+    /// Option 61, if not empty.
+    pub fn client_id(&self) -> Option<&'a [u8]> {
+        self.option(code::CLIENT_ID).filter(|id| !id.is_empty())
+    }
+
+    /// Option 55: what the client asks for, in its order.
+    pub fn parameter_list(&self) -> Option<&'a [u8]> {
+        self.option(code::PARAMETER_LIST)
+    }
+
+    /// Option 12.
+    pub fn hostname(&self) -> Option<&'a [u8]> {
+        self.option(code::HOSTNAME)
+    }
+
+    /// Option 60.
+    pub fn vendor_class(&self) -> Option<&'a [u8]> {
+        self.option(code::VENDOR_CLASS)
+    }
+
+    /// Option 77. iPXE sends the bare four octets, not the counted strings of RFC 3004 §4.
+    pub fn user_class(&self) -> Option<&'a [u8]> {
+        self.option(code::USER_CLASS)
+    }
+
+    /// The first architecture of option 93 (RFC 4578 §2.1).
+    pub fn arch(&self) -> Option<u16> {
+        let octets = self.option(code::CLIENT_ARCH)?.first_chunk::<2>()?;
+        Some(u16::from_be_bytes(*octets))
+    }
+
+    /// The UUID of option 97 (RFC 4578 §2.3), without its type octet 0.
+    pub fn machine_uuid(&self) -> Option<&'a [u8; 16]> {
+        match self.option(code::MACHINE_UUID)? {
+            [0, uuid @ ..] => uuid.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// Option 82, whole (RFC 3046).
+    pub fn relay_info(&self) -> Option<&'a [u8]> {
+        self.option(code::RELAY_INFO)
+    }
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View")
+            .field("kind", &self.message_type())
+            .field("xid", &self.xid())
+            .field("ciaddr", &self.ciaddr())
+            .field("yiaddr", &self.yiaddr())
+            .field("giaddr", &self.giaddr())
+            .field("chaddr", &self.chaddr())
+            .field(
+                "options",
+                &self.options().map(|(code, _)| code).collect::<Vec<_>>(),
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+fn until_nul(field: &[u8]) -> &[u8] {
+    let length = field
+        .iter()
+        .position(|octet| *octet == 0)
+        .unwrap_or(field.len());
+    &field[..length]
+}
+
+/// Walks the options of one field; ends at the end option, at the field's end, or at the first fault. Also walks
+/// sub-options of the same form (code, length, octets): options 43, 82 and 175.
+#[derive(Clone)]
+pub struct Field<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Field<'a> {
+    type Item = Result<(u8, &'a [u8]), ParseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match *self.0 {
+                [] | [code::END, ..] => return None,
+                [code::PAD, ref rest @ ..] => self.0 = rest,
+                [code, length, ref rest @ ..] => {
+                    let Some((octets, rest)) = rest.split_at_checked(usize::from(length)) else {
+                        self.0 = &[];
+                        return Some(Err(ParseError::OptionTruncated));
+                    };
+                    self.0 = rest;
+                    return Some(Ok((code, octets)));
+                }
+                [_] => {
+                    self.0 = &[];
+                    return Some(Err(ParseError::OptionTruncated));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message with these octets as its options field.
+    fn message(options: &[u8]) -> Vec<u8> {
+        let mut header = Header::new(OP_REQUEST);
+        header.htype = HTYPE_ETHERNET;
+        header.hlen = 6;
+        header.chaddr[..6].copy_from_slice(&[0x52, 0x54, 0, 0, 1, 5]);
+        [header.as_bytes(), options].concat()
+    }
+
+    #[test]
+    fn options_are_walked_over_pads_to_the_end() {
+        let octets = message(&[0, 0, 53, 1, 1, 0, 12, 0, 255, 50, 4, 1, 2, 3, 4]);
+        let view = View::parse(&octets).unwrap();
+        let found: Vec<_> = view.options().collect();
+        assert_eq!(found, [(53, &[1][..]), (12, &[])]);
+        assert_eq!(view.message_type(), Some(MessageType::Discover));
+        assert_eq!(view.requested_address(), None, "behind the end");
+    }
+
+    #[test]
+    fn overloaded_fields_follow_in_order() {
+        let mut octets = message(&[52, 1, 3, 53, 1, 3, 255]);
+        octets[108..108 + 6].copy_from_slice(&[50, 4, 10, 0, 0, 9]);
+        octets[114] = 255;
+        octets[44..44 + 4].copy_from_slice(&[12, 2, b'n', b'1']);
+        let view = View::parse(&octets).unwrap();
+        assert_eq!(
+            view.options().map(|(code, _)| code).collect::<Vec<_>>(),
+            [52, 53, 50, 12]
+        );
+        assert_eq!(view.requested_address(), Some(Ipv4Addr::new(10, 0, 0, 9)));
+        assert_eq!((view.file(), view.sname()), (&b""[..], &b""[..]));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let mut overrun_in_file = message(&[52, 1, 1, 255]);
+        overrun_in_file[108..236].fill(1); // code 1, length 1: 42 options, then a cut one
+        let mut bad_magic = message(&[255]);
+        bad_magic[236] = 0;
+        let mut long_address = message(&[255]);
+        long_address[2] = 17;
+        let cases = [
+            ("short", vec![0; 239], ParseError::Truncated),
+            ("magic", bad_magic, ParseError::BadMagic),
+            ("hlen", long_address, ParseError::BadHardwareLength),
+            (
+                "no length octet",
+                message(&[53]),
+                ParseError::OptionTruncated,
+            ),
+            (
+                "cut octets",
+                message(&[53, 2, 1]),
+                ParseError::OptionTruncated,
+            ),
+            ("overload 0", message(&[52, 1, 0]), ParseError::BadOverload),
+            (
+                "overload of 2 octets",
+                message(&[52, 2, 1, 1]),
+                ParseError::BadOverload,
+            ),
+            ("cut in file", overrun_in_file, ParseError::OptionTruncated),
+        ];
+        for (case, octets, want) in cases {
+            assert_eq!(View::parse(&octets).unwrap_err(), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn split_options_are_joined() {
+        let octets = message(&[43, 2, 1, 2, 12, 1, b'a', 43, 1, 3, 255]);
+        let view = View::parse(&octets).unwrap();
+        let mut scratch = [0; 16];
+        assert_eq!(view.option_joined(43, &mut scratch), Some(&[1, 2, 3][..]));
+        assert_eq!(view.option_joined(12, &mut scratch), Some(&b"a"[..]));
+        assert_eq!(view.option_joined(99, &mut scratch), None);
+        assert_eq!(
+            view.option_joined(43, &mut [0; 2]),
+            None,
+            "longer than the scratch"
+        );
+    }
+
+    #[test]
+    fn options_of_the_wrong_length_read_as_absent() {
+        let options = [
+            50, 3, 1, 2, 3, 57, 1, 9, 93, 1, 0, 97, 2, 0, 1, 61, 0, 53, 1, 99, 255,
+        ];
+        let octets = message(&options);
+        let view = View::parse(&octets).unwrap();
+        assert_eq!(view.requested_address(), None);
+        assert_eq!((view.message_bytes_max(), view.arch()), (None, None));
+        assert_eq!((view.machine_uuid(), view.client_id()), (None, None));
+        assert_eq!(view.message_type(), None);
+    }
+}

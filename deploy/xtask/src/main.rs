@@ -1,1 +1,103 @@
-fn main() {}
+//! `cargo xtask`: the project's one entry point for people and CI.
+//!
+//! `demo` shows a commissioning from nothing, `test` proves everything, `lab` keeps a lab for load tools.
+
+mod checks;
+mod commissioning;
+mod database;
+mod demo;
+mod inventory;
+mod packages;
+mod screen;
+mod standing;
+mod timeline;
+mod workspace;
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use ipnet::Ipv4Net;
+use lab::{BootNetwork, Firmware};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, shows and tests Muster")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Commission machines for real: from powered off to Ready.
+    Demo(demo::Demo),
+    /// Format, lints, all tests, and real commissionings with BIOS and UEFI.
+    Test(checks::Test),
+    /// A lab that stays: region and racks for load tools and for having a look.
+    #[command(subcommand)]
+    Lab(standing::Command),
+    /// Build the ephemeral image into the cache, unless it is there.
+    Image,
+    /// Install the Debian packages that lab and build need, where they are missing.
+    Packages,
+}
+
+/// Where machines boot.
+#[derive(Args)]
+struct NetworkArguments {
+    /// The machines' subnet [default: 10.99.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    subnet: Option<Ipv4Net>,
+    /// Its dynamic range [default: the subnet without its first sixteenth]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_range)]
+    range: Option<(Ipv4Addr, Ipv4Addr)>,
+}
+
+impl NetworkArguments {
+    fn network(&self) -> Result<BootNetwork> {
+        let subnet = self.subnet.unwrap_or(BootNetwork::default().subnet);
+        BootNetwork::new(subnet, self.range)
+    }
+}
+
+fn parse_range(text: &str) -> Result<(Ipv4Addr, Ipv4Addr)> {
+    let (first, last) = text.split_once('-').context("a range is FIRST-LAST")?;
+    Ok((first.trim().parse()?, last.trim().parse()?))
+}
+
+fn parse_firmware(text: &str) -> Result<Firmware> {
+    text.parse()
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo(demo) => demo.run(),
+        Command::Test(test) => test.run(),
+        Command::Lab(command) => command.run(),
+        Command::Image => workspace::image().map(|image| {
+            println!("{}", image.folder.display());
+            ExitCode::SUCCESS
+        }),
+        Command::Packages => packages::ensure().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+        assert!(parse_range("10.0.0.1-10.0.0.9").is_ok());
+        for bad in ["10.0.0.1", "10.0.0.1-x", "-"] {
+            assert!(parse_range(bad).is_err(), "{bad:?}");
+        }
+    }
+}

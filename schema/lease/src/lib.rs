@@ -1,7 +1,18 @@
 //! The lease protocol, pure: both ends and the spool as state machines without IO.
 //!
-//! The rules are those of docs/ARCHITECTURE.md (Leases), model-checked. Time comes in as arguments.
+//! The rules are those of docs/ARCHITECTURE.md (Leases), model-checked. Time comes in as arguments:
+//! CLOCK_BOOTTIME at the rack ([`rack`]), the database's `now()` at the region ([`region`]). `search`
+//! (tests only) explores both ends together, exhaustively on a small instance, with each guard removed in turn.
 
+mod guards;
+pub mod message;
+pub mod rack;
+pub mod region;
+pub mod spool;
 pub mod types;
 
+#[cfg(test)]
+mod search;
+
+pub use message::*;
 pub use types::*;

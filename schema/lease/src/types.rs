@@ -30,7 +30,7 @@ pub struct BlockId(pub u64);
 pub struct Epoch(pub u64);
 
 /// A run of addresses of one dynamic range with one owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Block {
     pub id: BlockId,
     pub epoch: Epoch,
@@ -41,7 +41,7 @@ pub struct Block {
 }
 
 /// One address as the region has it, told to an attaching rack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
     pub block: BlockId,
     pub address: IpAddr,
@@ -54,7 +54,7 @@ pub struct Row {
 }
 
 /// What a rack asks of the region for one address. `block` and `epoch` as the asking shard knew them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Write {
     pub block: BlockId,
     pub epoch: Epoch,
@@ -62,7 +62,7 @@ pub struct Write {
     pub kind: WriteKind,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteKind {
     /// A new or renewed binding; durable for twice `lease` from the region's now.
     Grant { client: Client, lease: Duration, hostname: Box<str> },
@@ -78,7 +78,7 @@ pub enum WriteKind {
     Yield,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Grant or extend: what is left of the durable end, counted from *sending* the request.
     Durable { remaining: Duration },
@@ -89,7 +89,7 @@ pub enum Outcome {
     Unknown,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     StaleEpoch,
     OtherClient,

@@ -1,0 +1,108 @@
+//! Who is calling: signatures against stored tokens, nonces, permissions.
+//!
+//! Whatever part of a key is wrong, the answer is the same. A nonce is remembered only after the signature was
+//! found right, so that nobody can fill the table without a key.
+
+use std::sync::atomic::Ordering;
+
+use http::{HeaderMap, header};
+use model::{Permission, Role};
+use store::token::{self, MachineToken};
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+
+use crate::App;
+use crate::body::Form;
+use crate::error::ApiError;
+use crate::oauth::{self, Signed};
+
+/// Signed requests between two clean-ups of old nonces.
+const CLEANING_INTERVAL: u32 = 4096;
+
+/// The account behind a request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub id: i32,
+    pub username: String,
+    pub email: String,
+    pub role: Role,
+}
+
+impl Caller {
+    pub fn require(&self, permission: Permission) -> Result<(), ApiError> {
+        Ok(self.role.require(permission)?)
+    }
+}
+
+fn wrong_key() -> ApiError {
+    ApiError::Unauthorized("Invalid API key.".into())
+}
+
+/// The credentials of a request: header first, then query, then form body.
+pub(crate) fn signed(
+    headers: &HeaderMap,
+    forms: &[&Form],
+) -> Option<Result<Signed, ApiError>> {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(oauth::from_header)
+        .or_else(|| forms.iter().find_map(|form| oauth::from_form(form)))
+}
+
+/// The account that signed.
+pub(crate) async fn caller(app: &App, signed: &Signed) -> Result<Caller, ApiError> {
+    oauth::check_time(signed.timestamp, OffsetDateTime::now_utc().unix_timestamp())?;
+    let mut db = app.db().await?;
+    let found = token::lookup(&mut db, &app.sealer, &signed.token_key).await?;
+    let found = found.ok_or_else(wrong_key)?;
+    let consumer = found.consumer_key.as_bytes().ct_eq(signed.consumer_key.as_bytes());
+    let secret = found.token_secret.ct_eq(signed.token_secret.as_bytes());
+    if !bool::from(consumer & secret) {
+        return Err(wrong_key());
+    }
+    use_nonce(app, &mut db, signed).await?;
+    let account = found.account;
+    Ok(Caller {
+        id: account.id,
+        username: account.username,
+        email: account.email,
+        role: if account.is_admin { Role::Admin } else { Role::User },
+    })
+}
+
+/// The machine whose token signed the request (metadata, results). Whether the machine is where the token was
+/// given to is for the caller to compare.
+pub async fn machine_caller(
+    app: &App,
+    headers: &HeaderMap,
+    forms: &[&Form],
+) -> Result<MachineToken, ApiError> {
+    let signed = signed(headers, forms)
+        .unwrap_or_else(|| Err(ApiError::Unauthorized("Missing OAuth credentials.".into())))?;
+    oauth::check_time(signed.timestamp, OffsetDateTime::now_utc().unix_timestamp())?;
+    let mut db = app.db().await?;
+    let found = token::lookup_machine(&mut db, &signed.token_key).await?.ok_or_else(wrong_key)?;
+    let consumer = found.consumer_key.as_bytes().ct_eq(signed.consumer_key.as_bytes());
+    if !bool::from(consumer) || !found.secret_matches(&signed.token_secret) {
+        return Err(wrong_key());
+    }
+    use_nonce(app, &mut db, &signed).await?;
+    Ok(found)
+}
+
+async fn use_nonce(
+    app: &App,
+    db: &mut sqlx::PgConnection,
+    signed: &Signed,
+) -> Result<(), ApiError> {
+    if !token::remember_nonce(db, &signed.token_key, &signed.nonce).await? {
+        return Err(ApiError::Unauthorized("Nonce already used.".into()));
+    }
+    let count = app.state.nonces_since_cleaning.fetch_add(1, Ordering::Relaxed);
+    if count % CLEANING_INTERVAL == CLEANING_INTERVAL - 1 {
+        token::forget_nonces(db).await?;
+        token::forget_revoked(db).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! `muster machine`: the machines and what is done with them.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::output::{Column, Output, text};
+
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// All machines.
+    List,
+    /// One machine with its inventory.
+    Show { machine: String },
+    /// Add a machine.
+    Create(Create),
+    /// Inventory a machine: boot it from the network and run the commissioning scripts.
+    Commission {
+        machine: String,
+        /// Follow it until it is Ready or has failed.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Stop what a machine is doing.
+    Abort { machine: String },
+    /// Read or change a machine's power.
+    Power {
+        machine: String,
+        #[arg(value_enum)]
+        action: PowerAction,
+    },
+    /// What happened to a machine.
+    Events {
+        machine: String,
+        /// Go on printing as things happen.
+        #[arg(long)]
+        watch: bool,
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Remove a machine.
+    Delete { machine: String },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PowerAction {
+    Status,
+    On,
+    Off,
+}
+
+#[derive(Args)]
+pub struct Create {
+    hostname: String,
+    /// MAC address of an interface; repeat for more, the one that boots first.
+    #[arg(long = "mac", required = true)]
+    macs: Vec<String>,
+    #[arg(long, default_value = "amd64/generic")]
+    architecture: String,
+    /// ipmi, webhook or manual.
+    #[arg(long, default_value = "manual")]
+    power_type: String,
+    /// A power parameter: `power_address=10.0.0.1`. Give secrets by --power-parameters-file.
+    #[arg(long = "power", value_name = "NAME=VALUE")]
+    power_parameters: Vec<String>,
+    /// A JSON object of power parameters; `-` reads standard input.
+    #[arg(long, value_name = "FILE")]
+    power_parameters_file: Option<PathBuf>,
+    /// Commission it at once.
+    #[arg(long)]
+    commission: bool,
+}
+
+const LIST: &[Column] = &[
+    ("system id", |row| text(row, "/system_id")),
+    ("hostname", |row| text(row, "/hostname")),
+    ("status", |row| text(row, "/status_name")),
+    ("power", |row| text(row, "/power_state")),
+    ("arch", |row| text(row, "/architecture")),
+    ("cpus", |row| text(row, "/cpu_count")),
+    ("memory MiB", |row| text(row, "/memory")),
+    ("addresses", |row| text(row, "/ip_addresses")),
+];
+
+const SHOW: &[Column] = &[
+    ("System id", |row| text(row, "/system_id")),
+    ("Hostname", |row| text(row, "/hostname")),
+    ("Status", |row| text(row, "/status_name")),
+    ("Status message", |row| text(row, "/status_message")),
+    ("Error", |row| text(row, "/error_description")),
+    ("Power", |row| format!("{} ({})", text(row, "/power_state"), text(row, "/power_type"))),
+    ("Architecture", |row| text(row, "/architecture")),
+    ("CPUs", |row| format!("{} {}", text(row, "/cpu_count"), text(row, "/hardware_info/cpu_model"))),
+    ("Memory MiB", |row| text(row, "/memory")),
+    ("Disks", |row| {
+        each(row, "/physicalblockdevice_set", |disk| {
+            format!("{} {} B {}", text(disk, "/name"), text(disk, "/size"), text(disk, "/model"))
+        })
+    }),
+    ("Interfaces", |row| {
+        each(row, "/interface_set", |nic| {
+            format!("{} {}", text(nic, "/name"), text(nic, "/mac_address"))
+        })
+    }),
+    ("Addresses", |row| text(row, "/ip_addresses")),
+    ("System", |row| {
+        format!(
+            "{} {}",
+            text(row, "/hardware_info/system_vendor"),
+            text(row, "/hardware_info/system_product")
+        )
+    }),
+    ("Serial", |row| text(row, "/hardware_info/system_serial")),
+];
+
+fn each(row: &Value, pointer: &str, one: fn(&Value) -> String) -> String {
+    let items = row.pointer(pointer).and_then(Value::as_array);
+    items.into_iter().flatten().map(one).collect::<Vec<_>>().join("\n")
+}
+
+impl Command {
+    pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
+        match self {
+            Command::List => output.list(&client.get("machines/", &[]).await?, LIST),
+            Command::Show { machine } => output.one(&find(client, &machine).await?, SHOW),
+            Command::Create(create) => output.one(&create.send(client).await?, SHOW),
+            Command::Commission { machine, watch } => {
+                let id = find_id(client, &machine).await?;
+                let after = newest_event(client, &id).await?;
+                let answer = client.post(&format!("machines/{id}/?op=commission"), &[]).await?;
+                if !watch {
+                    output.done(&answer, &format!("{machine} is commissioning."));
+                    return Ok(());
+                }
+                return follow(client, &id, after, output).await;
+            }
+            Command::Abort { machine } => {
+                let id = find_id(client, &machine).await?;
+                let answer = client.post(&format!("machines/{id}/?op=abort"), &[]).await?;
+                output.done(&answer, &format!("{machine}: {}.", text(&answer, "/status_name")));
+            }
+            Command::Power { machine, action } => {
+                let id = find_id(client, &machine).await?;
+                let answer = match action {
+                    PowerAction::Status => {
+                        let query = [("op", "query_power_state".to_owned())];
+                        client.get(&format!("machines/{id}/"), &query).await?
+                    }
+                    PowerAction::On => {
+                        client.post(&format!("machines/{id}/?op=power_on"), &[]).await?
+                    }
+                    PowerAction::Off => {
+                        client.post(&format!("machines/{id}/?op=power_off"), &[]).await?
+                    }
+                };
+                let sentence = match action {
+                    PowerAction::Status => format!("{machine} is {}.", text(&answer, "/state")),
+                    PowerAction::On => format!("{machine} is asked to power on."),
+                    PowerAction::Off => format!("{machine} is asked to power off."),
+                };
+                output.done(&answer, &sentence);
+            }
+            Command::Events { machine, watch, limit } => {
+                let id = find_id(client, &machine).await?;
+                let mut after = print_events(client, &id, None, limit, output).await?;
+                if watch {
+                    loop {
+                        tokio::time::sleep(WATCH_EVERY).await;
+                        after = print_events(client, &id, after, limit, output).await?;
+                    }
+                }
+            }
+            Command::Delete { machine } => {
+                let id = find_id(client, &machine).await?;
+                let answer = client.delete(&format!("machines/{id}/")).await?;
+                output.done(&answer, &format!("{machine} is gone."));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Create {
+    async fn send(self, client: &Client) -> anyhow::Result<Value> {
+        let mut fields = vec![
+            ("hostname", self.hostname),
+            ("architecture", self.architecture),
+            ("power_type", self.power_type),
+            ("commission", self.commission.to_string()),
+        ];
+        fields.extend(self.macs.into_iter().map(|mac| ("mac_addresses", mac)));
+        let mut parameters = match self.power_parameters_file {
+            Some(path) => read_parameters(&path)?,
+            None => serde_json::Map::new(),
+        };
+        for parameter in &self.power_parameters {
+            let Some((name, value)) = parameter.split_once('=') else {
+                bail!("{parameter}: a power parameter is NAME=VALUE");
+            };
+            parameters.insert(name.to_owned(), value.into());
+        }
+        fields.push(("power_parameters", Value::Object(parameters).to_string()));
+        client.post("machines/", &fields).await
+    }
+}
+
+fn read_parameters(path: &PathBuf) -> anyhow::Result<serde_json::Map<String, Value>> {
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().take(1 << 20).read_to_string(&mut text)?;
+    } else {
+        text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading {}", path.display()))?;
+    }
+    // The text itself may hold a password: the parser's message quotes none of it.
+    serde_json::from_str(&text).context("power parameters are one JSON object")
+}
+
+/// A machine by system_id or host name.
+async fn find(client: &Client, machine: &str) -> anyhow::Result<Value> {
+    let by_name = client.get("machines/", &[("hostname", machine.to_owned())]).await?;
+    if let Some(found) = by_name.as_array().and_then(|machines| machines.first()) {
+        return Ok(found.clone());
+    }
+    let by_id = client.get("machines/", &[("id", machine.to_owned())]).await?;
+    match by_id.as_array().and_then(|machines| machines.first()) {
+        Some(found) => Ok(found.clone()),
+        None => bail!("no machine {machine}"),
+    }
+}
+
+async fn find_id(client: &Client, machine: &str) -> anyhow::Result<String> {
+    Ok(text(&find(client, machine).await?, "/system_id"))
+}
+
+/// Events after the one given, oldest first.
+async fn events(
+    client: &Client,
+    id: &str,
+    after: Option<u64>,
+    limit: u32,
+) -> anyhow::Result<Vec<Value>> {
+    let mut query = vec![
+        ("op", "query".to_owned()),
+        ("id", id.to_owned()),
+        ("limit", limit.to_string()),
+        ("level", "DEBUG".to_owned()),
+    ];
+    query.extend(after.map(|after| ("after", after.to_string())));
+    let answer = client.get("events/", &query).await?;
+    let mut events = answer.get("events").and_then(Value::as_array).cloned().unwrap_or_default();
+    events.sort_by_key(event_id);
+    Ok(events)
+}
+
+fn event_id(event: &Value) -> u64 {
+    event.get("id").and_then(Value::as_u64).unwrap_or(0)
+}
+
+async fn newest_event(client: &Client, id: &str) -> anyhow::Result<Option<u64>> {
+    Ok(events(client, id, None, 1).await?.last().map(event_id))
+}
+
+async fn print_events(
+    client: &Client,
+    id: &str,
+    after: Option<u64>,
+    limit: u32,
+    output: Output,
+) -> anyhow::Result<Option<u64>> {
+    let events = events(client, id, after, limit).await?;
+    for event in &events {
+        match output {
+            Output::Json => println!("{event}"),
+            Output::Table => println!(
+                "{}  {:<22} {}",
+                text(event, "/created"),
+                text(event, "/type"),
+                text(event, "/description")
+            ),
+        }
+    }
+    Ok(events.last().map(event_id).or(after))
+}
+
+/// Prints events until the machine has left Commissioning; an error unless it is Ready then.
+async fn follow(
+    client: &Client,
+    id: &str,
+    mut after: Option<u64>,
+    output: Output,
+) -> anyhow::Result<()> {
+    loop {
+        let machine = client.get(&format!("machines/{id}/"), &[]).await?;
+        after = print_events(client, id, after, 1000, output).await?;
+        match text(&machine, "/status_name").as_str() {
+            "Commissioning" | "Testing" => tokio::time::sleep(WATCH_EVERY).await,
+            "Ready" => return Ok(()),
+            other => bail!("{id} is {other}: {}", text(&machine, "/error_description")),
+        }
+    }
+}

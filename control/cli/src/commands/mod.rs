@@ -1,0 +1,7 @@
+//! One file per thing an operator names.
+
+pub mod image;
+pub mod login;
+pub mod machine;
+pub mod network;
+pub mod rack;

@@ -1,0 +1,198 @@
+//! `muster vlan`, `subnet` and `range`: where machines live, and which addresses they get.
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::output::{Column, Output, text};
+
+#[derive(Subcommand)]
+pub enum VlanCommand {
+    /// The VLANs of every fabric.
+    List,
+    /// Switch DHCP on for a VLAN.
+    DhcpOn {
+        /// The VLAN's id, as `muster vlan list` shows it.
+        vlan: u32,
+        /// system_id of the rack that serves it.
+        #[arg(long)]
+        primary_rack: String,
+        /// system_id of the rack that stands by.
+        #[arg(long)]
+        secondary_rack: Option<String>,
+    },
+    /// Switch DHCP off.
+    DhcpOff { vlan: u32 },
+}
+
+const VLANS: &[Column] = &[
+    ("id", |row| text(row, "/id")),
+    ("fabric", |row| text(row, "/fabric")),
+    ("vid", |row| text(row, "/vid")),
+    ("name", |row| text(row, "/name")),
+    ("dhcp", |row| text(row, "/dhcp_on")),
+    ("primary rack", |row| text(row, "/primary_rack")),
+    ("secondary rack", |row| text(row, "/secondary_rack")),
+];
+
+impl VlanCommand {
+    pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
+        match self {
+            VlanCommand::List => {
+                let fabrics = client.get("fabrics/", &[]).await?;
+                let vlans = fabrics.as_array().into_iter().flatten();
+                let vlans = vlans.filter_map(|fabric| fabric.get("vlans")?.as_array());
+                output.list(&Value::Array(vlans.flatten().cloned().collect()), VLANS);
+            }
+            VlanCommand::DhcpOn { vlan, primary_rack, secondary_rack } => {
+                let mut fields = vec![("dhcp_on", "true".to_owned()), ("primary_rack", primary_rack)];
+                fields.extend(secondary_rack.map(|rack| ("secondary_rack", rack)));
+                let answer = client.put(&format!("vlans/{vlan}/"), &fields).await?;
+                output.one(&answer, VLANS);
+            }
+            VlanCommand::DhcpOff { vlan } => {
+                let fields = [("dhcp_on", "false".to_owned())];
+                let answer = client.put(&format!("vlans/{vlan}/"), &fields).await?;
+                output.one(&answer, VLANS);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Subcommand)]
+pub enum SubnetCommand {
+    /// All subnets.
+    List,
+    /// Add a subnet.
+    Create(SubnetCreate),
+    /// Remove a subnet.
+    Delete { subnet: String },
+}
+
+#[derive(Args)]
+pub struct SubnetCreate {
+    /// 10.0.0.0/24
+    cidr: String,
+    #[arg(long)]
+    name: Option<String>,
+    /// The VLAN's id; without one, the default VLAN of a new fabric.
+    #[arg(long)]
+    vlan: Option<u32>,
+    #[arg(long)]
+    gateway: Option<String>,
+    /// Repeat for more.
+    #[arg(long = "dns")]
+    dns_servers: Vec<String>,
+}
+
+const SUBNETS: &[Column] = &[
+    ("id", |row| text(row, "/id")),
+    ("cidr", |row| text(row, "/cidr")),
+    ("name", |row| text(row, "/name")),
+    ("fabric", |row| text(row, "/vlan/fabric")),
+    ("vlan", |row| text(row, "/vlan/id")),
+    ("gateway", |row| text(row, "/gateway_ip")),
+    ("dns", |row| text(row, "/dns_servers")),
+];
+
+impl SubnetCommand {
+    pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
+        match self {
+            SubnetCommand::List => output.list(&client.get("subnets/", &[]).await?, SUBNETS),
+            SubnetCommand::Create(create) => {
+                let mut fields = vec![("cidr", create.cidr)];
+                fields.extend(create.name.map(|name| ("name", name)));
+                fields.extend(create.vlan.map(|vlan| ("vlan", vlan.to_string())));
+                fields.extend(create.gateway.map(|gateway| ("gateway_ip", gateway)));
+                fields.extend(create.dns_servers.into_iter().map(|server| ("dns_servers", server)));
+                output.one(&client.post("subnets/", &fields).await?, SUBNETS);
+            }
+            SubnetCommand::Delete { subnet } => {
+                let id = find_subnet(client, &subnet).await?;
+                let answer = client.delete(&format!("subnets/{id}/")).await?;
+                output.done(&answer, &format!("Subnet {subnet} is gone."));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A subnet by id, CIDR or name.
+async fn find_subnet(client: &Client, subnet: &str) -> anyhow::Result<u64> {
+    if let Ok(id) = subnet.parse() {
+        return Ok(id);
+    }
+    let subnets = client.get("subnets/", &[]).await?;
+    let matches = |row: &&Value| ["/cidr", "/name"].iter().any(|field| text(row, field) == subnet);
+    let found: Vec<&Value> = subnets.as_array().into_iter().flatten().filter(matches).collect();
+    match found.as_slice() {
+        [one] => one.get("id").and_then(Value::as_u64).context("a subnet without an id"),
+        [] => bail!("no subnet {subnet}"),
+        _ => bail!("several subnets are called {subnet}: say its id"),
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum RangeType {
+    /// Dealt by DHCP to machines without a reservation.
+    Dynamic,
+    /// Never dealt.
+    Reserved,
+}
+
+#[derive(Subcommand)]
+pub enum RangeCommand {
+    /// All ranges.
+    List,
+    /// Add a range.
+    Create {
+        first: String,
+        last: String,
+        #[arg(long, value_enum, default_value = "dynamic")]
+        r#type: RangeType,
+        /// Id, CIDR or name; found from the addresses when not given.
+        #[arg(long)]
+        subnet: Option<String>,
+        #[arg(long)]
+        comment: Option<String>,
+    },
+    /// Remove a range.
+    Delete { range: u32 },
+}
+
+const RANGES: &[Column] = &[
+    ("id", |row| text(row, "/id")),
+    ("type", |row| text(row, "/type")),
+    ("first", |row| text(row, "/start_ip")),
+    ("last", |row| text(row, "/end_ip")),
+    ("subnet", |row| text(row, "/subnet/cidr")),
+    ("comment", |row| text(row, "/comment")),
+];
+
+impl RangeCommand {
+    pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
+        match self {
+            RangeCommand::List => output.list(&client.get("ipranges/", &[]).await?, RANGES),
+            RangeCommand::Create { first, last, r#type, subnet, comment } => {
+                let kind = match r#type {
+                    RangeType::Dynamic => "dynamic",
+                    RangeType::Reserved => "reserved",
+                };
+                let mut fields =
+                    vec![("type", kind.to_owned()), ("start_ip", first), ("end_ip", last)];
+                if let Some(subnet) = subnet {
+                    fields.push(("subnet", find_subnet(client, &subnet).await?.to_string()));
+                }
+                fields.extend(comment.map(|comment| ("comment", comment)));
+                output.one(&client.post("ipranges/", &fields).await?, RANGES);
+            }
+            RangeCommand::Delete { range } => {
+                let answer = client.delete(&format!("ipranges/{range}/")).await?;
+                output.done(&answer, &format!("Range {range} is gone."));
+            }
+        }
+        Ok(())
+    }
+}

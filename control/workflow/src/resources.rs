@@ -1,0 +1,422 @@
+//! Reads the output of `50-maas-01-commissioning`: the LXD `resources` JSON, as MAAS's machine-resources prints it.
+//!
+//! The text is a machine's own: anything may be missing, of the wrong type, absurd or too much. What can't be read is
+//! left out; only a text that is no inventory at all is an error. Never panics, and every list is bounded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde_json::Value;
+use store::inventory::{Disk, Interface, Inventory, NumaNode};
+
+/// Longest text kept, in characters.
+const TEXT_MAX: usize = 255;
+const DISKS_MAX: usize = 1024;
+const INTERFACES_MAX: usize = 256;
+const NUMA_NODES_MAX: usize = 256;
+const THREADS_MAX: usize = 65_536;
+const ADDRESSES_MAX: usize = 16;
+
+/// MAAS's `hardware_info` keys, and where their values are below `resources`.
+const HARDWARE_INFO: [(&str, &str); 8] = [
+    ("system_vendor", "/system/vendor"),
+    ("system_product", "/system/product"),
+    ("system_version", "/system/version"),
+    ("system_serial", "/system/serial"),
+    ("mainboard_vendor", "/system/motherboard/vendor"),
+    ("mainboard_product", "/system/motherboard/product"),
+    ("mainboard_firmware_version", "/system/firmware/version"),
+    ("mainboard_firmware_date", "/system/firmware/date"),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum ResourcesError {
+    #[error("not JSON (line {line}, column {column})")]
+    NotJson { line: usize, column: usize },
+    #[error("no resources with a CPU and memory in it")]
+    NoResources,
+}
+
+/// The inventory in `output`.
+pub fn parse(output: &[u8]) -> Result<Inventory, ResourcesError> {
+    let root: Value = serde_json::from_slice(output)
+        .map_err(|e| ResourcesError::NotJson { line: e.line(), column: e.column() })?;
+    // Old scripts print the resources without the frame around them.
+    let resources = root.get("resources").unwrap_or(&root);
+    if !resources["cpu"].is_object() || !resources["memory"].is_object() {
+        return Err(ResourcesError::NoResources);
+    }
+    let threads = threads(&resources["cpu"]);
+    let cpu_model = text(&resources["cpu"]["sockets"][0]["name"]);
+    let kernel_architecture = root["environment"]["kernel_architecture"]
+        .as_str()
+        .or_else(|| resources["cpu"]["architecture"].as_str())
+        .unwrap_or_default();
+    let mut hardware_info: BTreeMap<String, String> = HARDWARE_INFO
+        .iter()
+        .map(|(key, path)| {
+            let value = resources.pointer(path).map(text).unwrap_or_default();
+            ((*key).to_owned(), or_unknown(value))
+        })
+        .collect();
+    hardware_info.insert("cpu_model".to_owned(), or_unknown(cpu_model.clone()));
+    let uuid = text(&resources["system"]["uuid"]).to_ascii_lowercase();
+    Ok(Inventory {
+        architecture: architecture(kernel_architecture).to_owned(),
+        cpu_count: as_i32(threads.len()),
+        cpu_speed: cpu_speed(&cpu_model, &resources["cpu"]),
+        memory_mib: mib(&resources["memory"]["total"]),
+        hardware_uuid: is_uuid(&uuid).then_some(uuid),
+        hardware_info,
+        numa_nodes: numa_nodes(&resources["memory"], &threads),
+        disks: disks(&resources["storage"]),
+        interfaces: interfaces(&resources["network"], &root["networks"]),
+    })
+}
+
+/// A logical CPU.
+struct Thread {
+    id: i32,
+    numa_node: i32,
+}
+
+fn threads(cpu: &Value) -> Vec<Thread> {
+    let mut threads = Vec::new();
+    for socket in items(&cpu["sockets"]) {
+        for core in items(&socket["cores"]) {
+            for thread in items(&core["threads"]) {
+                if threads.len() < THREADS_MAX {
+                    let id = small(&thread["id"]);
+                    threads.push(Thread { id, numa_node: small(&thread["numa_node"]).max(0) });
+                }
+            }
+        }
+    }
+    threads
+}
+
+/// MHz: what the model's name promises ("@ 2.40GHz"), else the fastest that the kernel tells of.
+fn cpu_speed(model: &str, cpu: &Value) -> i32 {
+    let named = model.rsplit_once('@').map_or("", |(_, speed)| speed).trim();
+    let lower = named.to_ascii_lowercase();
+    let number = |unit: &str| lower.strip_suffix(unit)?.trim().parse::<f64>().ok();
+    let mhz = number("ghz").map(|ghz| ghz * 1000.0).or_else(|| number("mhz"));
+    if let Some(mhz) = mhz.filter(|mhz| (1.0..1e6).contains(mhz)) {
+        return mhz.round() as i32;
+    }
+    items(&cpu["sockets"])
+        .flat_map(|socket| [small(&socket["frequency_turbo"]), small(&socket["frequency"])])
+        .max()
+        .unwrap_or(0)
+        .max(0)
+}
+
+fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
+    let mut nodes: BTreeMap<i32, NumaNode> = BTreeMap::new();
+    let mut node = |index: i32, change: &mut dyn FnMut(&mut NumaNode)| {
+        if nodes.contains_key(&index) || nodes.len() < NUMA_NODES_MAX {
+            change(nodes.entry(index).or_insert_with(|| NumaNode { index, ..NumaNode::default() }));
+        }
+    };
+    for entry in items(&memory["nodes"]) {
+        let total = mib(&entry["total"]);
+        node(small(&entry["numa_node"]).max(0), &mut |node| node.memory_mib = total);
+    }
+    for thread in threads {
+        node(thread.numa_node, &mut |node| node.cores.push(thread.id));
+    }
+    if let Some(only) = nodes.get_mut(&0)
+        && only.memory_mib == 0
+        && nodes.len() == 1
+    {
+        // A kernel without NUMA tells only the sum.
+        nodes.entry(0).and_modify(|node| node.memory_mib = mib(&memory["total"]));
+    }
+    nodes.into_values().collect()
+}
+
+fn disks(storage: &Value) -> Vec<Disk> {
+    let mut names = BTreeSet::new();
+    let mut disks = Vec::new();
+    for disk in items(&storage["disks"]) {
+        let name = text(&disk["id"]);
+        let size_bytes = number(&disk["size"]);
+        // No optical drives, no empty card readers.
+        if name.is_empty() || size_bytes <= 0 || disk["type"].as_str() == Some("cdrom") {
+            continue;
+        }
+        if disks.len() == DISKS_MAX || !names.insert(name.clone()) {
+            continue;
+        }
+        let device_id = text(&disk["device_id"]);
+        disks.push(Disk {
+            id_path: if device_id.is_empty() || device_id.contains("..") {
+                String::new()
+            } else {
+                format!("/dev/disk/by-id/{device_id}")
+            },
+            model: text(&disk["model"]),
+            serial: text(&disk["serial"]),
+            size_bytes,
+            block_bytes: match small(&disk["block_size"]) {
+                bytes if bytes > 0 => bytes,
+                _ => 512,
+            },
+            rotary: small(&disk["rpm"]) > 0,
+            firmware_version: text(&disk["firmware_version"]),
+            numa_node: small(&disk["numa_node"]).max(0),
+            name,
+        });
+    }
+    disks
+}
+
+fn interfaces(network: &Value, networks: &Value) -> Vec<Interface> {
+    let (mut names, mut macs) = (BTreeSet::new(), BTreeSet::new());
+    let mut interfaces = Vec::new();
+    for card in items(&network["cards"]) {
+        for port in items(&card["ports"]) {
+            let name = text(&port["id"]);
+            let mac = port["address"].as_str().and_then(|mac| mac.parse::<model::Mac>().ok());
+            let Some(mac) = mac.filter(|mac| mac.is_unicast()) else { continue };
+            if name.is_empty() || interfaces.len() == INTERFACES_MAX {
+                continue;
+            }
+            // One of each: a bond's members, or a liar, may show the same twice.
+            if !macs.insert(mac) || !names.insert(name.clone()) {
+                continue;
+            }
+            let state = &networks[name.as_str()];
+            let link_connected = port["link_detected"].as_bool().unwrap_or(false);
+            let link_speed = small(&port["link_speed"]).max(0);
+            interfaces.push(Interface {
+                mac,
+                link_connected,
+                interface_speed: supported_speed(&port["supported_modes"]).max(link_speed),
+                link_speed: if link_connected { link_speed } else { 0 },
+                vendor: some_text(&card["vendor"]),
+                product: some_text(&card["product"]),
+                firmware_version: some_text(&card["firmware_version"]),
+                numa_node: small(&card["numa_node"]).max(0),
+                addresses: addresses(state),
+                name,
+            });
+        }
+    }
+    interfaces
+}
+
+/// Addresses that say where the card is plugged in.
+fn addresses(state: &Value) -> Vec<IpAddr> {
+    items(&state["addresses"])
+        .filter(|address| address["scope"].as_str().is_none_or(|scope| scope == "global"))
+        .filter_map(|address| address["address"].as_str()?.parse().ok())
+        .take(ADDRESSES_MAX)
+        .collect()
+}
+
+/// The highest of modes like "1000baseT/Full", in Mbit/s.
+fn supported_speed(modes: &Value) -> i32 {
+    items(modes)
+        .filter_map(|mode| {
+            let mode = mode.as_str()?;
+            let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
+            mode[..digits].parse::<i32>().ok()
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+fn architecture(kernel: &str) -> &'static str {
+    match kernel {
+        "x86_64" | "amd64" => "amd64/generic",
+        "i386" | "i486" | "i586" | "i686" => "i386/generic",
+        "aarch64" | "arm64" => "arm64/generic",
+        "armv7l" | "armv8l" => "armhf/generic",
+        "ppc64le" => "ppc64el/generic",
+        "s390x" => "s390x/generic",
+        "riscv64" => "riscv64/generic",
+        _ => "",
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    uuid::Uuid::parse_str(text).is_ok_and(|uuid| !uuid.is_nil() && !uuid.is_max())
+}
+
+fn or_unknown(text: String) -> String {
+    if text.is_empty() { "Unknown".to_owned() } else { text }
+}
+
+fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// A text without what PostgreSQL or a terminal can't take. Numbers are taken as text.
+fn text(value: &Value) -> String {
+    let number;
+    let text = match value {
+        Value::String(text) => text.as_str(),
+        Value::Number(value) => {
+            number = value.to_string();
+            &number
+        }
+        _ => "",
+    };
+    text.trim().chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+}
+
+fn some_text(value: &Value) -> Option<String> {
+    Some(text(value)).filter(|text| !text.is_empty())
+}
+
+/// A whole number, from a number or its text; 0 otherwise.
+fn number(value: &Value) -> i64 {
+    match value {
+        Value::Number(value) => {
+            value.as_i64().or_else(|| value.as_f64().map(|value| value as i64)).unwrap_or(0)
+        }
+        Value::String(text) => text.trim().parse().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn small(value: &Value) -> i32 {
+    i32::try_from(number(value)).unwrap_or(0)
+}
+
+fn as_i32(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Octets to MiB, rounded: firmware keeps a little of what is plugged in.
+fn mib(octets: &Value) -> i64 {
+    number(octets).max(0).saturating_add(512 * 1024) / (1024 * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn sample() -> Value {
+        json!({
+            "api_version": "1.0",
+            "environment": {"kernel_architecture": "x86_64"},
+            "resources": {
+                "cpu": {"architecture": "x86_64", "total": 4, "sockets": [{
+                    "name": "Xeon(R) Gold 6148 CPU @ 2.40GHz", "socket": 0, "frequency_turbo": 3700,
+                    "cores": [
+                        {"core": 0, "threads": [{"id": 0, "numa_node": 0}, {"id": 2, "numa_node": 0}]},
+                        {"core": 1, "threads": [{"id": 1, "numa_node": 1}, {"id": 3, "numa_node": 1}]}]}]},
+                "memory": {"total": 8_589_000_000u64, "nodes": [
+                    {"numa_node": 0, "total": 4_294_967_296u64}, {"numa_node": 1, "total": 4_294_967_296u64}]},
+                "network": {"cards": [{"vendor": "Intel", "product": "X550", "numa_node": 1, "ports": [
+                    {"id": "eth0", "address": "52:54:00:00:00:01", "link_detected": true, "link_speed": 1000,
+                     "supported_modes": ["100baseT/Full", "10000baseT/Full", "x"]},
+                    {"id": "ib0", "address": "80:00:02:08:fe:80"}, {"id": "lo", "address": "00:00:00:00:00:00"},
+                    {"id": "eth1", "address": "52:54:00:00:00:01"}]}]},
+                "storage": {"disks": [
+                    {"id": "sda", "size": 1000, "model": "QEMU\u{0000} DISK ", "serial": "s1", "block_size": 4096,
+                     "rpm": 1, "device_id": "ata-QEMU_s1"},
+                    {"id": "sr0", "size": 1000, "type": "cdrom"}, {"id": "sdb", "size": 0}, {"id": "sda", "size": 5}]},
+                "system": {"uuid": "EC2D31C6-0B1A-4B39-9C53-6BBA1DBF7E6D", "vendor": "QEMU", "product": "Standard PC",
+                           "version": "", "motherboard": {"vendor": "Intel"}, "firmware": {"version": "1.16", "date": "04/01/2014"}}
+            },
+            "networks": {"eth0": {"addresses": [
+                {"address": "10.0.0.5", "scope": "global"}, {"address": "fe80::1", "scope": "link"}, {"address": "?"}]}}
+        })
+    }
+
+    #[test]
+    fn the_whole_contract_is_read() {
+        let got = parse(sample().to_string().as_bytes()).unwrap();
+        assert_eq!(got.architecture, "amd64/generic");
+        assert_eq!((got.cpu_count, got.cpu_speed, got.memory_mib), (4, 2400, 8191));
+        assert_eq!(got.hardware_uuid.as_deref(), Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d"));
+        assert_eq!(got.hardware_info.len(), 9);
+        assert_eq!(got.hardware_info["cpu_model"], "Xeon(R) Gold 6148 CPU @ 2.40GHz");
+        assert_eq!(got.hardware_info["system_version"], "Unknown");
+        assert_eq!(got.numa_nodes.len(), 2);
+        assert_eq!(got.numa_nodes[1], NumaNode { index: 1, memory_mib: 4096, cores: vec![1, 3] });
+        assert_eq!(got.disks.len(), 1, "{:?}", got.disks);
+        let disk = &got.disks[0];
+        assert_eq!((disk.model.as_str(), disk.block_bytes, disk.rotary), ("QEMU DISK", 4096, true));
+        assert_eq!(disk.id_path, "/dev/disk/by-id/ata-QEMU_s1");
+        assert_eq!(got.interfaces.len(), 1, "{:?}", got.interfaces);
+        let card = &got.interfaces[0];
+        assert_eq!((card.interface_speed, card.link_speed, card.numa_node), (10_000, 1000, 1));
+        assert_eq!(card.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn speed_comes_from_the_name_or_the_kernel() {
+        for (name, turbo, want) in [
+            ("Intel @ 2.40GHz", 3000, 2400),
+            ("Intel @ 800 MHz", 0, 800),
+            ("AMD EPYC 7702", 3350, 3350),
+            ("Odd @ fastGHz", 1000, 1000),
+            ("Odd @ 1e300GHz", 0, 0),
+        ] {
+            let cpu = json!({"sockets": [{"name": name, "frequency_turbo": turbo}]});
+            assert_eq!(cpu_speed(name, &cpu), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_inventory_is_refused() {
+        for output in ["", "{", "[]", "null", "{}", "{\"resources\": 5}", "{\"resources\": {\"cpu\": {}}}", "\u{0}"] {
+            assert!(parse(output.as_bytes()).is_err(), "{output:?}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(parse(deep.as_bytes()).is_err());
+        assert!(parse(br#"{"resources": {"cpu": {}, "memory": {}}}"#).is_ok());
+    }
+
+    /// Any JSON in any place of the contract.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec(("[a-z]{1,6}", inner), 0..4)
+                    .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_strange_value_anywhere_never_panics(strange in any_json(), place in 0usize..40) {
+            const PLACES: [&str; 20] = [
+                "/resources/cpu/sockets", "/resources/cpu/sockets/0", "/resources/cpu/sockets/0/name",
+                "/resources/cpu/sockets/0/cores/0/threads", "/resources/cpu/sockets/0/cores/0/threads/0/id",
+                "/resources/memory/total", "/resources/memory/nodes", "/resources/memory/nodes/0/numa_node",
+                "/resources/network", "/resources/network/cards/0/ports/0", "/resources/network/cards/0/ports/0/id",
+                "/resources/network/cards/0/ports/0/supported_modes", "/resources/storage/disks/0/size",
+                "/resources/storage/disks/0/device_id", "/resources/storage/disks", "/resources/system",
+                "/resources/system/uuid", "/networks", "/networks/eth0/addresses", "/environment",
+            ];
+            let mut json = sample();
+            *json.pointer_mut(PLACES[place % 20]).unwrap() = strange;
+            let inventory = parse(json.to_string().as_bytes()).unwrap();
+            for disk in &inventory.disks {
+                prop_assert!(!disk.name.contains('\0') && disk.size_bytes > 0);
+            }
+        }
+
+        #[test]
+        fn a_cut_text_is_refused_or_read(cut in 0usize..2000) {
+            let text = sample().to_string();
+            let _ = parse(&text.as_bytes()[..cut.min(text.len())]);
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The engine: attach, messages in, outcomes in, time in; replies, writes and events out.
+//!
+//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3);
+//! `engine/lease.rs` turns outcomes into ACKs and takes addresses back.
+
+mod lease;
+mod message;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use ::lease::{Block, Client, Row, TAKE_AWAY_GRACE};
+use wire::dhcp4::{MessageType, View};
+use wire::ethernet::Mac;
+
+use crate::clock::{Ms, Scale, trusted};
+use crate::config::{BootReply, Config, Link, Received, Subnet};
+use crate::counters::{Counters, Drop, Sent};
+use crate::destination::reply_destination;
+use crate::identity::shard_of;
+use crate::outbox::{Event, EventKind, Outbox};
+use crate::pending::PendingTable;
+use crate::reply::{self, Terms};
+use crate::table::{Binding, State, Table};
+
+/// Which part of the rack's clients and addresses is this engine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub index: u32,
+    /// At least 1.
+    pub count: u32,
+}
+
+/// Everything that grows stops here; each limit has its counter in [`Drop`] or [`Sent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Addresses of all blocks, other shards' included.
+    pub addresses_max: usize,
+    /// OFFERs held at one time.
+    pub offers_max: usize,
+    /// Writes waiting for their outcome.
+    pub pending_max: usize,
+}
+
+impl Default for Limits {
+    /// About 100 MiB when all are met.
+    fn default() -> Self {
+        Self {
+            addresses_max: 1 << 19,
+            offers_max: 1 << 16,
+            pending_max: 4096,
+        }
+    }
+}
+
+/// How full the engine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Addresses of this shard, and how many of them are free.
+    pub addresses: usize,
+    pub free: usize,
+    pub offered: usize,
+    pub bound: usize,
+    pub pending: usize,
+}
+
+pub struct Engine {
+    shard: Shard,
+    limits: Limits,
+    scale: Scale,
+    table: Table,
+    pending: PendingTable,
+    /// The rack may serve its blocks until then; None before an attach and after `forget`.
+    until: Option<Ms>,
+    next_scan: Ms,
+    /// Where the next scan for ended rows begins.
+    cursor: u32,
+    /// Exhaustion is not told again before then.
+    exhausted_again: Ms,
+    counters: Counters,
+}
+
+/// Hops after which a message is taken for a loop (RFC 1542 §4.1.1).
+const HOPS_MAX: u8 = 16;
+
+impl Engine {
+    /// `seed` must be random: tables are keyed by what strangers send.
+    pub fn new(shard: Shard, limits: Limits, seed: u64, now: Instant) -> Self {
+        assert!(shard.index < shard.count, "a shard is one of its count");
+        Self {
+            shard,
+            limits,
+            scale: Scale::new(now),
+            table: Table::new(seed),
+            pending: PendingTable::new(limits.pending_max),
+            until: None,
+            next_scan: Ms::NEVER,
+            cursor: 0,
+            exhausted_again: Ms::PAST,
+            counters: Counters::default(),
+        }
+    }
+
+    // ---------------------------------------------------------------- what the link thread says
+
+    /// The region answered an attach: `blocks` and `rows` of the whole rack, of which this shard takes its part.
+    /// `sent` is when the attach was sent: times remaining count from there. `until` is trusted as it is: the link
+    /// thread has taken its 1 % off. Everything known before is forgotten, also offers and waiting grants: their
+    /// epochs are stale.
+    ///
+    /// A row belongs to the shard of its client; a free address to shard `offset % count` of its block.
+    pub fn attach<C: Config>(
+        &mut self,
+        blocks: &[Block],
+        rows: &[Row],
+        until: Instant,
+        sent: Instant,
+        config: &C,
+        now: Instant,
+    ) {
+        self.forget();
+        self.add_blocks(blocks);
+        for slot in 0..self.table.slots.len() as u32 {
+            if (slot - self.table.run(slot).base) % self.shard.count == self.shard.index {
+                self.table.set(slot, State::Free, false);
+            }
+        }
+        // Of several rows of one client the last to end is the one it goes on with: it comes last.
+        let mut order: Vec<&Row> = rows.iter().collect();
+        order.sort_by_key(|row| (!row.released, row.remaining_ms, row.address));
+        for row in order {
+            self.add_row(row, self.scale.ms(sent), config);
+        }
+        self.table.count_totals();
+        self.until = Some(self.scale.ms(until));
+        self.next_scan = self.scale.ms(now);
+    }
+
+    fn add_blocks(&mut self, blocks: &[Block]) {
+        let mut order: Vec<&Block> = blocks.iter().collect();
+        order.sort_by_key(|block| (block.vlan, block.first));
+        for block in order {
+            let room = self
+                .limits
+                .addresses_max
+                .saturating_sub(self.table.slots.len());
+            let added = match block.first {
+                IpAddr::V4(first) if block.count as usize <= room => self.table.add_run(
+                    block.id,
+                    block.epoch,
+                    block.vlan,
+                    block.subnet,
+                    first,
+                    block.count,
+                ),
+                _ => false,
+            };
+            if !added {
+                self.counters.count(Sent::AttachIgnored);
+            }
+        }
+    }
+
+    fn add_row<C: Config>(&mut self, row: &Row, sent: Ms, config: &C) {
+        let IpAddr::V4(address) = row.address else {
+            return self.counters.count(Sent::AttachIgnored);
+        };
+        // A bare quarantine names no VLAN; its block does.
+        let Some(slot) = self.table.find_in_block(row.block, address) else {
+            return self.counters.count(Sent::AttachIgnored);
+        };
+        let quarantine_ends = |length: Duration| match length {
+            Duration::ZERO => Ms::PAST,
+            length => sent.plus(length).plus(length / 100).plus(TAKE_AWAY_GRACE),
+        };
+        let rests_until = quarantine_ends(row.quarantine);
+        let Some(client) = &row.client else {
+            if matches!(self.table.slots[slot as usize].state, State::Free) {
+                let resting = State::Resting {
+                    until: rests_until,
+                    client: None,
+                    ended: Ms::PAST,
+                };
+                self.table.set(slot, resting, false);
+            }
+            return;
+        };
+        // A client of another VLAN: the subnet was moved. It keeps the address, but cannot ask for it here.
+        let elsewhere = client.vlan != self.table.run(slot).vlan;
+        if elsewhere || shard_of(&client.key, self.shard.count) != self.shard.index {
+            self.table.set(slot, State::Barred, false);
+            return;
+        }
+        let remaining = Duration::from_millis(u64::try_from(row.remaining_ms).unwrap_or(0));
+        let binding = Binding {
+            client: client.clone(),
+            durable: sent.plus(trusted(remaining)),
+            ended: sent.plus(remaining),
+            rests_until,
+            released: row.released,
+            unknown: false,
+            writing: None,
+        };
+        let stranger = mac_of(client).is_none_or(|mac| !config.is_known(mac));
+        self.table.set(slot, State::Bound(binding), stranger);
+    }
+
+    /// A heartbeat was answered: the rack may serve its blocks until then.
+    pub fn set_until(&mut self, until: Instant) {
+        if self.until.is_some() {
+            self.until = Some(self.scale.ms(until));
+        }
+    }
+
+    /// Mute: no dynamic answer before the next [`Self::attach`]. Reservations go on.
+    pub fn forget(&mut self) {
+        self.table.clear();
+        self.pending.clear();
+        self.until = None;
+        self.next_scan = Ms::NEVER;
+        self.cursor = 0;
+    }
+
+    // ---------------------------------------------------------------- messages
+
+    /// Answers one message, or says why it gets no answer (which is counted here already). A grant's answer
+    /// leaves later, by [`Self::on_outcome`].
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a sans-IO engine is handed its whole world"
+    )]
+    pub fn on_message<C: Config>(
+        &mut self,
+        query: &View<'_>,
+        received: &Received<'_>,
+        boot: &BootReply<'_>,
+        config: &C,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Option<Drop> {
+        let now = self.scale.ms(now);
+        let handled = if out.has_room() {
+            self.handle(query, received, boot, config, now, out)
+        } else {
+            Err(Drop::OutboxFull)
+        };
+        let reason = handled.err()?;
+        self.counters.drop(reason);
+        Some(reason)
+    }
+
+    fn handle<C: Config>(
+        &mut self,
+        query: &View<'_>,
+        received: &Received<'_>,
+        boot: &BootReply<'_>,
+        config: &C,
+        now: Ms,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        if !query.is_request() {
+            return Err(Drop::NotARequest);
+        }
+        let kind = query.message_type().ok_or(Drop::NoMessageType)?;
+        if query.hops() > HOPS_MAX {
+            return Err(Drop::TooManyHops);
+        }
+        let (link, home) = choose_link(query, received, config)?;
+        let client = crate::identity(query, link.vlan, home.client_id_identity)?;
+        if shard_of(&client.key, self.shard.count) != self.shard.index {
+            return Err(Drop::OtherShard);
+        }
+        let mac = query.mac();
+        let ask = Ask {
+            query,
+            link,
+            home,
+            client,
+            mac,
+            boot,
+            config,
+            received,
+            now,
+        };
+        match kind {
+            MessageType::Discover => self.on_discover(&ask, out),
+            MessageType::Request => self.on_request(&ask, out),
+            MessageType::Decline => self.on_decline(&ask, out),
+            MessageType::Release => self.on_release(&ask, out),
+            MessageType::Inform => self.on_inform(&ask, out),
+            MessageType::Offer | MessageType::Ack | MessageType::Nak => Err(Drop::NotForServers),
+        }
+    }
+
+    /// Whether dynamic addresses may be dealt in, and for how long.
+    fn serving(&self, now: Ms) -> Result<Duration, Drop> {
+        let left = self.until.map_or(Duration::ZERO, |until| until.left(now));
+        if left.is_zero() {
+            Err(Drop::Mute)
+        } else {
+            Ok(left)
+        }
+    }
+
+    /// Writes a reply into the outbox.
+    fn send<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        terms: &Terms<'_>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let buffer = out.message_buffer();
+        let written = reply::write(
+            ask.query,
+            ask.link,
+            ask.boot,
+            terms,
+            &mut self.counters,
+            buffer,
+        )?;
+        let destination = match (terms.kind, terms.lease_secs) {
+            // An INFORM's ACK goes to the client's own address, whatever else it says (§4.3.5).
+            (MessageType::Ack, None) if ask.query.giaddr().is_unspecified() => {
+                crate::Destination::Udp {
+                    ip: ask.query.ciaddr(),
+                    port: wire::dhcp4::CLIENT_PORT,
+                }
+            }
+            _ => reply_destination(ask.query, terms.kind, terms.address),
+        };
+        out.reply(
+            terms.kind,
+            ask.link.vlan,
+            ask.link.server,
+            destination,
+            written.length,
+        );
+        self.counters.count(match terms.kind {
+            MessageType::Offer => Sent::Offer,
+            _ => Sent::Ack,
+        });
+        Ok(())
+    }
+
+    fn send_nak<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        address: Ipv4Addr,
+        why: &str,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let length = reply::write_nak(ask.query, ask.link.server, why, out.message_buffer())?;
+        let destination = reply_destination(ask.query, MessageType::Nak, Ipv4Addr::UNSPECIFIED);
+        out.reply(
+            MessageType::Nak,
+            ask.link.vlan,
+            ask.link.server,
+            destination,
+            length,
+        );
+        self.counters.count(Sent::Nak);
+        self.event(EventKind::Nak, ask, address, Duration::ZERO, out);
+        Ok(())
+    }
+
+    fn event<C: Config>(
+        &mut self,
+        kind: EventKind,
+        ask: &Ask<'_, C>,
+        address: Ipv4Addr,
+        lease: Duration,
+        out: &mut Outbox,
+    ) {
+        if !out.event(Event {
+            kind,
+            vlan: ask.link.vlan,
+            mac: ask.mac,
+            address,
+            lease,
+        }) {
+            self.counters.count(Sent::EventLost);
+        }
+    }
+
+    // ---------------------------------------------------------------- looking in
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub fn usage(&self) -> Usage {
+        let pools = self.table.pools();
+        Usage {
+            addresses: pools.iter().map(|pool| pool.total).sum(),
+            free: pools.iter().map(|pool| pool.free).sum(),
+            offered: self.table.offered,
+            bound: self.table.bound,
+            pending: self.pending.count(),
+        }
+    }
+
+    /// The MAC that holds a live lease on this address: what a rack may vouch for. Reservations are the
+    /// snapshot's business.
+    pub fn mac_at(&self, vlan: ::lease::VlanId, address: Ipv4Addr, now: Instant) -> Option<Mac> {
+        let slot = self.table.find(vlan, address)?;
+        match &self.table.slots[slot as usize].state {
+            State::Bound(binding) if binding.durable > self.scale.ms(now) => {
+                mac_of(&binding.client)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One message with everything that belongs to it.
+struct Ask<'a, C> {
+    query: &'a View<'a>,
+    link: &'a Link,
+    /// The subnet that the client surely is in: the relay's, else that of the rack's own address.
+    home: &'a Subnet,
+    client: Client,
+    mac: Option<Mac>,
+    boot: &'a BootReply<'a>,
+    config: &'a C,
+    received: &'a Received<'a>,
+    now: Ms,
+}
+
+impl<C: Config> Ask<'_, C> {
+    fn is_stranger(&self) -> bool {
+        self.mac.is_none_or(|mac| !self.config.is_known(mac))
+    }
+}
+
+fn mac_of(client: &Client) -> Option<Mac> {
+    match client.key {
+        ::lease::ClientKey::Mac(mac) => Some(Mac(mac)),
+        _ => None,
+    }
+}
+
+/// The link and home subnet of a message: by relay (RFC 3527 link selection before giaddr), by the address that
+/// a client renews by unicast, else by where it came in.
+fn choose_link<'a, C: Config>(
+    query: &View<'_>,
+    received: &Received<'a>,
+    config: &'a C,
+) -> Result<(&'a Link, &'a Subnet), Drop> {
+    let hint = if !query.giaddr().is_unspecified() {
+        Some(link_selection(query).unwrap_or(query.giaddr()))
+    } else if !query.ciaddr().is_unspecified() && !received.destination.is_broadcast() {
+        Some(query.ciaddr())
+    } else {
+        None
+    };
+    let (link, inside) = match hint.map(|hint| (config.link_of(hint), hint)) {
+        Some((Some(link), hint)) => (link, hint),
+        Some((None, _)) if !query.giaddr().is_unspecified() => return Err(Drop::UnknownRelay),
+        _ => (received.link, received.link.server),
+    };
+    let home = link
+        .subnet_of(inside)
+        .or_else(|| link.subnets.first())
+        .ok_or(Drop::NoSubnet)?;
+    Ok((link, home))
+}
+
+/// Sub-option 5 of option 82 (RFC 3527).
+fn link_selection(query: &View<'_>) -> Option<Ipv4Addr> {
+    wire::dhcp4::Field(query.relay_info()?)
+        .map_while(Result::ok)
+        .find(|(code, _)| *code == 5)
+        .and_then(|(_, octets)| <[u8; 4]>::try_from(octets).ok())
+        .map(Ipv4Addr::from)
+}

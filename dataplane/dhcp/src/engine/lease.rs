@@ -1,0 +1,345 @@
+//! Outcomes of writes, and time: ACKs that waited, offers that ran out, addresses taken back.
+
+use std::time::{Duration, Instant};
+
+use ::lease::{Outcome, Refusal, TAKE_AWAY_GRACE, WriteKind};
+use wire::dhcp4::{LeaseTimes, MessageType};
+
+use super::{Engine, message};
+use crate::clock::{Ms, trusted};
+use crate::counters::Sent;
+use crate::outbox::{Event, EventKind, Outbox, Ticket};
+use crate::pending::{Kind, Pending, Prepared};
+use crate::table::State;
+
+/// Offers ended in one tick at most.
+const OFFERS_PER_TICK_MAX: usize = 256;
+/// Addresses looked at in one scan, and reclaims it may ask for.
+const SCAN_SLOTS_MAX: usize = 4096;
+const RECLAIMS_PER_SCAN_MAX: usize = 64;
+const EXPIRED_PER_SCAN_MAX: usize = 64;
+/// How often to scan: when addresses run low, and otherwise.
+const SCAN_EVERY_LOW: Duration = Duration::from_secs(1);
+const SCAN_EVERY: Duration = Duration::from_secs(30);
+/// The link thread answers every write; one that it lost counts as unknown after this long.
+const OUTCOME_LATEST: Duration = Duration::from_secs(60);
+
+impl Engine {
+    // ---------------------------------------------------------------- outcomes
+
+    /// The region (or the spool) answered a write. A waiting ACK leaves now if its grant is durable; anything
+    /// else is silence, and the client asks again.
+    pub fn on_outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Instant, out: &mut Outbox) {
+        let now = self.scale.ms(now);
+        if ticket == Ticket::UNAWAITED {
+            return;
+        }
+        let Some((index, pending)) = self.pending.take(ticket) else {
+            return self.counters.count(Sent::StrayOutcome);
+        };
+        self.settle(index, pending, outcome, now, out);
+    }
+
+    fn settle(
+        &mut self,
+        index: u32,
+        mut pending: Pending,
+        outcome: Outcome,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        let (slot, since) = (pending.slot, pending.since);
+        // Whatever this write was for, the address has moved on if it is no longer waiting for it.
+        let waiting = self
+            .table
+            .binding_mut(slot)
+            .filter(|binding| binding.writing == Some(index))
+            .is_some();
+        if waiting {
+            match &mut pending.kind {
+                Kind::Grant(ack) => self.settle_grant(slot, since, ack, outcome, now, out),
+                Kind::Reclaim => self.settle_reclaim(slot, outcome, now),
+            }
+        } else {
+            self.counters.count(Sent::StrayOutcome);
+        }
+        self.pending.reuse(pending);
+    }
+
+    fn settle_grant(
+        &mut self,
+        slot: u32,
+        since: Ms,
+        ack: &mut Prepared,
+        outcome: Outcome,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        let Some(binding) = self.table.binding_mut(slot) else {
+            return;
+        };
+        binding.writing = None;
+        match outcome {
+            Outcome::Durable { remaining } => {
+                // No write ever shortens an end, so an earlier word still holds.
+                binding.durable = binding.durable.max(since.plus(trusted(remaining)));
+                binding.ended = match binding.ended {
+                    Ms::NEVER => now.plus(remaining),
+                    ended => ended.max(now.plus(remaining)),
+                };
+                binding.released = false;
+                let durable_left = binding.durable.left(now);
+                self.send_prepared(ack, durable_left, now, out);
+            }
+            Outcome::Refused(Refusal::Mute) => {
+                // It never left the rack: the address is what it was before.
+                if binding.is_blank() {
+                    self.table.set(slot, State::Free, false);
+                }
+            }
+            Outcome::Refused(Refusal::OtherClient) => {
+                self.counters.count(Sent::RefusedOtherClient);
+                self.table.set(slot, State::Barred, false);
+                let (vlan, mac, address) = (ack.vlan, ack.mac, ack.address);
+                let kind = EventKind::Conflict;
+                if !out.event(Event {
+                    kind,
+                    vlan,
+                    mac,
+                    address,
+                    lease: Duration::ZERO,
+                }) {
+                    self.counters.count(Sent::EventLost);
+                }
+            }
+            Outcome::Refused(refusal) => {
+                self.refused(slot, refusal);
+                self.table.set(slot, State::Barred, false);
+            }
+            // A grant is never just done: whoever said so left it open what was written.
+            Outcome::Unknown | Outcome::Done => {
+                binding.unknown = true;
+                self.counters.count(Sent::Unknown);
+            }
+        }
+    }
+
+    /// ACK = min(lease, what is left of the durable end, what is left of until), computed as it leaves.
+    fn send_prepared(
+        &mut self,
+        ack: &mut Prepared,
+        durable_left: Duration,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        let until_left = self.until.map_or(Duration::ZERO, |until| until.left(now));
+        let lease = ack.lease.min(durable_left).min(until_left);
+        if lease < message::LEASE_MIN {
+            return self.counters.drop(crate::Drop::TooLate);
+        }
+        if !out.has_room() {
+            return self.counters.drop(crate::Drop::OutboxFull);
+        }
+        let message = ack.message(LeaseTimes::of(message::secs(lease)));
+        out.message_buffer()[..message.len()].copy_from_slice(message);
+        out.reply(
+            MessageType::Ack,
+            ack.vlan,
+            ack.server,
+            ack.destination,
+            ack.length,
+        );
+        self.counters.count(Sent::Ack);
+        let (vlan, mac, address) = (ack.vlan, ack.mac, ack.address);
+        if !out.event(Event {
+            kind: EventKind::Ack,
+            vlan,
+            mac,
+            address,
+            lease,
+        }) {
+            self.counters.count(Sent::EventLost);
+        }
+    }
+
+    fn settle_reclaim(&mut self, slot: u32, outcome: Outcome, now: Ms) {
+        let Some(binding) = self.table.binding_mut(slot) else {
+            return;
+        };
+        binding.writing = None;
+        match outcome {
+            Outcome::Done => {
+                self.table.set(slot, State::Free, false);
+            }
+            // It may run late: then it finds the row ended, or extended by its own client.
+            Outcome::Unknown | Outcome::Durable { .. } => {
+                binding.unknown = true;
+                self.counters.count(Sent::Unknown);
+            }
+            // Extended by a survivor, quarantined, or we are detached: ask again later.
+            Outcome::Refused(Refusal::NotEnded | Refusal::Mute) => binding.ended = now,
+            Outcome::Refused(refusal) => {
+                self.refused(slot, refusal);
+                self.table.set(slot, State::Barred, false);
+            }
+        }
+    }
+
+    fn refused(&mut self, slot: u32, refusal: Refusal) {
+        match refusal {
+            Refusal::OtherClient => return self.counters.count(Sent::RefusedOtherClient),
+            Refusal::StaleEpoch | Refusal::NotOwner => self.table.refuse_run(slot),
+            Refusal::NotFound | Refusal::NotEnded | Refusal::OutsideBlock | Refusal::Mute => {}
+        }
+        self.counters.count(Sent::RefusedOther);
+    }
+
+    // ---------------------------------------------------------------- time
+
+    /// Ends offers whose hold is over and, every so often, looks for addresses to take back. Bounded work; call
+    /// it when [`Self::next_deadline`] has passed.
+    pub fn tick(&mut self, now: Instant, out: &mut Outbox) {
+        let now = self.scale.ms(now);
+        for _ in 0..OFFERS_PER_TICK_MAX {
+            if !self.table.expire_offer(now) {
+                break;
+            }
+        }
+        if self.next_scan <= now {
+            self.scan(now, out);
+        }
+    }
+
+    /// When [`Self::tick`] has something to do; None while detached from everything.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let offers = self.table.next_offer_end().unwrap_or(Ms::NEVER);
+        self.scale.instant(offers.min(self.next_scan))
+    }
+
+    fn scan(&mut self, now: Ms, out: &mut Outbox) {
+        self.expire_pending(now, out);
+        self.table.requeue_aside();
+        let low = self.table.pools().iter().any(|pool| pool.is_low());
+        let slots = self.table.slots.len();
+        let mut reclaims = 0;
+        let mut ended: [u32; RECLAIMS_PER_SCAN_MAX] = [0; RECLAIMS_PER_SCAN_MAX];
+        let mut ended_count = 0;
+        for _ in 0..slots.min(SCAN_SLOTS_MAX) {
+            let slot = self.cursor;
+            self.cursor = if slot as usize + 1 < slots {
+                slot + 1
+            } else {
+                0
+            };
+            self.wake_resting(slot, now);
+            if !self.is_reclaimable(slot, now) {
+                continue;
+            }
+            // What was released goes first; the rest of the scan's budget to what has only ended.
+            if self
+                .table
+                .binding_mut(slot)
+                .is_some_and(|binding| binding.released)
+            {
+                if reclaims < RECLAIMS_PER_SCAN_MAX && self.reclaim(slot, now, out) {
+                    reclaims += 1;
+                }
+            } else if ended_count < RECLAIMS_PER_SCAN_MAX {
+                ended[ended_count] = slot;
+                ended_count += 1;
+            }
+        }
+        for slot in &ended[..ended_count] {
+            if reclaims == RECLAIMS_PER_SCAN_MAX || !self.reclaim(*slot, now, out) {
+                break;
+            }
+            reclaims += 1;
+        }
+        self.next_scan = now.plus(if low { SCAN_EVERY_LOW } else { SCAN_EVERY });
+    }
+
+    /// A quarantine that is over: the address is free, unless a row must be reclaimed first.
+    fn wake_resting(&mut self, slot: u32, now: Ms) {
+        let State::Resting {
+            until,
+            client,
+            ended,
+        } = &self.table.slots[slot as usize].state
+        else {
+            return;
+        };
+        if *until > now {
+            return;
+        }
+        let state = match client {
+            None => State::Free,
+            Some(client) => State::Bound(crate::table::Binding {
+                client: client.clone(),
+                durable: Ms::PAST,
+                // A grant that was on its way at the DECLINE may have run: the region will say.
+                ended: if *ended == Ms::NEVER { now } else { *ended },
+                rests_until: Ms::PAST,
+                released: true,
+                unknown: false,
+                writing: None,
+            }),
+        };
+        // The client may hold another address by now, which stays the one it is known by.
+        let other = client
+            .as_ref()
+            .and_then(|client| self.table.held_by(client));
+        self.table.set(slot, state, false);
+        if let Some(other) = other {
+            self.table.remember(other);
+        }
+    }
+
+    /// Its row has surely ended, by a minute, and its pool needs addresses.
+    fn is_reclaimable(&mut self, slot: u32, now: Ms) -> bool {
+        let wanted = self.table.pool_of(slot).is_low() && !self.table.run(slot).refused;
+        wanted
+            && self.table.binding_mut(slot).is_some_and(|binding| {
+                !binding.unknown
+                    && binding.writing.is_none()
+                    && binding.ended != Ms::NEVER
+                    && binding.ended.plus(TAKE_AWAY_GRACE) < now
+                    && binding.rests_until < now
+            })
+    }
+
+    /// Asks the region for the address of an ended row. False if there is no room to ask.
+    fn reclaim(&mut self, slot: u32, now: Ms, out: &mut Outbox) -> bool {
+        if self.serving(now).is_err() || !out.has_item_room(1) {
+            return false;
+        }
+        let pending = Pending {
+            slot,
+            since: now,
+            kind: Kind::Reclaim,
+        };
+        let Some((index, ticket)) = self.pending.add(pending) else {
+            return false;
+        };
+        let Some(binding) = self.table.binding_mut(slot) else {
+            self.pending.cancel(index);
+            return false;
+        };
+        binding.writing = Some(index);
+        let client = binding.client.clone();
+        let write = self.write(slot, WriteKind::Reclaim { client });
+        out.lease(ticket, write);
+        self.counters.count(Sent::Reclaim);
+        true
+    }
+
+    /// Writes that were never answered.
+    fn expire_pending(&mut self, now: Ms, out: &mut Outbox) {
+        for _ in 0..EXPIRED_PER_SCAN_MAX {
+            let oldest = self.pending.older_than(now.minus(OUTCOME_LATEST));
+            let Some((index, pending)) = oldest.and_then(|ticket| self.pending.take(ticket)) else {
+                break;
+            };
+            self.settle(index, pending, Outcome::Unknown, now, out);
+        }
+    }
+}

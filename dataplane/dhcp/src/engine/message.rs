@@ -1,0 +1,680 @@
+//! What each message type gets (RFC 2131 §4.3).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ::lease::{DECLINE_QUARANTINE, OFFER_HOLD, Write, WriteKind};
+use wire::dhcp4::MessageType;
+
+use super::{Ask, Engine};
+use crate::clock::Ms;
+use crate::config::{Config, Subnet};
+use crate::counters::{Drop, Sent};
+use crate::destination::reply_destination;
+use crate::outbox::{EventKind, Outbox, Ticket};
+use crate::pending::{Kind, Pending, Prepared};
+use crate::reply::{self, Terms};
+use crate::table::{Binding, State};
+
+/// A shorter lease is not worth an ACK: the client would be renewing before its boot goes on.
+pub(super) const LEASE_MIN: Duration = Duration::from_secs(10);
+
+/// How often an exhausted range is worth an event.
+const EXHAUSTED_EVERY: Duration = Duration::from_secs(10);
+
+/// In which state of RFC 2131 figure 5 the client is when it sends a REQUEST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    Selecting,
+    InitReboot,
+    /// Renewing or rebinding: they differ only in how the message travelled.
+    Renewing,
+}
+
+/// An address of the client's own by reservation.
+struct Reserved<'a> {
+    address: Ipv4Addr,
+    subnet: &'a Subnet,
+    /// Inside a dynamic range or a block: granted like any other.
+    dynamic: bool,
+}
+
+impl Engine {
+    // ---------------------------------------------------------------- DISCOVER
+
+    pub(super) fn on_discover<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let reserved = self.reserved(ask);
+        if let Some(own) = &reserved
+            && !own.dynamic
+        {
+            let secs = secs(own.subnet.lease);
+            return self.send_offer(ask, own.address, own.subnet, secs, out);
+        }
+        let until_left = self.serving(ask.now)?;
+        let slot = self.choose(ask, reserved.as_ref(), out)?;
+        let subnet = self.subnet_of_slot(ask, slot).ok_or(Drop::NoSubnet)?;
+        let lease = subnet.lease.min(until_left);
+        let address = self.table.address(slot);
+        self.send_offer(ask, address, subnet, secs(lease), out)?;
+        // State moves after the reply was written. A binding is kept as it is.
+        if !matches!(self.table.slots[slot as usize].state, State::Bound(_)) {
+            let until = ask.now.plus(OFFER_HOLD);
+            self.table
+                .offer(slot, ask.client.clone(), until, ask.is_stranger());
+        }
+        Ok(())
+    }
+
+    fn send_offer<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        address: Ipv4Addr,
+        subnet: &Subnet,
+        lease_secs: u32,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let terms = Terms {
+            kind: MessageType::Offer,
+            address,
+            subnet,
+            lease_secs: Some(lease_secs),
+            hostname: hostname(ask),
+        };
+        self.send(ask, &terms, out)
+    }
+
+    /// The address to offer (RFC 2131 §4.3.1): its reservation, what it holds, what it asks for, any free one.
+    fn choose<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        reserved: Option<&Reserved<'_>>,
+        out: &mut Outbox,
+    ) -> Result<u32, Drop> {
+        let vlan = ask.link.vlan;
+        if let Some(own) = reserved {
+            match self.table.find(vlan, own.address) {
+                Some(slot)
+                    if self.table.is_held_by(slot, &ask.client) || self.is_dealable(slot) =>
+                {
+                    return Ok(slot);
+                }
+                _ => self.counters.count(Sent::ReservationTaken),
+            }
+        }
+        let held = self.table.held_by(&ask.client);
+        if let Some(slot) = held
+            && self.is_keepable(ask, slot)
+        {
+            return Ok(slot);
+        }
+        if self.table.offered >= self.limits.offers_max {
+            return Err(Drop::OffersFull);
+        }
+        let stranger = ask.is_stranger();
+        if let Some(address) = ask.query.requested_address()
+            && let Some(slot) = self.table.find(vlan, address)
+            && self.is_dealable(slot)
+            && self.subnet_of_slot(ask, slot).is_some()
+            && is_allocatable(ask, address)
+            && !(stranger && self.strangers_full(slot))
+        {
+            return Ok(slot);
+        }
+        let mut strangers_full = false;
+        for subnet in subnets(ask) {
+            let Some(pool) = self.table.pool(vlan, subnet.id) else {
+                continue;
+            };
+            if stranger && pool.strangers >= pool.total.div_ceil(2) {
+                strangers_full |= pool.free > 0;
+                continue;
+            }
+            if let Some(slot) = self
+                .table
+                .allocate(vlan, subnet.id, |address| is_allocatable(ask, address))
+            {
+                return Ok(slot);
+            }
+        }
+        if strangers_full {
+            return Err(Drop::StrangersFull);
+        }
+        self.next_scan = self.next_scan.min(ask.now);
+        if self.exhausted_again <= ask.now {
+            self.exhausted_again = ask.now.plus(EXHAUSTED_EVERY);
+            self.event(
+                EventKind::Exhausted,
+                ask,
+                Ipv4Addr::UNSPECIFIED,
+                Duration::ZERO,
+                out,
+            );
+        }
+        Err(Drop::NoFreeAddress)
+    }
+
+    // ---------------------------------------------------------------- REQUEST
+
+    pub(super) fn on_request<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let (claim, address) = self.read_claim(ask)?;
+        let broadcast = ask.received.destination.is_broadcast();
+        let relayed = !ask.query.giaddr().is_unspecified();
+        let Some(subnet) = ask.link.subnet_of(address) else {
+            // Any server may say so: the client has moved (§4.3.2).
+            if claim == Claim::Renewing && !broadcast && !relayed {
+                return Err(Drop::WrongNetwork);
+            }
+            return self.send_nak(ask, address, "wrong network", out);
+        };
+        let reserved = self.reserved(ask);
+        if let Some(own) = &reserved
+            && !own.dynamic
+        {
+            if own.address != address {
+                return self.send_nak(ask, address, "another address is reserved for it", out);
+            }
+            return self.ack_now(ask, own.address, own.subnet, own.subnet.lease, false, out);
+        }
+        let theirs = ask.config.reserved(ask.link.vlan, address);
+        if theirs.is_some_and(|theirs| Some(theirs.mac) != ask.mac) {
+            return self.send_nak(ask, address, "reserved for another", out);
+        }
+        self.serving(ask.now)?;
+
+        let Some(slot) = self.table.find(ask.link.vlan, address) else {
+            // Not our block: only a client that selected this very server hears of it.
+            return match claim {
+                Claim::Selecting => self.send_nak(ask, address, "not offered", out),
+                Claim::InitReboot | Claim::Renewing => Err(Drop::NoRecord),
+            };
+        };
+        if self.table.is_held_by(slot, &ask.client) {
+            return self.grant(ask, slot, subnet, out);
+        }
+        let elsewhere = self.table.held_by(&ask.client).is_some();
+        match claim {
+            // Its offer ran out, but nobody else has taken the address.
+            Claim::Selecting
+                if !elsewhere
+                    && self.is_dealable(slot)
+                    && is_allocatable(ask, address)
+                    && !(ask.is_stranger() && self.strangers_full(slot)) =>
+            {
+                self.grant(ask, slot, subnet, out)
+            }
+            Claim::Selecting => self.send_nak(ask, address, "not offered", out),
+            Claim::InitReboot | Claim::Renewing if elsewhere => {
+                self.send_nak(ask, address, "holds another address", out)
+            }
+            // §4.3.2: no record of this client, so silence; another server may know it.
+            Claim::InitReboot | Claim::Renewing => Err(Drop::NoRecord),
+        }
+    }
+
+    /// Which address is claimed and how (RFC 2131 §4.3.2, table 4). A server identifier decides first: some
+    /// clients fill in more than the table allows.
+    fn read_claim<C: Config>(&mut self, ask: &Ask<'_, C>) -> Result<(Claim, Ipv4Addr), Drop> {
+        let query = ask.query;
+        let ciaddr = Some(query.ciaddr()).filter(|address| !address.is_unspecified());
+        if let Some(server) = query.server_id() {
+            if server != ask.link.server {
+                self.free_offer(ask);
+                return Err(Drop::OtherServer);
+            }
+            let address = query
+                .requested_address()
+                .or(ciaddr)
+                .ok_or(Drop::NoAddress)?;
+            return Ok((Claim::Selecting, address));
+        }
+        if let Some(address) = ciaddr {
+            return Ok((Claim::Renewing, address));
+        }
+        let address = query.requested_address().ok_or(Drop::NoAddress)?;
+        Ok((Claim::InitReboot, address))
+    }
+
+    fn free_offer<C: Config>(&mut self, ask: &Ask<'_, C>) {
+        if let Some(slot) = self.table.held_by(&ask.client)
+            && matches!(self.table.slots[slot as usize].state, State::Offered { .. })
+        {
+            self.table.set(slot, State::Free, false);
+        }
+    }
+
+    /// ACKs from memory inside a durable end, else asks for a durable one first. The slot is this client's, or
+    /// free for it.
+    fn grant<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        slot: u32,
+        subnet: &Subnet,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let until_left = self.serving(ask.now)?;
+        let stranger = ask.is_stranger();
+        if let Some(binding) = self.table.binding_mut(slot) {
+            let durable_left = binding.durable.left(ask.now);
+            if durable_left >= subnet.lease {
+                binding.released = false;
+                self.table.set_stranger(slot, stranger);
+                let lease = subnet.lease.min(until_left);
+                let address = self.table.address(slot);
+                return self.ack_now(ask, address, subnet, lease, true, out);
+            }
+            if let Some(index) = binding.writing {
+                return self.join(ask, slot, index, subnet);
+            }
+        }
+        if self.table.run(slot).refused {
+            return Err(Drop::BlockRefused);
+        }
+        if self.pending.is_full() {
+            return Err(Drop::PendingFull);
+        }
+        let prepared = self.prepare(ask, slot, subnet)?;
+        let pending = Pending {
+            slot,
+            since: ask.now,
+            kind: Kind::Grant(prepared),
+        };
+        let (index, ticket) = self.pending.add(pending).ok_or(Drop::PendingFull)?;
+        match self.table.binding_mut(slot) {
+            Some(binding) => {
+                binding.writing = Some(index);
+                self.table.set_stranger(slot, stranger);
+            }
+            None => {
+                let binding = Binding {
+                    client: ask.client.clone(),
+                    durable: Ms::PAST,
+                    ended: Ms::NEVER,
+                    rests_until: Ms::PAST,
+                    released: false,
+                    unknown: false,
+                    writing: Some(index),
+                };
+                self.table.set(slot, State::Bound(binding), stranger);
+            }
+        }
+        let kind = WriteKind::Grant {
+            client: ask.client.clone(),
+            lease: subnet.lease,
+            hostname: claimed_hostname(ask.query.hostname()).into(),
+        };
+        out.lease(ticket, self.write(slot, kind));
+        self.counters.count(Sent::Grant);
+        Ok(())
+    }
+
+    /// A retransmitted REQUEST joins the waiting grant: the ACK will answer the latest.
+    fn join<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        slot: u32,
+        index: u32,
+        subnet: &Subnet,
+    ) -> Result<(), Drop> {
+        match self.pending.get_mut(index).map(|pending| &pending.kind) {
+            Some(Kind::Grant(_)) => {}
+            Some(Kind::Reclaim) | None => return Err(Drop::Reclaiming),
+        }
+        let prepared = self.prepare(ask, slot, subnet)?;
+        if let Some(Pending {
+            kind: Kind::Grant(waiting),
+            ..
+        }) = self.pending.get_mut(index)
+        {
+            let old = std::mem::replace(waiting, prepared);
+            self.pending.recycle(old.buffer);
+        }
+        self.counters.count(Sent::Joined);
+        Ok(())
+    }
+
+    /// Writes the ACK that will leave when the grant is durable.
+    fn prepare<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        slot: u32,
+        subnet: &Subnet,
+    ) -> Result<Prepared, Drop> {
+        let address = self.table.address(slot);
+        let mut buffer = self.pending.buffer();
+        let terms = Terms {
+            kind: MessageType::Ack,
+            address,
+            subnet,
+            lease_secs: Some(secs(subnet.lease)),
+            hostname: hostname(ask),
+        };
+        let (query, link) = (ask.query, ask.link);
+        match reply::write(
+            query,
+            link,
+            ask.boot,
+            &terms,
+            &mut self.counters,
+            &mut buffer[..],
+        ) {
+            Ok(written) => Ok(Prepared {
+                buffer,
+                length: written.length,
+                times_at: written.times_at,
+                lease: subnet.lease,
+                vlan: link.vlan,
+                server: link.server,
+                destination: reply_destination(query, MessageType::Ack, address),
+                mac: ask.mac,
+                address,
+            }),
+            Err(reason) => {
+                self.pending.recycle(buffer);
+                Err(reason)
+            }
+        }
+    }
+
+    fn ack_now<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        address: Ipv4Addr,
+        subnet: &Subnet,
+        lease: Duration,
+        from_memory: bool,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        if lease < LEASE_MIN {
+            return Err(Drop::TooLate);
+        }
+        let terms = Terms {
+            kind: MessageType::Ack,
+            address,
+            subnet,
+            lease_secs: Some(secs(lease)),
+            hostname: hostname(ask),
+        };
+        self.send(ask, &terms, out)?;
+        if from_memory {
+            self.counters.count(Sent::AckFromMemory);
+        }
+        self.event(EventKind::Ack, ask, address, lease, out);
+        Ok(())
+    }
+
+    // ---------------------------------------------------------------- DECLINE, RELEASE, INFORM
+
+    /// Somebody else uses the address: nobody gets it for ten minutes (§4.3.3).
+    pub(super) fn on_decline<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        if ask
+            .query
+            .server_id()
+            .is_some_and(|server| server != ask.link.server)
+        {
+            return Err(Drop::OtherServer);
+        }
+        let address = ask.query.requested_address().ok_or(Drop::NoAddress)?;
+        if self
+            .reserved(ask)
+            .is_some_and(|own| own.address == address && !own.dynamic)
+        {
+            self.event(EventKind::Decline, ask, address, Duration::ZERO, out);
+            return Ok(());
+        }
+        self.serving(ask.now)?;
+        let slot = self
+            .table
+            .find(ask.link.vlan, address)
+            .filter(|slot| self.table.is_held_by(*slot, &ask.client))
+            .ok_or(Drop::NoRecord)?;
+        let (client, ended) = match self.table.binding_mut(slot) {
+            // A grant on its way may still become a row, so a row is assumed.
+            Some(binding) => (Some(binding.client.clone()), binding.ended),
+            None => (None, Ms::PAST),
+        };
+        if let Some(index) = self
+            .table
+            .binding_mut(slot)
+            .and_then(|binding| binding.writing)
+        {
+            self.pending.cancel(index);
+        }
+        let until = ask
+            .now
+            .plus(DECLINE_QUARANTINE)
+            .plus(::lease::TAKE_AWAY_GRACE);
+        self.table.set(
+            slot,
+            State::Resting {
+                until,
+                client,
+                ended,
+            },
+            false,
+        );
+        let kind = WriteKind::Quarantine {
+            length: DECLINE_QUARANTINE,
+        };
+        out.lease(Ticket::UNAWAITED, self.write(slot, kind));
+        self.counters.count(Sent::Quarantine);
+        self.event(EventKind::Decline, ask, address, Duration::ZERO, out);
+        Ok(())
+    }
+
+    /// The client gives its address up (§4.3.4). Nothing is shortened: it is only the first to be reclaimed.
+    pub(super) fn on_release<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        if ask
+            .query
+            .server_id()
+            .is_some_and(|server| server != ask.link.server)
+        {
+            return Err(Drop::OtherServer);
+        }
+        let address = ask.query.ciaddr();
+        if address.is_unspecified() {
+            return Err(Drop::NoAddress);
+        }
+        self.serving(ask.now)?;
+        let slot = self
+            .table
+            .find(ask.link.vlan, address)
+            .filter(|slot| self.table.is_held_by(*slot, &ask.client))
+            .ok_or(Drop::NoRecord)?;
+        match self.table.binding_mut(slot) {
+            // Said before, or still being granted: that client has changed its mind already.
+            Some(binding) if binding.released || binding.writing.is_some() => return Ok(()),
+            Some(binding) => binding.released = true,
+            None => {
+                self.table.set(slot, State::Free, false);
+                return Ok(());
+            }
+        }
+        let kind = WriteKind::Release {
+            client: ask.client.clone(),
+        };
+        out.lease(Ticket::UNAWAITED, self.write(slot, kind));
+        self.counters.count(Sent::Release);
+        self.event(EventKind::Release, ask, address, Duration::ZERO, out);
+        Ok(())
+    }
+
+    /// A client with an address of its own wants the other parameters (§4.3.5): no yiaddr, no lease.
+    pub(super) fn on_inform<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
+        let address = ask.query.ciaddr();
+        if address.is_unspecified() {
+            return Err(Drop::NoAddress);
+        }
+        let terms = Terms {
+            kind: MessageType::Ack,
+            address: Ipv4Addr::UNSPECIFIED,
+            subnet: ask.link.subnet_of(address).unwrap_or(ask.home),
+            lease_secs: None,
+            hostname: hostname(ask),
+        };
+        self.send(ask, &terms, out)
+    }
+
+    // ---------------------------------------------------------------- rules
+
+    fn reserved<'a, C: Config>(&self, ask: &Ask<'a, C>) -> Option<Reserved<'a>> {
+        let reservation = ask.config.reservation(ask.link.vlan, ask.mac?)?;
+        let address = reservation.address;
+        let subnet = ask.link.subnet_of(address)?;
+        let dynamic =
+            subnet.is_dynamic(address) || self.table.find(ask.link.vlan, address).is_some();
+        Some(Reserved {
+            address,
+            subnet,
+            dynamic,
+        })
+    }
+
+    /// Free, and of a block that the region still lets us grant from.
+    fn is_dealable(&self, slot: u32) -> bool {
+        matches!(self.table.slots[slot as usize].state, State::Free)
+            && !self.table.run(slot).refused
+    }
+
+    /// Whether the client's present address may be offered to it again.
+    fn is_keepable<C: Config>(&mut self, ask: &Ask<'_, C>, slot: u32) -> bool {
+        let address = self.table.address(slot);
+        let theirs = ask.config.reserved(ask.link.vlan, address);
+        if theirs.is_some_and(|theirs| Some(theirs.mac) != ask.mac)
+            || self.subnet_of_slot(ask, slot).is_none()
+            || self.table.run(slot).refused
+        {
+            return false;
+        }
+        match self
+            .table
+            .binding_mut(slot)
+            .and_then(|binding| binding.writing)
+        {
+            Some(index) => self
+                .pending
+                .get_mut(index)
+                .is_none_or(|pending| matches!(pending.kind, Kind::Grant(_))),
+            None => true,
+        }
+    }
+
+    fn strangers_full(&self, slot: u32) -> bool {
+        let pool = self.table.pool_of(slot);
+        pool.strangers >= pool.total.div_ceil(2)
+    }
+
+    fn subnet_of_slot<'a, C: Config>(&self, ask: &Ask<'a, C>, slot: u32) -> Option<&'a Subnet> {
+        ask.link.subnet_of(self.table.address(slot))
+    }
+
+    /// The write of `kind` for this address, with its block's epoch.
+    pub(super) fn write(&self, slot: u32, kind: WriteKind) -> Write {
+        let run = self.table.run(slot);
+        let address = IpAddr::V4(self.table.address(slot));
+        Write {
+            block: run.id,
+            epoch: run.epoch,
+            address,
+            kind,
+        }
+    }
+}
+
+/// The link's subnets, the client's own first: a VLAN may carry several.
+fn subnets<'a, C: Config>(ask: &Ask<'a, C>) -> impl Iterator<Item = &'a Subnet> {
+    let home = ask.home;
+    std::iter::once(home).chain(
+        ask.link
+            .subnets
+            .iter()
+            .filter(move |other| other.id != home.id),
+    )
+}
+
+/// Never dealt: what is reserved for another, the rack's and the gateway's own addresses, and the subnet's ends.
+fn is_allocatable<C: Config>(ask: &Ask<'_, C>, address: Ipv4Addr) -> bool {
+    let reserved = ask.config.reserved(ask.link.vlan, address);
+    let Some(subnet) = ask.link.subnet_of(address) else {
+        return false;
+    };
+    reserved.is_none_or(|theirs| Some(theirs.mac) == ask.mac)
+        && address != ask.link.server
+        && Some(address) != subnet.gateway
+        && (subnet.net.prefix_len() >= 31
+            || (address != subnet.net.network() && address != subnet.net.broadcast()))
+}
+
+/// What the client is to call itself: its reservation's name, else what the machine is called.
+fn hostname<'a, C: Config>(ask: &Ask<'a, C>) -> &'a str {
+    let reservation = ask
+        .mac
+        .and_then(|mac| ask.config.reservation(ask.link.vlan, mac));
+    match reservation {
+        Some(reservation) if !reservation.hostname.is_empty() => &reservation.hostname,
+        _ => ask.boot.hostname,
+    }
+}
+
+/// What the client calls itself, if that is a host name; else "". It ends in logs and zones.
+fn claimed_hostname(octets: Option<&[u8]>) -> &str {
+    let name = octets.unwrap_or_default();
+    let name = name.split(|octet| *octet == 0).next().unwrap_or_default();
+    let plain = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'.' | b'_');
+    match std::str::from_utf8(name) {
+        Ok(text) if text.len() <= 63 && name.iter().all(plain) => text,
+        _ => "",
+    }
+}
+
+/// Whole seconds, rounded down; 0xffff_ffff would mean for ever (RFC 2131 §3.3).
+pub(super) fn secs(length: Duration) -> u32 {
+    u32::try_from(length.as_secs())
+        .unwrap_or(u32::MAX)
+        .min(u32::MAX - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_host_names_are_believed() {
+        let cases: [(&[u8], &str); 6] = [
+            (b"node-1", "node-1"),
+            (b"node-1\0", "node-1"),
+            (b"", ""),
+            (b"a b", ""),
+            (b"x\nDROP", ""),
+            (&[b'a'; 64], ""),
+        ];
+        for (octets, want) in cases {
+            assert_eq!(claimed_hostname(Some(octets)), want, "{octets:?}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_rounded_down_and_end() {
+        assert_eq!(secs(Duration::from_millis(1_999)), 1);
+        assert_eq!(secs(Duration::MAX), u32::MAX - 1);
+    }
+}

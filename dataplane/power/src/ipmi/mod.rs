@@ -1,0 +1,387 @@
+//! The `ipmi` driver: a native IPMI v2.0 (RMCP+) client, async, one UDP socket per operation.
+//!
+//! This file joins the parts: it chooses the suite, opens sessions (again, if a BMC drops one), and turns
+//! chassis and boot-option commands into the [`Actuator`] the power scripts use.
+
+pub mod command;
+pub mod crypto;
+pub mod handshake;
+mod session;
+pub mod wire;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::parameters::IpmiParameters;
+use crate::steps::{Actuator, Switch};
+use crate::{PowerError, PowerState};
+use command::{BootFlags, ChassisControl, ChassisStatus, Command, completion, efi_flag};
+use crypto::Suite;
+use handshake::status;
+use session::{Fault, Session};
+
+/// Sessions opened for one operation: the first, and again when the BMC forgot it.
+const SESSIONS_MAX: u32 = 4;
+/// Tries of a command or handshake that the BMC is too busy for, and the pause between them.
+const BUSY_TRIES_MAX: u32 = 4;
+const BUSY_PAUSE: Duration = Duration::from_millis(750);
+
+/// One BMC for the length of one operation.
+pub(crate) struct Bmc<'a> {
+    parameters: &'a IpmiParameters,
+    deadline: Instant,
+    address: Option<SocketAddr>,
+    session: Option<Session>,
+    sessions_opened: u32,
+    /// The suite that worked; asked for again without trying others.
+    suite: Option<Suite>,
+    answered: bool,
+}
+
+impl<'a> Bmc<'a> {
+    pub fn new(parameters: &'a IpmiParameters, deadline: Instant) -> Self {
+        Self {
+            parameters,
+            deadline,
+            address: None,
+            session: None,
+            sessions_opened: 0,
+            suite: parameters.suite,
+            answered: false,
+        }
+    }
+
+    /// Ends the session, if there is one.
+    pub async fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.close().await;
+        }
+    }
+
+    fn name(&self) -> String {
+        self.parameters.address.to_string()
+    }
+
+    async fn resolve(&mut self) -> Result<SocketAddr, PowerError> {
+        if let Some(address) = self.address {
+            return Ok(address);
+        }
+        let target = (
+            self.parameters.address.host.as_str(),
+            self.parameters.address.port,
+        );
+        let unreachable = |source| PowerError::Unreachable {
+            bmc: self.name(),
+            source,
+        };
+        let mut found = match timeout_at(self.deadline, tokio::net::lookup_host(target)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(unreachable(Some(error))),
+            Err(_) => return Err(unreachable(None)),
+        };
+        let address = found.next().ok_or_else(|| unreachable(None))?;
+        self.address = Some(address);
+        Ok(address)
+    }
+
+    /// Opens a session at the wanted privilege. With no suite given: those the BMC lists, best first; if
+    /// it lists none, 17, then 3 (some BMCs answer 17 with silence, some with an error).
+    async fn open(&mut self) -> Result<(), PowerError> {
+        let address = self.resolve().await?;
+        let suites = match self.suite {
+            Some(suite) => vec![suite],
+            None => {
+                let socket = session::connect(address)
+                    .await
+                    .map_err(|fault| self.session_error(fault))?;
+                let offered = session::offered_suites(&socket, self.deadline).await;
+                match offered.map_err(|fault| self.session_error(fault))? {
+                    Some(offered) => {
+                        self.answered = true;
+                        offered
+                    }
+                    None => vec![Suite::Sha256, Suite::Sha1],
+                }
+            }
+        };
+        let mut last = PowerError::NoCipherSuite { bmc: self.name() };
+        for suite in suites {
+            match self.open_with(address, suite).await {
+                Ok(session) => {
+                    self.suite = Some(suite);
+                    self.session = Some(session);
+                    return self.raise_privilege().await;
+                }
+                // Another suite may still work; an answer about credentials is final.
+                Err(
+                    fault @ (Fault::NoAnswer
+                    | Fault::OtherSuite
+                    | Fault::Malformed
+                    | Fault::Status(
+                        status::INVALID_AUTHENTICATION
+                        | status::INVALID_INTEGRITY
+                        | status::NO_AUTHENTICATION
+                        | status::NO_INTEGRITY
+                        | status::INVALID_CONFIDENTIALITY
+                        | status::NO_SUITE
+                        | status::ILLEGAL_PARAMETER,
+                    )),
+                ) => {
+                    last = self.session_error(fault);
+                }
+                Err(fault) => return Err(self.session_error(fault)),
+            }
+            if Instant::now() >= self.deadline {
+                break;
+            }
+        }
+        Err(last)
+    }
+
+    /// One suite; a BMC without room for a session is asked again for a while.
+    async fn open_with(&mut self, address: SocketAddr, suite: Suite) -> Result<Session, Fault> {
+        let mut tries = 1;
+        loop {
+            let socket = session::connect(address).await?;
+            let opened = Session::open(socket, self.parameters, suite, self.deadline).await;
+            if !matches!(opened, Err(Fault::NoAnswer | Fault::Io(_))) {
+                self.answered = true;
+            }
+            match opened {
+                Err(Fault::Status(
+                    status::NO_RESOURCES
+                    | status::NO_RESOURCES_FOR_ROLE
+                    // A RAKP 3 that was repeated because its answer was lost: start over.
+                    | status::INVALID_SESSION
+                    | status::INACTIVE_SESSION,
+                )) if tries < BUSY_TRIES_MAX => {
+                    tries += 1;
+                    sleep(BUSY_PAUSE).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// A session starts at the lowest privilege (§6.8).
+    async fn raise_privilege(&mut self) -> Result<(), PowerError> {
+        let command = Command::session_privilege(self.parameters.privilege);
+        let mut busy = 0;
+        loop {
+            let Some(session) = self.session.as_mut() else {
+                return Err(self.session_error(Fault::NoAnswer));
+            };
+            let answer = session
+                .ask(&command, self.parameters.skip_checksums, self.deadline)
+                .await;
+            match answer {
+                Ok((completion::OK, _)) => return Ok(()),
+                // 80h: not for this user; 81h: exceeds what the user or the channel may have.
+                Ok((0x80 | 0x81, _)) => {
+                    return Err(PowerError::Credentials {
+                        bmc: self.name(),
+                        reason: "this user may not have the privilege level",
+                    });
+                }
+                Ok((code, _)) => self.pause_if_busy(&command, code, &mut busy).await?,
+                Err(fault) => return Err(self.session_error(fault)),
+            }
+        }
+    }
+
+    /// Waits a moment after a code that may pass; any other, or one too many, is the answer.
+    async fn pause_if_busy(
+        &self,
+        command: &Command,
+        code: u8,
+        busy: &mut u32,
+    ) -> Result<(), PowerError> {
+        if !command::is_transient(code) {
+            return Err(PowerError::Refused {
+                bmc: self.name(),
+                command: command.name,
+                code,
+            });
+        }
+        if *busy == BUSY_TRIES_MAX {
+            let reason = command::completion_name(code);
+            return Err(PowerError::Busy {
+                bmc: self.name(),
+                reason,
+            });
+        }
+        *busy += 1;
+        sleep(BUSY_PAUSE).await;
+        Ok(())
+    }
+
+    /// Sends one command, opening a session if there is none. Every command used is idempotent, so one
+    /// whose answer is lost together with its session is simply sent in the next.
+    async fn ask(&mut self, command: &Command) -> Result<Vec<u8>, PowerError> {
+        let mut busy = 0;
+        loop {
+            let answer = match self.session.as_mut() {
+                None => {
+                    if self.sessions_opened == SESSIONS_MAX {
+                        return Err(self.session_error(Fault::NoAnswer));
+                    }
+                    self.sessions_opened += 1;
+                    self.open().await?;
+                    continue;
+                }
+                Some(session) => {
+                    session
+                        .ask(command, self.parameters.skip_checksums, self.deadline)
+                        .await
+                }
+            };
+            match answer {
+                Ok((completion::OK, data)) => return Ok(data),
+                Ok((code, _)) => self.pause_if_busy(command, code, &mut busy).await?,
+                Err(Fault::NoAnswer) if Instant::now() < self.deadline => {
+                    tracing::debug!(bmc = %self.parameters.address, "session lost");
+                    self.session = None;
+                }
+                Err(fault) => return Err(self.session_error(fault)),
+            }
+        }
+    }
+
+    fn session_error(&self, fault: Fault) -> PowerError {
+        let bmc = self.name();
+        match fault {
+            Fault::NoAnswer if self.answered => PowerError::Timeout {
+                bmc,
+                waiting_for: "an answer in mid-operation",
+            },
+            Fault::NoAnswer => PowerError::Unreachable { bmc, source: None },
+            Fault::Io(source) => PowerError::Unreachable {
+                bmc,
+                source: Some(source),
+            },
+            Fault::WrongPassword => PowerError::Credentials {
+                bmc,
+                reason: "wrong password",
+            },
+            Fault::WrongKey => PowerError::Credentials {
+                bmc,
+                reason: "wrong K_g",
+            },
+            Fault::Status(status::UNAUTHORIZED_NAME | status::INVALID_NAME_LENGTH) => {
+                PowerError::Credentials {
+                    bmc,
+                    reason: "unknown user",
+                }
+            }
+            Fault::Status(status::UNAUTHORIZED_ROLE | status::INVALID_ROLE) => {
+                PowerError::Credentials {
+                    bmc,
+                    reason: "this user may not have the privilege level",
+                }
+            }
+            // The BMC's word for our RAKP 3 proof.
+            Fault::Status(status::INVALID_CHECK_VALUE) => PowerError::Credentials {
+                bmc,
+                reason: "wrong password",
+            },
+            Fault::Status(status::NO_RESOURCES | status::NO_RESOURCES_FOR_ROLE) => {
+                PowerError::Busy {
+                    bmc,
+                    reason: "it has no room for a session",
+                }
+            }
+            Fault::Status(status) => PowerError::SessionRefused { bmc, status },
+            Fault::OtherSuite => PowerError::Protocol {
+                bmc,
+                what: "it answered with a cipher suite not asked for",
+            },
+            Fault::Malformed => PowerError::Protocol {
+                bmc,
+                what: "a malformed answer",
+            },
+        }
+    }
+}
+
+impl Actuator for Bmc<'_> {
+    async fn state(&mut self) -> Result<PowerState, PowerError> {
+        let data = self.ask(&Command::chassis_status()).await?;
+        let status = ChassisStatus::parse(&data).ok_or_else(|| PowerError::Protocol {
+            bmc: self.name(),
+            what: "a short chassis status",
+        })?;
+        Ok(match status {
+            ChassisStatus { power_on: true, .. } => PowerState::On,
+            ChassisStatus { fault: true, .. } => PowerState::Error,
+            ChassisStatus { .. } => PowerState::Off,
+        })
+    }
+
+    async fn switch(&mut self, to: Switch) -> Result<(), PowerError> {
+        let control = match to {
+            Switch::On => ChassisControl::On,
+            Switch::Off => ChassisControl::Off,
+            Switch::SoftOff => ChassisControl::SoftOff,
+        };
+        match self.ask(&Command::chassis_control(control)).await {
+            // "Already so", as some BMCs put it: the poll that follows decides.
+            Err(PowerError::Refused {
+                code: completion::NOT_IN_THIS_STATE,
+                ..
+            }) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    async fn boot_from_network(&mut self) -> Result<String, PowerError> {
+        let current = match self.ask(&Command::boot_flags()).await {
+            Ok(data) => BootFlags::parse(&data),
+            Err(PowerError::Refused { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let efi = efi_flag(self.parameters.boot_type, current);
+        for command in Command::boot_options_preamble() {
+            match self.ask(&command).await {
+                Ok(_) | Err(PowerError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.ask(&Command::boot_from_network(efi)).await?;
+        match self.ask(&Command::boot_options_done()).await {
+            Ok(_) | Err(PowerError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // Told, not judged: some BMCs lose bits on reading back what they nevertheless do.
+        let seen = match self
+            .ask(&Command::boot_flags())
+            .await
+            .ok()
+            .as_deref()
+            .map(BootFlags::parse)
+        {
+            Some(Some(flags)) if flags.is_network() => "read back as such",
+            Some(Some(_)) => "read back as another device",
+            _ => "not readable",
+        };
+        let firmware = if efi { "efi" } else { "legacy" };
+        Ok(format!("next boot from the network ({firmware}), {seen}"))
+    }
+
+    fn answered(&self) -> bool {
+        self.answered
+    }
+
+    fn opening(&self) -> Option<String> {
+        let session = self.session.as_ref()?;
+        let unused = match self.parameters.flags_unused.as_slice() {
+            [] => String::new(),
+            flags => format!(", workaround flags not used: {}", flags.join(" ")),
+        };
+        Some(format!(
+            "session with cipher suite {}{unused}",
+            session.suite().id()
+        ))
+    }
+}

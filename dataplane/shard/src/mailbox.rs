@@ -1,0 +1,325 @@
+//! How a shard and the rack's two other threads talk: bounded single-producer queues and a bell.
+//!
+//! ```text
+//!   link thread --ToShard--> +-------+ --ToLink--> link thread
+//!   work thread --ToShard--> | shard | --ToWork--> work thread
+//!                            +-------+
+//! ```
+//! Each thread has one [`Bell`] (an eventfd) however many queues end at it. A sender writes it only when the owner has
+//! said that it is about to sleep, so that a busy thread costs its peers nothing. A full queue gives the message back:
+//! nothing here blocks, and nothing grows.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Instant;
+
+use lease::{Block, Outcome, Row, Write};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::driver::LinkSocket;
+
+/// Messages that fit a queue to a shard, from a shard to the link thread, and to the work thread.
+pub const TO_SHARD_MAX: usize = 4096;
+pub const TO_LINK_MAX: usize = 8192;
+pub const TO_WORK_MAX: usize = 1024;
+
+/// What a shard is told.
+#[derive(Debug)]
+pub enum ToShard {
+    /// The rack's blocks and rows at an attach; each shard takes its own part. `sent`: when the attach left for the
+    /// region, from which the rows' times count.
+    Attach { blocks: Arc<[Block]>, rows: Arc<[Row]>, sent: Instant, until: Instant },
+    /// The blocks are no longer ours: mute until the next attach.
+    Forget,
+    /// The blocks may be served until then.
+    Until(Instant),
+    /// The answer to a [`ToLink::Lease`].
+    Outcome { ticket: dhcp::Ticket, outcome: Outcome },
+    /// The answer to a [`ToLink::BootConfig`]; `None`: nothing boots there.
+    Machine { ticket: u64, machine: Option<Arc<boot::Machine>> },
+    /// Pieces or loaders arrived, or a fill failed: look at what waits.
+    Progress,
+    /// The packet sockets of this shard, in place of those it had.
+    Links(Vec<LinkSocket>),
+    /// Take nothing new, finish what runs, stop at the deadline at the latest.
+    Drain { deadline: Instant },
+    Stop,
+}
+
+/// What a shard asks of the link thread, which owns the region links.
+#[derive(Debug)]
+pub enum ToLink {
+    /// Wants a [`ToShard::Outcome`], unless the ticket is `Ticket::UNAWAITED`.
+    Lease { ticket: dhcp::Ticket, write: Write },
+    /// Wants a [`ToShard::Machine`] within seconds. Coalesced: one per machine at a time.
+    BootConfig { ticket: u64, query: BootQuery },
+    Event(Event),
+}
+
+/// A machine that the snapshot does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BootQuery {
+    pub mac: Option<[u8; 6]>,
+    /// "" if the request did not say.
+    pub uuid: String,
+    /// MAAS architecture name, "" if the request did not say.
+    pub arch: String,
+    pub address: IpAddr,
+    /// 0 where the link is not known.
+    pub vlan: u32,
+}
+
+/// Something for the machine's event log.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// `model::EventType` name.
+    pub kind: &'static str,
+    /// `None`: the rack finds the machine by its address.
+    pub mac: Option<[u8; 6]>,
+    pub address: IpAddr,
+    pub detail: String,
+    pub at: Instant,
+}
+
+/// What a shard asks of the work thread.
+#[derive(Debug)]
+pub enum ToWork {
+    /// A client waits for this file.
+    Want([u8; 32]),
+    /// A connection that is not the shard's, with the octets already read.
+    HandOff { socket: OwnedFd, peer: SocketAddr, local: SocketAddr, read: Vec<u8> },
+}
+
+/// Wakes one thread. Its owner's loop, with the descriptor polled or awaited (`AsRawFd`: fit for tokio's `AsyncFd`):
+///
+/// ```text
+/// loop { bell.park();
+///        if every queue is empty { wait until the descriptor is readable; bell.silence() }
+///        bell.unpark();
+///        take what the queues hold }
+/// ```
+#[derive(Debug)]
+pub struct Bell {
+    fd: OwnedFd,
+    /// The owner is asleep or about to be.
+    parked: AtomicBool,
+}
+
+impl Bell {
+    pub fn new() -> io::Result<Arc<Self>> {
+        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Arc::new(Self { fd, parked: AtomicBool::new(false) }))
+    }
+
+    /// Owner: "I sleep once my queues are empty". Look at every queue after this, and sleep only if all are empty.
+    pub fn park(&self) {
+        self.parked.store(true, Ordering::SeqCst);
+        // Either we see the sender's message, or the sender sees the flag.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Owner: awake again.
+    pub fn unpark(&self) {
+        self.parked.store(false, Ordering::SeqCst);
+    }
+
+    /// Owner: the descriptor was readable; it is not any more.
+    pub fn silence(&self) {
+        let mut count = [0; 8];
+        // EAGAIN: nobody rang.
+        let _ = rustix::io::read(&self.fd, &mut count);
+    }
+
+    /// Sender: after the message is in the queue.
+    fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
+            // An eventfd's write fails only when 2^64 - 2 rings are unread.
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// The sending end of a queue.
+#[derive(Debug)]
+pub struct Sender<T> {
+    queue: rtrb::Producer<T>,
+    bell: Arc<Bell>,
+}
+
+impl<T> Sender<T> {
+    /// Leaves a message and wakes the owner if it sleeps. A full queue gives the message back.
+    pub fn push(&mut self, message: T) -> Result<(), T> {
+        self.queue.push(message).map_err(|rtrb::PushError::Full(message)| message)?;
+        self.bell.ring();
+        Ok(())
+    }
+
+    pub fn free_slots(&self) -> usize {
+        self.queue.slots()
+    }
+
+    /// The other end is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.queue.is_abandoned()
+    }
+}
+
+/// The receiving end of a queue.
+#[derive(Debug)]
+pub struct Receiver<T> {
+    queue: rtrb::Consumer<T>,
+}
+
+impl<T> Receiver<T> {
+    pub fn pop(&mut self) -> Option<T> {
+        self.queue.pop().ok()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The other end is gone; what it left can still be taken.
+    pub fn is_abandoned(&self) -> bool {
+        self.queue.is_abandoned()
+    }
+}
+
+/// The shard's end of its mailboxes.
+#[derive(Debug)]
+pub struct ShardMailbox {
+    pub(crate) bell: Arc<Bell>,
+    pub(crate) from_link: Receiver<ToShard>,
+    pub(crate) from_work: Receiver<ToShard>,
+    pub(crate) to_link: Sender<ToLink>,
+    pub(crate) to_work: Sender<ToWork>,
+}
+
+impl ShardMailbox {
+    /// What the driver watches for [`crate::Completion::Mail`].
+    pub fn bell(&self) -> Arc<Bell> {
+        Arc::clone(&self.bell)
+    }
+
+    /// About to wait: false if there is something to do first.
+    pub(crate) fn park(&self) -> bool {
+        self.bell.park();
+        self.from_link.is_empty() && self.from_work.is_empty()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<ToShard> {
+        self.from_link.pop().or_else(|| self.from_work.pop())
+    }
+}
+
+/// The link thread's end for one shard. Its bell is the one given to [`mailboxes`].
+#[derive(Debug)]
+pub struct LinkMailbox {
+    pub to_shard: Sender<ToShard>,
+    pub from_shard: Receiver<ToLink>,
+}
+
+/// The work thread's end for one shard.
+#[derive(Debug)]
+pub struct WorkMailbox {
+    pub to_shard: Sender<ToShard>,
+    pub from_shard: Receiver<ToWork>,
+}
+
+/// The mailboxes of one shard. `link` and `work` are the bells of those threads, shared by all shards' mailboxes.
+pub fn mailboxes(
+    link: &Arc<Bell>,
+    work: &Arc<Bell>,
+) -> io::Result<(ShardMailbox, LinkMailbox, WorkMailbox)> {
+    let bell = Bell::new()?;
+    let (link_to_shard, from_link) = queue(TO_SHARD_MAX, &bell);
+    let (work_to_shard, from_work) = queue(TO_SHARD_MAX, &bell);
+    let (to_link, link_from_shard) = queue(TO_LINK_MAX, link);
+    let (to_work, work_from_shard) = queue(TO_WORK_MAX, work);
+    Ok((
+        ShardMailbox { bell, from_link, from_work, to_link, to_work },
+        LinkMailbox { to_shard: link_to_shard, from_shard: link_from_shard },
+        WorkMailbox { to_shard: work_to_shard, from_shard: work_from_shard },
+    ))
+}
+
+fn queue<T>(capacity: usize, bell: &Arc<Bell>) -> (Sender<T>, Receiver<T>) {
+    let (producer, consumer) = rtrb::RingBuffer::new(capacity);
+    (Sender { queue: producer, bell: Arc::clone(bell) }, Receiver { queue: consumer })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    fn rings(bell: &Bell, wait: i64) -> bool {
+        let mut fds = [PollFd::new(bell, PollFlags::IN)];
+        let wait = Timespec { tv_sec: wait, tv_nsec: 0 };
+        poll(&mut fds, Some(&wait)).unwrap() == 1
+    }
+
+    #[test]
+    fn the_bell_rings_only_for_a_sleeper() {
+        let bell = Bell::new().unwrap();
+        let (mut sender, mut receiver) = queue(2, &bell);
+        sender.push(1).unwrap();
+        assert!(!rings(&bell, 0));
+        bell.park();
+        assert!(!receiver.is_empty(), "whoever parks looks again");
+        sender.push(2).unwrap();
+        assert!(rings(&bell, 0));
+        bell.silence();
+        bell.unpark();
+        assert!(!rings(&bell, 0));
+        assert_eq!(sender.push(3), Err(3));
+        assert_eq!((receiver.pop(), receiver.pop(), receiver.pop()), (Some(1), Some(2), None));
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        const COUNT: u32 = 20_000;
+        let bell = Bell::new().unwrap();
+        let (mut sender, mut receiver) = queue(16, &bell);
+        let pusher = thread::spawn(move || {
+            for number in 0..COUNT {
+                while sender.push(number).is_err() {
+                    thread::yield_now();
+                }
+            }
+        });
+        let mut expected = 0;
+        while expected < COUNT {
+            bell.park();
+            if receiver.is_empty() {
+                assert!(rings(&bell, 10), "stuck at {expected}");
+                bell.silence();
+            }
+            bell.unpark();
+            while let Some(number) = receiver.pop() {
+                assert_eq!(number, expected);
+                expected += 1;
+            }
+        }
+        pusher.join().unwrap();
+    }
+}

@@ -1,0 +1,187 @@
+//! What a rack knows, as its shards see it: immutable, loaded once per turn, swapped in whole by the link thread.
+//!
+//! Versions share structure (`imbl`): a change of one machine copies a few nodes, not the table. The link thread clones
+//! the last version, changes it with the methods here, and stores it in the `ArcSwap`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use images::Object;
+use lease::VlanId;
+use wire::ethernet::Mac;
+
+type Map<K, V> = imbl::GenericHashMap<
+    K,
+    V,
+    foldhash::quality::RandomState,
+    imbl::shared_ptr::DefaultSharedPtr,
+>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    links: Arc<Links>,
+    reservations: Map<(VlanId, Mac), Arc<dhcp::Reservation>>,
+    reserved: Map<(VlanId, Ipv4Addr), Arc<dhcp::Reservation>>,
+    by_mac: Map<[u8; 6], Arc<boot::Machine>>,
+    by_id: Map<Arc<str>, Known>,
+    pub files: Map<[u8; 32], Arc<Object>>,
+    /// By path without a leading slash.
+    pub loaders: Map<Arc<str>, Arc<Loader>>,
+    pub settings: Arc<boot::Settings>,
+}
+
+/// A machine and the MACs it is found by.
+#[derive(Clone, Debug)]
+struct Known {
+    machine: Arc<boot::Machine>,
+    macs: Arc<[[u8; 6]]>,
+}
+
+/// A link of this rack and the device it is reached by.
+#[derive(Clone, Debug)]
+pub struct Link {
+    pub dhcp: dhcp::Link,
+    /// Kernel name of the device.
+    pub interface: String,
+    /// Kernel index of the device; `None` while it is not there.
+    pub index: Option<u32>,
+}
+
+/// A file served by TFTP and HTTP under its own name.
+#[derive(Debug)]
+pub struct Loader {
+    pub sha256: [u8; 32],
+    /// Verified content, set once by the work thread.
+    pub bytes: OnceLock<Bytes>,
+}
+
+impl Loader {
+    pub fn absent(sha256: [u8; 32]) -> Self {
+        Self { sha256, bytes: OnceLock::new() }
+    }
+}
+
+/// The links, found by device, VLAN and address.
+#[derive(Debug, Default)]
+struct Links {
+    all: Vec<Link>,
+    by_index: HashMap<u32, usize>,
+    by_vlan: HashMap<VlanId, usize>,
+    /// First address of a subnet to (last address, link). Subnets of one rack do not overlap.
+    by_address: BTreeMap<Ipv4Addr, (Ipv4Addr, usize)>,
+}
+
+impl Snapshot {
+    pub fn links(&self) -> &[Link] {
+        &self.links.all
+    }
+
+    pub fn set_links(&mut self, all: Vec<Link>) {
+        let mut links = Links::default();
+        for (at, link) in all.iter().enumerate() {
+            if let Some(index) = link.index {
+                links.by_index.insert(index, at);
+            }
+            links.by_vlan.insert(link.dhcp.vlan, at);
+            for subnet in &link.dhcp.subnets {
+                let net = subnet.net;
+                links.by_address.insert(net.network(), (net.broadcast(), at));
+            }
+        }
+        links.all = all;
+        self.links = Arc::new(links);
+    }
+
+    /// The link of the device with this kernel index.
+    pub fn link_by_interface(&self, index: u32) -> Option<&Link> {
+        self.links.by_index.get(&index).map(|at| &self.links.all[*at])
+    }
+
+    pub fn link_by_vlan(&self, vlan: VlanId) -> Option<&Link> {
+        self.links.by_vlan.get(&vlan).map(|at| &self.links.all[*at])
+    }
+
+    /// The link with a subnet that holds the address.
+    pub fn link_by_address(&self, address: Ipv4Addr) -> Option<&Link> {
+        let (_, (last, at)) = self.links.by_address.range(..=address).next_back()?;
+        (address <= *last).then(|| &self.links.all[*at])
+    }
+
+    /// Adds or replaces the reservation of (vlan, mac).
+    pub fn insert_reservation(&mut self, reservation: dhcp::Reservation) {
+        self.remove_reservation(reservation.vlan, reservation.mac);
+        let reservation = Arc::new(reservation);
+        let (vlan, mac, address) = (reservation.vlan, reservation.mac, reservation.address);
+        self.reservations.insert((vlan, mac), Arc::clone(&reservation));
+        self.reserved.insert((vlan, address), reservation);
+    }
+
+    pub fn remove_reservation(&mut self, vlan: VlanId, mac: Mac) {
+        if let Some(old) = self.reservations.remove(&(vlan, mac))
+            && self.reserved.get(&(vlan, old.address)).is_some_and(|at| at.mac == mac)
+        {
+            self.reserved.remove(&(vlan, old.address));
+        }
+    }
+
+    pub fn clear_reservations(&mut self) {
+        self.reservations.clear();
+        self.reserved.clear();
+    }
+
+    /// The MAC an address is set aside for.
+    pub fn reserved_mac(&self, vlan: VlanId, address: Ipv4Addr) -> Option<Mac> {
+        self.reserved.get(&(vlan, address)).map(|reservation| reservation.mac)
+    }
+
+    pub fn machine_by_mac(&self, mac: &[u8; 6]) -> Option<&Arc<boot::Machine>> {
+        self.by_mac.get(mac)
+    }
+
+    pub fn machine_by_id(&self, system_id: &str) -> Option<&Arc<boot::Machine>> {
+        self.by_id.get(system_id).map(|known| &known.machine)
+    }
+
+    pub fn machine_count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Adds or replaces the machine with this system id; `macs` are its interfaces'.
+    pub fn insert_machine(&mut self, system_id: &str, macs: &[[u8; 6]], machine: Arc<boot::Machine>) {
+        self.remove_machine(system_id);
+        for mac in macs {
+            self.by_mac.insert(*mac, Arc::clone(&machine));
+        }
+        self.by_id.insert(system_id.into(), Known { machine, macs: macs.into() });
+    }
+
+    pub fn remove_machine(&mut self, system_id: &str) {
+        let Some(old) = self.by_id.remove(system_id) else { return };
+        for mac in old.macs.iter() {
+            // The MAC may have moved to another machine since.
+            if self.by_mac.get(mac).is_some_and(|machine| Arc::ptr_eq(machine, &old.machine)) {
+                self.by_mac.remove(mac);
+            }
+        }
+    }
+}
+
+impl dhcp::Config for Snapshot {
+    fn link_of(&self, address: Ipv4Addr) -> Option<&dhcp::Link> {
+        self.link_by_address(address).map(|link| &link.dhcp)
+    }
+
+    fn reservation(&self, vlan: VlanId, mac: Mac) -> Option<&dhcp::Reservation> {
+        self.reservations.get(&(vlan, mac)).map(|reservation| &**reservation)
+    }
+
+    fn reserved(&self, vlan: VlanId, address: Ipv4Addr) -> Option<&dhcp::Reservation> {
+        self.reserved.get(&(vlan, address)).map(|reservation| &**reservation)
+    }
+
+    fn is_known(&self, mac: Mac) -> bool {
+        self.by_mac.contains_key(&mac.0)
+    }
+}

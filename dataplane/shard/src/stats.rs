@@ -1,0 +1,62 @@
+//! Numbers of one shard for the rack's metrics. The shard counts in plain integers and publishes a copy once a second.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::driver::DriverCounters;
+
+/// What the shard itself counts; its engines have their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub turns: u64,
+    /// Frames that are no IPv4 UDP datagram of DHCP.
+    pub dhcp_unreadable: u64,
+    /// Messages from a device that is no link of ours and with no relay we know.
+    pub dhcp_no_link: u64,
+    /// Replies that found no send slot; the client asks again.
+    pub dhcp_no_slot: u64,
+    /// Replies to a link whose device is gone.
+    pub dhcp_no_device: u64,
+    /// Messages to the link and work threads that found the mailbox full.
+    pub leases_refused: u64,
+    pub events_lost: u64,
+    pub wants_lost: u64,
+    pub hand_offs_refused: u64,
+    pub hand_offs: u64,
+    /// Boot configs rendered, and of them from the region's answer to a call.
+    pub boot_configs: u64,
+    pub boot_configs_by_call: u64,
+    /// Calls that got no answer in time, and requests refused because too many wait.
+    pub boot_calls_unanswered: u64,
+    pub boot_calls_refused: u64,
+    /// Connections beyond the limit, answered with 503 or dropped.
+    pub connections_refused: u64,
+}
+
+/// One shard's numbers at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    pub shard: Counters,
+    pub driver: DriverCounters,
+    pub dhcp: dhcp::Counters,
+    pub dhcp_usage: dhcp::Usage,
+    pub tftp: tftp::Counters,
+    pub tftp_transfers: usize,
+    pub tftp_pending: usize,
+    pub http: images::Counters,
+    pub http_connections: usize,
+}
+
+/// The last published numbers. The shard locks it for a copy once a second; readers too.
+#[derive(Clone, Debug, Default)]
+pub struct SharedStats(Arc<Mutex<Stats>>);
+
+impl SharedStats {
+    pub fn get(&self) -> Stats {
+        // A panic while copying numbers leaves numbers.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, stats: Stats) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}

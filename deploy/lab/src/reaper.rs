@@ -1,0 +1,125 @@
+//! The end of a lab, in one place: `reaper.sh`, a separate process that waits for the end of a pipe.
+//!
+//! The lab holds the pipe's other end. When the lab ends in an orderly way, panics, or its process is killed,
+//! the kernel closes it and the reaper removes everything: processes, namespaces, the lab's folder. What a lab
+//! left behind although its reaper was killed too is removed by the same script ([`remove`]).
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+const SCRIPT: &str = include_str!("../reaper.sh");
+const NAMESPACES: &str = "namespaces";
+
+/// A waiting reaper. Dropping it removes the lab, and returns when that is done.
+#[derive(Debug)]
+pub struct Reaper {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Reaper {
+    /// Starts it for the lab in `dir`, which must exist. From here on the lab can't be left behind.
+    pub fn start(dir: &Path, namespaces: &[String]) -> Result<Self> {
+        let list = dir.join(NAMESPACES);
+        std::fs::write(&list, namespaces.join("\n") + "\n")
+            .with_context(|| format!("writing {}", list.display()))?;
+        let mut child = command(dir)?
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting the reaper")?;
+        let pipe = child.stdin.take();
+        Ok(Self { child, pipe })
+    }
+
+    /// Lets the lab stand after this process: somebody will call [`remove`].
+    pub fn keep(mut self) -> Result<()> {
+        let mut pipe = self.pipe.take().context("the reaper's pipe is gone")?;
+        pipe.write_all(b"keep\n")
+            .context("telling the reaper to keep the lab")?;
+        self.child.wait().context("waiting for the reaper")?;
+        Ok(())
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        drop(self.pipe.take());
+        self.child.wait().ok();
+    }
+}
+
+/// Removes a lab that stands in `dir`, whoever started it.
+pub fn remove(dir: &Path) -> Result<()> {
+    let status = command(dir)?
+        .stdin(Stdio::null())
+        .status()
+        .context("running the reaper")?;
+    ensure!(
+        status.success(),
+        "the reaper failed ({status}): {}",
+        dir.display()
+    );
+    Ok(())
+}
+
+/// Folders of labs that stand, or that something left behind.
+pub fn labs(base: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(base)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join(NAMESPACES).exists())
+        .collect();
+    found.sort();
+    found
+}
+
+fn command(dir: &Path) -> Result<Command> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("reaper.log"))
+        .with_context(|| format!("opening the reaper's log in {}", dir.display()))?;
+    let mut command = Command::new("bash");
+    // In a process group of its own, so that a Ctrl-C on the terminal is not for it.
+    command
+        .args(["-c", SCRIPT, "reaper"])
+        .arg(dir)
+        .current_dir("/")
+        .stdout(
+            log.try_clone()
+                .context("a second handle of the reaper's log")?,
+        )
+        .stderr(log)
+        .process_group(0);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_folder_goes_when_its_owner_goes_and_stays_when_kept() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let dir = base.path().join("one");
+        std::fs::create_dir(&dir).expect("a folder");
+        let none = ["muster-test-none".to_owned()];
+        drop(Reaper::start(&dir, &none).expect("a reaper"));
+        assert!(!dir.exists());
+
+        std::fs::create_dir(&dir).expect("a folder");
+        Reaper::start(&dir, &none)
+            .expect("a reaper")
+            .keep()
+            .expect("it stays");
+        assert_eq!(labs(base.path()), std::slice::from_ref(&dir));
+        remove(&dir).expect("removed");
+        assert!(labs(base.path()).is_empty() && !dir.exists());
+    }
+}
