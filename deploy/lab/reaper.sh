@@ -39,6 +39,8 @@ main() {
 		[ -e "/run/netns/$namespace" ] && ip netns del "$namespace"
 	done
 	rm -rf "$dir"
+	# The folder of all labs goes with the last one.
+	rmdir "$(dirname "$dir")" 2>/dev/null
 	exit 0
 }
 main

@@ -4,6 +4,7 @@
 //! body, else from a path suffix `op-<name>`; empty means none. Trailing slashes do not matter.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -57,7 +58,7 @@ pub struct Operation {
     /// Shown by clients; `:param x:` lines are understood by MAAS's own.
     pub doc: &'static str,
     pub handler: Handler,
-    /// The body is handed over unread, as [`Request::stream`]; `op` can't come from it then.
+    /// The body is handed over unread, as [`Request::take_stream`]; `op` can't come from it then.
     pub streams: bool,
 }
 
@@ -109,12 +110,18 @@ pub struct Request {
     pub query: Form,
     /// Of a POST or PUT.
     pub form: Form,
-    /// Only for an operation that streams.
-    pub stream: Body,
+    /// In a lock only because a body is not `Sync`, and a `&Request` is held across awaits.
+    stream: Mutex<Body>,
     pub headers: HeaderMap,
 }
 
 impl Request {
+    /// The unread body, once; only for an operation that streams.
+    pub fn take_stream(&mut self) -> Body {
+        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(stream)
+    }
+
     /// What a `{name}` of the path stands for.
     pub fn path(&self, name: &str) -> &str {
         self.captured
@@ -354,7 +361,7 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
         captured: found.captured,
         query,
         form,
-        stream,
+        stream: Mutex::new(stream),
         headers: parts.headers,
         app,
     };

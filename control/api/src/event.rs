@@ -47,7 +47,7 @@ fn view(event: &Event) -> Value {
         "id": event.id,
         "level": Level::from_number(event.level).map(Level::name).unwrap_or("INFO"),
         "created": event.at.format(&created).unwrap_or_default(),
-        "type": kind.map_or(event.kind.as_str(), EventType::description),
+        "type": kind.map_or(event.kind.as_str(), |kind| kind.description()),
         "description": event.description,
         // Ours: the stable name, the step of a commissioning, the exact time, the rack, the MAC.
         "event_type": event.kind,

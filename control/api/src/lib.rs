@@ -144,6 +144,8 @@ fn resources() -> Vec<Resource> {
         iprange::resources(),
         machine::resources(),
         rack::resources(),
+        results::resources(),
+        results::resources(),
         subnet::resources(),
         user::resources(),
         version::resources(),

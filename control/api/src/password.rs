@@ -1,7 +1,6 @@
 //! Passwords of accounts: argon2id, in PHC strings.
 
 use argon2::Argon2;
-use argon2::password_hash::rand_core::OsRng;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 
 /// Longest password that is looked at: hashing a megabyte is work for nothing.
@@ -26,7 +25,8 @@ pub fn hash(password: &str) -> Result<String, PasswordError> {
     if password.len() > PASSWORD_BYTES_MAX {
         return Err(PasswordError::TooLong);
     }
-    let salt = SaltString::generate(&mut OsRng);
+    let salt: [u8; 16] = rand::random();
+    let salt = SaltString::encode_b64(&salt).map_err(PasswordError::Hash)?;
     let hash = Argon2::default()
         .hash_password(password.as_bytes(), &salt)
         .map_err(PasswordError::Hash)?;

@@ -1,1 +1,307 @@
-//! (being written)
+//! `nodes/{system_id}/results/`: what the scripts of a machine's boots gave.
+
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header;
+use model::{Permission, ScriptStatus, SystemId};
+use serde_json::{Map, Value, json};
+use store::script::{self, Outputs, ScriptResult, ScriptSet};
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
+use crate::error::ApiError;
+use crate::handler;
+
+const VIEW: Access = Access::With(Permission::View);
+const EDIT: Access = Access::With(Permission::EditMachines);
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource {
+            name: "NodeResults",
+            path: "nodes/{system_id}/results/",
+            aliases: &[],
+            doc: "Read script results of a node.",
+            operations: vec![Operation::new(
+                "GET",
+                None,
+                VIEW,
+                "List script sets, newest first.\n\n:param type: Only commissioning, testing, release or \
+                 deployment.\n:param include_output: Also what the scripts printed, in base64.\n\
+                 :param filters: Only these script names, with commas between.",
+                handler!(list),
+            )],
+        },
+        Resource {
+            name: "NodeResult",
+            path: "nodes/{system_id}/results/{id}/",
+            aliases: &[],
+            doc: "Read or delete one script set; id may be current-commissioning, current-testing or \
+                  current-installation.",
+            operations: vec![
+                Operation::new(
+                    "GET",
+                    None,
+                    VIEW,
+                    "Read a script set.\n\n:param include_output: Also what the scripts printed.\n\
+                     :param filters: Only these script names.",
+                    handler!(read),
+                ),
+                Operation::new("DELETE", None, EDIT, "Delete a script set.", handler!(delete)),
+                Operation::new(
+                    "GET",
+                    Some("download"),
+                    VIEW,
+                    "Download what the scripts printed, as text.\n\n:param output: combined (default), \
+                     stdout, stderr, result or all.\n:param filters: Only these script names.",
+                    handler!(download),
+                ),
+            ],
+        },
+    ]
+}
+
+async fn list(request: Request) -> Reply {
+    let machine = machine(&request).await?;
+    let kind = match request.query.filled("type") {
+        None => None,
+        Some("0") => Some("commissioning"),
+        Some("2") => Some("testing"),
+        Some(kind @ ("commissioning" | "testing" | "release" | "deployment")) => Some(kind),
+        Some("installation" | "1") => Some("deployment"),
+        Some(_) => return Err(ApiError::field("type", "Not a type of results.")),
+    };
+    let wanted = Wanted::of(&request)?;
+    let mut sets = Vec::new();
+    for set in script::sets(&request.app.pool, &machine, kind).await? {
+        sets.push(view(&request, &set, &wanted).await?);
+    }
+    Ok(answer(&Value::Array(sets)))
+}
+
+async fn read(request: Request) -> Reply {
+    let set = set_of(&request).await?;
+    let wanted = Wanted::of(&request)?;
+    Ok(answer(&view(&request, &set, &wanted).await?))
+}
+
+async fn delete(request: Request) -> Reply {
+    let set = set_of(&request).await?;
+    script::delete_set(&request.app.pool, &set.machine, set.id).await?;
+    Ok(deleted())
+}
+
+async fn download(request: Request) -> Reply {
+    let set = set_of(&request).await?;
+    let wanted = Wanted::of(&request)?;
+    if request.query.filled("filetype").is_some_and(|filetype| filetype != "txt") {
+        return Err(ApiError::field("filetype", "Only txt is offered."));
+    }
+    let parts: &[&str] = match request.query.filled("output").unwrap_or("combined") {
+        "combined" => &["combined"],
+        "stdout" => &["stdout"],
+        "stderr" => &["stderr"],
+        "result" => &["result"],
+        "all" => &["combined", "stdout", "stderr", "result"],
+        _ => return Err(ApiError::field("output", "combined, stdout, stderr, result or all.")),
+    };
+    let mut results = script::results(&request.app.pool, set.id).await?;
+    results.retain(|result| wanted.names(&result.name));
+    let alone = results.len() == 1 && parts.len() == 1;
+    let mut text = Vec::new();
+    for result in results {
+        let outputs = script::outputs(&request.app.pool, result.id).await?;
+        for part in parts {
+            if !alone {
+                text.extend_from_slice(format!("{}{}\n", result.name, suffix(part)).as_bytes());
+                text.extend_from_slice(b"-----------------------------------------------------------------\n");
+            }
+            text.extend_from_slice(part_of(&outputs, part));
+            if !alone {
+                text.extend_from_slice(b"\n\n");
+            }
+        }
+    }
+    Ok(attachment(&set, text))
+}
+
+fn attachment(set: &ScriptSet, text: Vec<u8>) -> Response {
+    let name = format!("attachment; filename=\"{}-{}-{}.txt\"", set.machine, set.kind, set.id);
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
+        (header::CONTENT_DISPOSITION, name),
+    ];
+    (headers, text).into_response()
+}
+
+// ---------------------------------------------------------------- what is asked for
+
+/// Which results, and how much of them.
+struct Wanted {
+    names: Vec<String>,
+    outputs: bool,
+}
+
+impl Wanted {
+    fn of(request: &Request) -> Result<Self, ApiError> {
+        Ok(Wanted {
+            names: request.query.list("filters").map(str::to_owned).collect(),
+            outputs: request.query.boolean("include_output")?.unwrap_or(false),
+        })
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+}
+
+async fn machine(request: &Request) -> Result<SystemId, ApiError> {
+    let id: SystemId =
+        request.path("system_id").parse().map_err(|_| ApiError::no_such("Node"))?;
+    store::lifecycle::get(&request.app.pool, &id).await?;
+    Ok(id)
+}
+
+async fn set_of(request: &Request) -> Result<ScriptSet, ApiError> {
+    let machine = machine(request).await?;
+    let none = || ApiError::no_such("ScriptSet");
+    let kind = match request.path("id") {
+        "current-commissioning" => "commissioning",
+        "current-testing" => "testing",
+        "current-installation" => "deployment",
+        id => {
+            let id = id.parse().map_err(|_| none())?;
+            return Ok(script::set(&request.app.pool, &machine, id).await?);
+        }
+    };
+    script::latest_set(&request.app.pool, &machine, kind).await?.ok_or_else(none)
+}
+
+// ---------------------------------------------------------------- MAAS's form
+
+async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Value, ApiError> {
+    let mut results = script::results(&request.app.pool, set.id).await?;
+    let status = ScriptStatus::summary(results.iter().map(|result| result.status));
+    let started = results.iter().filter_map(|result| result.started).min();
+    let ended = match status {
+        Some(status) if status.is_finished() => results.iter().filter_map(|result| result.ended).max(),
+        _ => None,
+    };
+    let last_ping = results.iter().filter(|result| result.started.is_some()).map(|r| r.updated).max();
+    results.retain(|result| wanted.names(&result.name));
+    let mut list = Vec::new();
+    for result in &results {
+        let mut object = result_view(result);
+        if wanted.outputs {
+            let outputs = script::outputs(&request.app.pool, result.id).await?;
+            for part in ["combined", "stdout", "stderr", "result"] {
+                let name = if part == "combined" { "output" } else { part };
+                object.insert(name.to_owned(), STANDARD.encode(part_of(&outputs, part)).into());
+            }
+        }
+        list.push(Value::Object(object));
+    }
+    let (number, name) = match set.kind.as_str() {
+        "commissioning" => (0, "Commissioning"),
+        "deployment" => (1, "Installation"),
+        "testing" => (2, "Testing"),
+        _ => (3, "Release"),
+    };
+    Ok(json!({
+        "id": set.id,
+        "system_id": set.machine.as_str(),
+        "type": number,
+        "type_name": name,
+        "last_ping": last_ping.map(date),
+        "status": status.map_or(-1, ScriptStatus::number),
+        "status_name": status.map_or("", ScriptStatus::name),
+        "started": started.map(date),
+        "ended": ended.map(date),
+        "runtime": runtime(started, ended),
+        "results": list,
+        "resource_uri": format!("/MAAS/api/2.0/nodes/{}/results/{}/", set.machine, set.id),
+    }))
+}
+
+fn result_view(result: &ScriptResult) -> Map<String, Value> {
+    let seconds = |at: Option<OffsetDateTime>| at.map(|at| at.unix_timestamp_nanos() as f64 / 1e9);
+    let object = json!({
+        "id": result.id,
+        "created": date(result.started.unwrap_or(result.updated)),
+        "updated": date(result.updated),
+        "name": result.name,
+        "status": result.status.number(),
+        "status_name": result.status.name(),
+        "exit_status": result.exit_status,
+        // Ours: why it failed.
+        "error": result.error,
+        "started": result.started.map(date),
+        "ended": result.ended.map(date),
+        "runtime": runtime(result.started, result.ended),
+        "starttime": seconds(result.started),
+        "endtime": seconds(result.ended),
+        "estimated_runtime": runtime(result.started, result.ended),
+        "parameters": {},
+        "script_id": null,
+        "script_revision_id": null,
+        "suppressed": false,
+    });
+    match object {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+fn suffix(part: &str) -> &'static str {
+    match part {
+        "stdout" => ".out",
+        "stderr" => ".err",
+        "result" => ".yaml",
+        _ => "",
+    }
+}
+
+fn part_of<'a>(outputs: &'a Outputs, part: &str) -> &'a [u8] {
+    match part {
+        "stdout" => &outputs.stdout,
+        "stderr" => &outputs.stderr,
+        "result" => &outputs.result,
+        _ => &outputs.combined,
+    }
+}
+
+/// `Tue, 05 Mar. 2024 10:10:10 -0000`
+fn date(at: OffsetDateTime) -> String {
+    let format = format_description!(
+        "[weekday repr:short], [day] [month repr:short]. [year] [hour]:[minute]:[second] -0000"
+    );
+    at.to_offset(time::UtcOffset::UTC).format(&format).unwrap_or_default()
+}
+
+/// `H:MM:SS`; "" while it has not ended.
+fn runtime(started: Option<OffsetDateTime>, ended: Option<OffsetDateTime>) -> String {
+    match (started, ended) {
+        (Some(started), Some(ended)) => {
+            let secs = (ended - started).whole_seconds().max(0);
+            format!("{}:{:02}:{:02}", secs / 3600, secs / 60 % 60, secs % 60)
+        }
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_maas_s() {
+        let at = OffsetDateTime::from_unix_timestamp(1_709_633_410).unwrap();
+        assert_eq!(date(at), "Tue, 05 Mar. 2024 10:10:10 -0000");
+        for (secs, want) in [(0, "0:00:00"), (61, "0:01:01"), (3600, "1:00:00"), (-5, "0:00:00")] {
+            assert_eq!(runtime(Some(at), Some(at + time::Duration::seconds(secs))), want);
+        }
+        assert_eq!(runtime(Some(at), None), "");
+    }
+}

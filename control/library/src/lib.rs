@@ -130,6 +130,10 @@ impl Library {
         Ok(manifest.complete)
     }
 
+    fn lock_uploads(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Option<Upload>>> {
+        self.uploads.lock().expect("no holder of this lock panics")
+    }
+
     /// Appends the next chunk of an announced file; returns whether it is complete now.
     pub async fn append(&self, sha256: [u8; 32], chunk: &[u8]) -> Result<bool, LibraryError> {
         let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
@@ -146,20 +150,16 @@ impl Library {
         };
         let written = self.write_chunk(&sha256, &manifest, &mut upload, chunk).await;
         let complete = matches!(written, Ok(()) if upload.received == manifest.size_bytes);
-        let mut uploads = self.uploads.lock().expect("no holder of this lock panics");
-        if written.is_err() {
+        if let Err(error) = written {
             // What is on disk is not known for sure: the next chunk reads it again.
-            uploads.remove(&sha256);
-            drop(uploads);
-            written?;
-            return Ok(false);
+            self.lock_uploads().remove(&sha256);
+            return Err(error);
         }
         if !complete {
-            uploads.insert(sha256, Some(upload));
+            self.lock_uploads().insert(sha256, Some(upload));
             return Ok(false);
         }
-        uploads.remove(&sha256);
-        drop(uploads);
+        self.lock_uploads().remove(&sha256);
         self.complete(sha256, upload).await?;
         Ok(true)
     }
@@ -199,7 +199,7 @@ impl Library {
     }
 
     fn take_upload(&self, sha256: &[u8; 32]) -> Result<Option<Upload>, LibraryError> {
-        let mut uploads = self.uploads.lock().expect("no holder of this lock panics");
+        let mut uploads = self.lock_uploads();
         match uploads.get_mut(sha256) {
             Some(entry) => entry.take().map(Some).ok_or(LibraryError::Busy),
             None => {
@@ -235,7 +235,7 @@ impl Library {
         }
         .await;
         if result.is_err() {
-            self.uploads.lock().expect("no holder of this lock panics").remove(sha256);
+            self.lock_uploads().remove(sha256);
         }
         result.map(|()| upload)
     }

@@ -21,6 +21,8 @@ use crate::rack_http;
 
 /// Requests under way get this long to finish when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Database connections of the racks' link: it has a thread and a pool of its own.
+const LINK_CONNECTIONS_MAX: u32 = 8;
 
 pub async fn run(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.state_dir)
@@ -38,22 +40,26 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     let library = Library::open(&config.library_dir(), pool.clone())?;
     let stop = CancellationToken::new();
 
-    let addresses = match config.advertise.as_slice() {
+    let names = match config.advertise.as_slice() {
         [] => host_addresses()?,
         given => given.to_vec(),
     };
+    let rpc_listener = std::net::TcpListener::bind(config.rpc_listen)
+        .with_context(|| format!("listening on {}", config.rpc_listen))?;
     let link_config = link::LinkConfig {
-        listen: config.rpc_listen,
+        listener: rpc_listener,
+        names: names.iter().map(IpAddr::to_string).collect(),
+        hostname: hostname(),
         rack_http_port: config.rack_http_listen.port(),
-        advertise: addresses,
+        database_connections: LINK_CONNECTIONS_MAX,
     };
-    let mut link = link::start(link_config, pool.clone(), sealer.clone(), stop.clone())
+    let (racks, mut link) = link::start(link_config, &pool, &sealer, stop.clone())
         .await
         .context("starting the racks' link")?;
-    let runner =
-        workflow::Runner::start(pool.clone(), sealer.clone(), link.racks.clone(), stop.clone());
+    let mut runner =
+        workflow::Runner::start(pool.clone(), sealer.clone(), racks.clone(), stop.clone());
 
-    let app = api::App::new(pool.clone(), sealer, library.clone(), link.racks.clone(), link.authority.clone());
+    let app = api::App::new(pool.clone(), sealer, library.clone(), racks.clone());
     let region = api::router(app);
     let counted = {
         let metrics = metrics.clone();
@@ -61,7 +67,7 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         region.clone().route("/MAAS/metrics", get(text))
     };
     let public = counted.layer(middleware::from_fn_with_state(metrics.clone(), metrics::count));
-    let racks = rack_http::router(library, region)
+    let for_racks = rack_http::router(library, region)
         .layer(middleware::from_fn_with_state(metrics, metrics::count));
 
     let api_listener = TcpListener::bind(config.api_listen)
@@ -70,11 +76,12 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     let rack_listener = TcpListener::bind(config.rack_http_listen)
         .await
         .with_context(|| format!("listening on {}", config.rack_http_listen))?;
-    let rack_tls = link.rack_tls.clone();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(serve_api(api_listener, public, stop.clone()));
+    let rack_stop = stop.clone();
     tasks.spawn(async move {
-        link::https::serve(rack_listener, rack_tls, racks).await.context("serving racks")
+        let served = link::https::serve(rack_listener, racks, pool, for_racks, rack_stop).await;
+        served.context("serving racks")
     });
     tracing::info!(api = %config.api_listen, rpc = %config.rpc_listen, "region is up");
 
@@ -83,13 +90,16 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         Some(ended) = tasks.join_next() => {
             ended.context("a listener's task")?.and_then(|()| anyhow::bail!("a listener ended"))
         }
-        ended = &mut link.thread => Err(anyhow::anyhow!("the racks' link ended: {ended:?}")),
+        _ = &mut link => Err(anyhow::anyhow!("the racks' link ended")),
     };
     stop.cancel();
-    if tokio::time::timeout(DRAIN, runner.wait()).await.is_err() {
+    let drained = tokio::time::timeout(DRAIN, async {
+        while runner.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
+    });
+    if drained.await.is_err() {
         tracing::warn!("work was still under way; its claims run out by themselves");
     }
-    tasks.shutdown().await;
     outcome
 }
 
@@ -121,4 +131,9 @@ fn host_addresses() -> anyhow::Result<Vec<IpAddr>> {
     let found = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
     let address = found.context("this host has no route: set `advertise` in regiond.toml")?.ip();
     Ok(vec![address])
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }

@@ -305,3 +305,24 @@ pub async fn end_tokens(
     .await?;
     Ok(done.rows_affected())
 }
+
+/// Ends the oldest tokens of a boot so that at most `keep` are alive.
+pub async fn trim_tokens(
+    db: impl PgExecutor<'_>,
+    system_id: &SystemId,
+    boot_id: Uuid,
+    keep: i64,
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "update machine_token set revoked = now() where token_key in (
+             select token_key from machine_token
+             where machine = $1 and boot_id = $2 and revoked is null
+             order by created desc, token_key offset $3)",
+    )
+    .bind(system_id.as_str())
+    .bind(boot_id)
+    .bind(keep)
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}

@@ -233,6 +233,21 @@ pub struct Filter {
 /// In the order of their hostnames.
 pub async fn list(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Machine>, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(SELECT);
+    push_conditions(&mut sql, filter);
+    sql.push(" order by m.hostname");
+    let rows: Vec<MachineRow> = sql.build_query_as().fetch_all(db).await?;
+    rows.into_iter().map(Machine::try_from).collect()
+}
+
+pub async fn count(db: &mut PgConnection, filter: &Filter) -> Result<i64, StoreError> {
+    let mut sql = QueryBuilder::<Postgres>::new(
+        "select count(*) from machine m left join account a on a.id = m.owner_id where true",
+    );
+    push_conditions(&mut sql, filter);
+    Ok(sql.build_query_scalar().fetch_one(db).await?)
+}
+
+fn push_conditions(sql: &mut QueryBuilder<Postgres>, filter: &Filter) {
     let texts = [
         (" and m.system_id = any(", &filter.ids),
         (" and m.hostname = any(", &filter.hostnames),
@@ -275,9 +290,6 @@ pub async fn list(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Machine>
     if let Some(memory) = filter.memory_mib {
         sql.push(" and m.memory_mib >= ").push_bind(memory);
     }
-    sql.push(" order by m.hostname");
-    let rows: Vec<MachineRow> = sql.build_query_as().fetch_all(db).await?;
-    rows.into_iter().map(Machine::try_from).collect()
 }
 
 pub async fn find_by_mac(db: &mut PgConnection, mac: Mac) -> Result<Option<SystemId>, StoreError> {
@@ -554,6 +566,32 @@ pub async fn numa_nodes(
     Ok(sqlx::query_as(
         "select machine, index, memory_mib, cores
          from numa_node where machine = any($1) order by machine, index",
+    )
+    .bind(machines)
+    .fetch_all(db)
+    .await?)
+}
+
+/// The newest script set of one machine and type, with the statuses of its scripts.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct ScriptState {
+    pub machine: String,
+    pub kind: String,
+    pub set_id: i32,
+    /// [`model::ScriptStatus`] numbers.
+    pub statuses: Vec<i32>,
+}
+
+/// Of these machines.
+pub async fn script_states(
+    db: &mut PgConnection,
+    machines: &[String],
+) -> Result<Vec<ScriptState>, StoreError> {
+    Ok(sqlx::query_as(
+        "select distinct on (s.machine, s.type) s.machine, s.type as kind, s.id as set_id,
+                array(select r.status from script_result r where r.set_id = s.id) as statuses
+         from script_set s where s.machine = any($1)
+         order by s.machine, s.type, s.id desc",
     )
     .bind(machines)
     .fetch_all(db)

@@ -171,6 +171,21 @@ pub async fn booted(
     Ok(())
 }
 
+/// The machine said something that is no signal (cloud-init's reports): it lives.
+pub async fn heard(
+    tx: &mut PgConnection,
+    machine: &SystemId,
+    boot_id: Uuid,
+    message: &str,
+) -> Result<(), WorkflowError> {
+    let life = lifecycle::lock(tx, machine).await?;
+    if life.boot_id == Some(boot_id) && life.status == MachineStatus::Commissioning {
+        let deadline = node_timeout(tx).await?;
+        lifecycle::heard(&mut *tx, machine, deadline, &crate::signal::clean(message)).await?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn node_timeout(db: &mut PgConnection) -> Result<Duration, WorkflowError> {
     let minutes = setting::get(db, "node_timeout")
         .await?

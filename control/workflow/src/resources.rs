@@ -316,7 +316,7 @@ mod tests {
                 "network": {"cards": [{"vendor": "Intel", "product": "X550", "numa_node": 1, "ports": [
                     {"id": "eth0", "address": "52:54:00:00:00:01", "link_detected": true, "link_speed": 1000,
                      "supported_modes": ["100baseT/Full", "10000baseT/Full", "x"]},
-                    {"id": "ib0", "address": "80:00:02:08:fe:80"}, {"id": "lo", "address": "00:00:00:00:00:00"},
+                    {"id": "ib0", "address": "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:0a:6b:91"}, {"id": "lo", "address": "00:00:00:00:00:00"},
                     {"id": "eth1", "address": "52:54:00:00:00:01"}]}]},
                 "storage": {"disks": [
                     {"id": "sda", "size": 1000, "model": "QEMU\u{0000} DISK ", "serial": "s1", "block_size": 4096,

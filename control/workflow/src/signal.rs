@@ -138,7 +138,7 @@ async fn store_inventory(
 }
 
 /// A machine's text, as PostgreSQL and people can take it.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut end = text.len().min(ERROR_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

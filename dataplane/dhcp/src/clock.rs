@@ -52,8 +52,11 @@ impl Scale {
         Ms(u64::try_from(offset.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// None for a point beyond what `Instant` holds.
+    /// None for [`Ms::NEVER`] and for what `Instant` cannot hold.
     pub fn instant(self, at: Ms) -> Option<Instant> {
+        if at == Ms::NEVER {
+            return None;
+        }
         match at.0.checked_sub(Self::OFFSET_MS) {
             // One more, as `ms` rounds down: a deadline must not come back before it is due.
             Some(after) => self

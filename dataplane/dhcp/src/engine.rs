@@ -73,6 +73,7 @@ pub struct Engine {
     /// The rack may serve its blocks until then; None before an attach and after `forget`.
     until: Option<Ms>,
     next_scan: Ms,
+    last_scan: Ms,
     /// Where the next scan for ended rows begins.
     cursor: u32,
     /// Exhaustion is not told again before then.
@@ -95,6 +96,7 @@ impl Engine {
             pending: PendingTable::new(limits.pending_max),
             until: None,
             next_scan: Ms::NEVER,
+            last_scan: Ms::PAST,
             cursor: 0,
             exhausted_again: Ms::PAST,
             counters: Counters::default(),
@@ -191,11 +193,16 @@ impl Engine {
             self.table.set(slot, State::Barred, false);
             return;
         }
-        let remaining = Duration::from_millis(u64::try_from(row.remaining_ms).unwrap_or(0));
+        let millis = Duration::from_millis(row.remaining_ms.unsigned_abs());
+        let (durable, ended) = if row.remaining_ms > 0 {
+            (sent.plus(trusted(millis)), sent.plus(millis))
+        } else {
+            (Ms::PAST, sent.minus(millis))
+        };
         let binding = Binding {
             client: client.clone(),
-            durable: sent.plus(trusted(remaining)),
-            ended: sent.plus(remaining),
+            durable,
+            ended,
             rests_until,
             released: row.released,
             unknown: false,

@@ -89,7 +89,6 @@ pub(crate) struct Run {
     pub count: u32,
     /// Slot of the first address.
     pub base: u32,
-    pub pool: u32,
     /// A write was refused as not ours: no new grants before the next attach.
     pub refused: bool,
 }
@@ -109,7 +108,12 @@ pub(crate) struct Pool {
 impl Pool {
     /// Ended leases are wanted back.
     pub fn is_low(&self) -> bool {
-        self.free * 4 < self.total
+        self.free * 4 < self.total || self.is_full_of_strangers()
+    }
+
+    /// Clients that the region does not know hold their half.
+    pub fn is_full_of_strangers(&self) -> bool {
+        self.strangers >= self.total.div_ceil(2)
     }
 }
 
@@ -197,7 +201,6 @@ impl Table {
             first,
             count,
             base,
-            pool,
             refused: false,
         });
         self.slots.extend((0..count).map(|_| Slot {

@@ -206,6 +206,18 @@ impl Connection {
         }
     }
 
+    /// Answers 503 whatever is asked, and closes. Only between requests, or after a `HandOff` that could not be.
+    pub fn refuse(&mut self, now: Instant, counters: &mut Counters) {
+        counters.unavailable += 1;
+        self.input.clear();
+        self.answer_status(Status::Unavailable, false, now);
+    }
+
+    /// Between requests, with nothing received of the next one.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Reading) && self.input.is_empty()
+    }
+
     /// When `step` must be called again if nothing else happens.
     pub fn deadline(&self) -> Instant {
         self.deadline

@@ -1,1 +1,6 @@
+#[allow(dead_code)]
+mod work;
+
+mod spool;
+
 fn main() {}

@@ -158,21 +158,18 @@ impl Lab {
             "{} has a space in it, which ipmi_sim can't take",
             config.base.display()
         );
-        for folder in [&config.base, &config.logs] {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("making {}", folder.display()))?;
-        }
-        std::fs::set_permissions(&config.base, Permissions::from_mode(0o755))
-            .with_context(|| format!("changing the mode of {}", config.base.display()))?;
+        std::fs::create_dir_all(&config.logs)
+            .with_context(|| format!("making {}", config.logs.display()))?;
         let folder = config.base.join(&config.name);
-        if let Err(error) = std::fs::create_dir(&folder) {
+        if folder.exists() {
             bail!(
-                "a lab named {} stands in {} ({error}): `cargo xtask lab down --name {}` removes it",
+                "a lab named {} stands in {}: `cargo xtask lab down --name {}` removes it",
                 config.name,
                 folder.display(),
                 config.name
             );
         }
+        make_folder(&config.base, &folder)?;
 
         let reaper = Reaper::start(&folder, &network::namespaces(&names, config.racks))?;
         network::create(&names, config.racks, config.machines.len(), &config.network)?;
@@ -212,7 +209,7 @@ impl Lab {
             "--log-facility=-",
         ]);
         command.arg(format!("--dhcp-range={},ra-only,64", plan::BOOT_V6));
-        command.arg("--dhcp-leasefile=/dev/null").arg("--pid-file=");
+        command.arg("--leasefile-ro").arg("--pid-file=");
         let log = self.logs.join("router-advertisements.log");
         let process = Process::start(
             "the router advertisements",
@@ -543,6 +540,23 @@ impl Lab {
         write_secret(&self.folder.join(SUMMARY), &text)?;
         self.reaper.keep()?;
         Ok(summary)
+    }
+}
+
+/// Makes the lab's folder, which nobody may have made already. A lab that ends takes the empty base with it, so
+/// the base may be gone between two lines.
+fn make_folder(base: &Path, folder: &Path) -> Result<()> {
+    const TRIES: usize = 5;
+    let mut tries = 0;
+    loop {
+        let made = std::fs::create_dir_all(base)
+            .and_then(|()| std::fs::set_permissions(base, Permissions::from_mode(0o755)))
+            .and_then(|()| std::fs::create_dir(folder));
+        tries += 1;
+        match made {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && tries < TRIES => {}
+            other => return other.with_context(|| format!("making {}", folder.display())),
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::command::run;
+
 const SCRIPT: &str = include_str!("../reaper.sh");
 const NAMESPACES: &str = "namespaces";
 
@@ -79,6 +81,26 @@ pub fn labs(base: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What runs on each host of the lab in `dir`: host and program names. For `status`.
+pub fn programs(dir: &Path) -> Vec<(String, String)> {
+    let hosts = std::fs::read_to_string(dir.join(NAMESPACES)).unwrap_or_default();
+    let names = |host: &str| -> String {
+        let pids = run(Command::new("ip").args(["netns", "pids", host])).unwrap_or_default();
+        let mut names: Vec<String> = pids
+            .lines()
+            .filter_map(|pid| std::fs::read_to_string(format!("/proc/{}/comm", pid.trim())).ok())
+            .map(|name| name.trim().to_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        names.join(", ")
+    };
+    hosts
+        .lines()
+        .map(|host| (host.to_owned(), names(host)))
+        .collect()
+}
+
 fn command(dir: &Path) -> Result<Command> {
     let log = File::options()
         .create(true)
@@ -106,20 +128,24 @@ mod tests {
 
     #[test]
     fn a_lab_folder_goes_when_its_owner_goes_and_stays_when_kept() {
-        let base = tempfile::tempdir().expect("a temporary folder");
-        let dir = base.path().join("one");
-        std::fs::create_dir(&dir).expect("a folder");
+        let outer = tempfile::tempdir().expect("a temporary folder");
+        let base = outer.path().join("labs");
+        let dir = base.join("one");
+        std::fs::create_dir_all(&dir).expect("a folder");
         let none = ["muster-test-none".to_owned()];
         drop(Reaper::start(&dir, &none).expect("a reaper"));
-        assert!(!dir.exists());
+        assert!(
+            !dir.exists() && !base.exists(),
+            "the last lab takes the base with it"
+        );
 
-        std::fs::create_dir(&dir).expect("a folder");
+        std::fs::create_dir_all(&dir).expect("a folder");
         Reaper::start(&dir, &none)
             .expect("a reaper")
             .keep()
             .expect("it stays");
-        assert_eq!(labs(base.path()), std::slice::from_ref(&dir));
+        assert_eq!(labs(&base), std::slice::from_ref(&dir));
         remove(&dir).expect("removed");
-        assert!(labs(base.path()).is_empty() && !dir.exists());
+        assert!(labs(&base).is_empty() && !dir.exists());
     }
 }

@@ -24,7 +24,11 @@ impl TestDatabase {
         let folder = PathBuf::from(format!("/var/tmp/muster-test-{}", std::process::id()));
         let binaries = newest_server()?;
         std::fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let prefix = if workspace::is_root() { AS_POSTGRES } else { "" };
+        let prefix = if workspace::is_root() {
+            AS_POSTGRES
+        } else {
+            ""
+        };
         let reaper = Command::new("sh")
             .args(["-c", REAPER, "reaper"])
             .arg(binaries.join("pg_ctl"))
@@ -38,7 +42,10 @@ impl TestDatabase {
             .context("starting the database's reaper")?;
         let database = Self {
             reaper,
-            url: format!("postgres:///postgres?host={}&user=postgres", folder.display()),
+            url: format!(
+                "postgres:///postgres?host={}&user=postgres",
+                folder.display()
+            ),
         };
         if workspace::is_root() {
             let (uid, gid) = postgres_user()?;
@@ -46,7 +53,10 @@ impl TestDatabase {
         }
         let data = folder.join("data");
         let run = |program: &str, arguments: &[&str]| -> Result<()> {
-            let mut words = prefix.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let mut words = prefix
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>();
             words.push(binaries.join(program).display().to_string());
             let status = Command::new(&words[0])
                 .args(&words[1..])
@@ -58,10 +68,25 @@ impl TestDatabase {
                 .stdout(Stdio::null())
                 .status()
                 .with_context(|| format!("starting {program}"))?;
-            ensure!(status.success(), "{program} failed ({status}): see {}", folder.display());
+            ensure!(
+                status.success(),
+                "{program} failed ({status}): see {}",
+                folder.display()
+            );
             Ok(())
         };
-        run("initdb", &["--auth=trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"])?;
+        run(
+            "initdb",
+            &[
+                "--auth=trust",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "--no-locale",
+                "--no-sync",
+            ],
+        )?;
         let options = format!(
             "-c listen_addresses='' -c unix_socket_directories='{}' -c max_connections=400 -c fsync=off \
              -c full_page_writes=off",
@@ -92,11 +117,17 @@ fn newest_server() -> Result<PathBuf> {
         .filter_map(|entry| {
             let version = entry.file_name().to_str()?.parse().ok()?;
             let folder = entry.path().join("bin");
-            Path::new(&folder).join("initdb").exists().then_some((version, folder))
+            Path::new(&folder)
+                .join("initdb")
+                .exists()
+                .then_some((version, folder))
         })
         .collect();
     versions.sort();
-    Ok(versions.pop().context("PostgreSQL's server is not installed: `cargo xtask packages`")?.1)
+    Ok(versions
+        .pop()
+        .context("PostgreSQL's server is not installed: `cargo xtask packages`")?
+        .1)
 }
 
 fn postgres_user() -> Result<(u32, u32)> {
@@ -105,5 +136,7 @@ fn postgres_user() -> Result<(u32, u32)> {
         bail!("there is no user postgres, and PostgreSQL does not run as root");
     };
     let field = |index: usize| line.split(':').nth(index).and_then(|id| id.parse().ok());
-    field(2).zip(field(3)).context("user postgres has no numbers in /etc/passwd")
+    field(2)
+        .zip(field(3))
+        .context("user postgres has no numbers in /etc/passwd")
 }

@@ -3,7 +3,10 @@
 use serde_json::Value;
 
 fn list<'a>(machine: &'a Value, name: &str) -> &'a [Value] {
-    machine.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    machine
+        .get(name)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 fn text(object: &Value, name: &str) -> String {
@@ -16,13 +19,25 @@ fn text(object: &Value, name: &str) -> String {
 
 pub fn print(name: &str, machine: &Value) {
     println!("\n{name}: {} inventory", text(machine, "system_id"));
-    println!("  {} cores, {} MiB memory", text(machine, "cpu_count"), text(machine, "memory"));
+    println!(
+        "  {} cores, {} MiB memory",
+        text(machine, "cpu_count"),
+        text(machine, "memory")
+    );
     for disk in list(machine, "blockdevice_set") {
         let gib = disk.get("size").and_then(Value::as_f64).unwrap_or(0.0) / f64::from(1 << 30);
-        println!("  disk {:8} {gib:>6.1} GiB  serial {}", text(disk, "name"), text(disk, "serial"));
+        println!(
+            "  disk {:8} {gib:>6.1} GiB  serial {}",
+            text(disk, "name"),
+            text(disk, "serial")
+        );
     }
     for interface in list(machine, "interface_set") {
-        println!("  interface {:8} {}", text(interface, "name"), text(interface, "mac_address"));
+        println!(
+            "  interface {:8} {}",
+            text(interface, "name"),
+            text(interface, "mac_address")
+        );
     }
     if let Some(info) = machine.get("hardware_info").and_then(Value::as_object) {
         for (key, value) in info {
@@ -44,8 +59,13 @@ pub fn missing(machine: &Value, macs: &[String], disk_serials: &[String]) -> Opt
         return Some(format!("its inventory has no interface {mac}"));
     }
     let disks = list(machine, "blockdevice_set");
-    if let Some(serial) = disk_serials.iter().find(|serial| !has(disks, "serial", serial)) {
-        return Some(format!("its inventory has no disk with the serial {serial}"));
+    if let Some(serial) = disk_serials
+        .iter()
+        .find(|serial| !has(disks, "serial", serial))
+    {
+        return Some(format!(
+            "its inventory has no disk with the serial {serial}"
+        ));
     }
     let info = machine.get("hardware_info").and_then(Value::as_object);
     if info.is_none_or(|info| !info.values().any(|value| value == "Muster")) {
@@ -55,7 +75,8 @@ pub fn missing(machine: &Value, macs: &[String], disk_serials: &[String]) -> Opt
 }
 
 fn has(list: &[Value], name: &str, wanted: &str) -> bool {
-    list.iter().any(|entry| entry.get(name).and_then(Value::as_str) == Some(wanted))
+    list.iter()
+        .any(|entry| entry.get(name).and_then(Value::as_str) == Some(wanted))
 }
 
 #[cfg(test)]
@@ -72,7 +93,13 @@ mod tests {
         });
         let missing_of = |machine: &Value| missing(machine, &["m1".to_owned()], &["s1".to_owned()]);
         assert_eq!(missing_of(&whole), None);
-        for name in ["cpu_count", "memory", "interface_set", "blockdevice_set", "hardware_info"] {
+        for name in [
+            "cpu_count",
+            "memory",
+            "interface_set",
+            "blockdevice_set",
+            "hardware_info",
+        ] {
             let mut machine = whole.clone();
             machine.as_object_mut().expect("an object").remove(name);
             assert!(missing_of(&machine).is_some(), "{name}");

@@ -14,27 +14,67 @@ use crate::workspace;
 
 /// (package, a file of it, what it is for). The file tells whether it is there, however it came.
 const PACKAGES: &[(&str, &str, &str)] = &[
-    ("capnproto", "/usr/bin/capnp", "compiles the schema of the link"),
+    (
+        "capnproto",
+        "/usr/bin/capnp",
+        "compiles the schema of the link",
+    ),
     ("postgresql", "", "the region's database"),
     ("iproute2", "/usr/sbin/ip", "hosts and networks of the lab"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "machines"),
-    ("seabios", "/usr/share/seabios/bios-256k.bin", "BIOS firmware"),
-    ("ipxe-qemu", "/usr/lib/ipxe/qemu/pxe-virtio.rom", "BIOS network boot"),
+    (
+        "seabios",
+        "/usr/share/seabios/bios-256k.bin",
+        "BIOS firmware",
+    ),
+    (
+        "ipxe-qemu",
+        "/usr/lib/ipxe/qemu/pxe-virtio.rom",
+        "BIOS network boot",
+    ),
     ("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "UEFI firmware"),
-    ("pxelinux", "/usr/lib/PXELINUX/lpxelinux.0", "BIOS boot loader"),
-    ("syslinux-common", "/usr/lib/syslinux/modules/bios/ldlinux.c32", "its modules"),
-    ("shim-signed", "/usr/lib/shim/shimx64.efi.signed", "UEFI boot loader"),
+    (
+        "pxelinux",
+        "/usr/lib/PXELINUX/lpxelinux.0",
+        "BIOS boot loader",
+    ),
+    (
+        "syslinux-common",
+        "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+        "its modules",
+    ),
+    (
+        "shim-signed",
+        "/usr/lib/shim/shimx64.efi.signed",
+        "UEFI boot loader",
+    ),
     (
         "grub-efi-amd64-signed",
         "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed",
         "UEFI boot loader",
     ),
-    ("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/http.mod", "its modules"),
+    (
+        "grub-efi-amd64-bin",
+        "/usr/lib/grub/x86_64-efi/http.mod",
+        "its modules",
+    ),
     ("openipmi", "/usr/bin/ipmi_sim", "BMCs"),
-    ("ipmitool", "/usr/bin/ipmitool", "a second opinion on BMCs, in tests"),
+    (
+        "ipmitool",
+        "/usr/bin/ipmitool",
+        "a second opinion on BMCs, in tests",
+    ),
     ("dnsmasq-base", "/usr/sbin/dnsmasq", "router advertisements"),
-    ("mmdebstrap", "/usr/bin/mmdebstrap", "builds the ephemeral image"),
-    ("squashfs-tools", "/usr/bin/mksquashfs", "builds the ephemeral image"),
+    (
+        "mmdebstrap",
+        "/usr/bin/mmdebstrap",
+        "builds the ephemeral image",
+    ),
+    (
+        "squashfs-tools",
+        "/usr/bin/mksquashfs",
+        "builds the ephemeral image",
+    ),
     ("zstd", "/usr/bin/zstd", "builds the ephemeral image"),
     ("cpio", "/usr/bin/cpio", "builds the ephemeral image"),
 ];
@@ -51,9 +91,12 @@ pub fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("these Debian packages are needed and missing:");
-    for (package, _, purpose) in PACKAGES.iter().filter(|(package, ..)| missing.contains(package)) {
-        println!("    {package:24} {purpose}");
+    eprintln!("these Debian packages are needed and missing:");
+    for (package, _, purpose) in PACKAGES
+        .iter()
+        .filter(|(package, ..)| missing.contains(package))
+    {
+        eprintln!("    {package:24} {purpose}");
     }
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("there is no apt-get here: install their like by hand, or use Debian 12");
@@ -63,16 +106,23 @@ pub fn ensure() -> Result<()> {
         ensure!(done == ExitCode::SUCCESS, "installing the packages failed");
         return Ok(());
     }
-    println!("installing them");
+    eprintln!("installing them");
     let had_clusters = cluster_names();
     let policy = NoDaemons::begin()?;
     let done = install(&missing);
     drop(policy);
     done?;
     remove_new_clusters(&had_clusters);
-    let left: Vec<&str> =
-        PACKAGES.iter().filter(|(p, file, _)| !is_there(p, file)).map(|(p, ..)| *p).collect();
-    ensure!(left.is_empty(), "still missing after their installation: {}", left.join(", "));
+    let left: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(p, file, _)| !is_there(p, file))
+        .map(|(p, ..)| *p)
+        .collect();
+    ensure!(
+        left.is_empty(),
+        "still missing after their installation: {}",
+        left.join(", ")
+    );
     Ok(())
 }
 
@@ -90,12 +140,16 @@ fn is_there(package: &str, file: &str) -> bool {
 
 fn install(missing: &[&str]) -> Result<()> {
     apt(&["update".to_owned()])?;
-    let mut arguments: Vec<String> = ["install", "--yes", "--no-install-recommends"].map(str::to_owned).into();
+    let mut arguments: Vec<String> = ["install", "--yes", "--no-install-recommends"]
+        .map(str::to_owned)
+        .into();
     arguments.extend(missing.iter().map(|package| (*package).to_owned()));
     if !would_work(&arguments) {
         // Known trap: a qemu-utils from backports, left without its source, breaks this release's QEMU.
         let release = release_name()?;
-        println!("qemu-utils of another release stands in the way: replacing it with {release}'s own version");
+        eprintln!(
+            "qemu-utils of another release stands in the way: replacing it with {release}'s own version"
+        );
         arguments.push("--allow-downgrades".to_owned());
         arguments.push(format!("qemu-utils/{release}"));
         if !would_work(&arguments) {
@@ -124,14 +178,23 @@ fn apt(arguments: &[String]) -> Result<()> {
         .stdin(Stdio::null())
         .status()
         .context("starting apt-get")?;
-    ensure!(status.success(), "apt-get {} failed ({status})", arguments.join(" "));
+    ensure!(
+        status.success(),
+        "apt-get {} failed ({status})",
+        arguments.join(" ")
+    );
     Ok(())
 }
 
 fn release_name() -> Result<String> {
     let text = std::fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release names no release")?.trim_matches('"').to_owned())
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name
+        .context("/etc/os-release names no release")?
+        .trim_matches('"')
+        .to_owned())
 }
 
 /// While this lives, packages can't start their services (Debian policy §9.3.3.1).
@@ -144,7 +207,8 @@ impl NoDaemons {
         if Path::new(POLICY).exists() {
             return Ok(Self { ours: false });
         }
-        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("writing {POLICY}"))?;
+        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("writing {POLICY}"))?;
         let guard = Self { ours: true };
         std::fs::set_permissions(POLICY, Permissions::from_mode(0o755))
             .with_context(|| format!("changing the mode of {POLICY}"))?;
@@ -164,7 +228,9 @@ impl Drop for NoDaemons {
 fn cluster_names() -> Vec<(String, String)> {
     let children = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
     };
     let versions = children(Path::new(CLUSTERS));
     let pairs = versions.into_iter().flat_map(|version| {
@@ -180,7 +246,12 @@ fn remove_new_clusters(before: &[(String, String)]) {
         return;
     }
     for (version, name) in cluster_names() {
-        println!("removing the empty PostgreSQL cluster {version}/{name} that the package made: Muster has its own");
-        Command::new("pg_dropcluster").args([&version, &name]).status().ok();
+        eprintln!(
+            "removing the empty PostgreSQL cluster {version}/{name} that the package made: Muster has its own"
+        );
+        Command::new("pg_dropcluster")
+            .args([&version, &name])
+            .status()
+            .ok();
     }
 }

@@ -9,7 +9,10 @@ pub struct Screen {
 
 impl Screen {
     pub fn new() -> Self {
-        Self { terminal: std::io::stdout().is_terminal(), drawn_lines: 0 }
+        Self {
+            terminal: std::io::stdout().is_terminal(),
+            drawn_lines: 0,
+        }
     }
 
     /// A line that stays.
@@ -45,7 +48,11 @@ impl Screen {
     fn rewind(&mut self) -> String {
         let lines = std::mem::take(&mut self.drawn_lines);
         // Up, and everything below erased (ECMA-48 CUU, ED).
-        if lines == 0 { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
+        if lines == 0 {
+            String::new()
+        } else {
+            format!("\x1b[{lines}A\x1b[J")
+        }
     }
 }
 

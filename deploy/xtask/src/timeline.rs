@@ -2,8 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use model::EventType;
-use model::event::STEPS;
+use model::{EventType, STEPS};
 use serde_json::Value;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -14,27 +13,36 @@ pub struct Event {
     pub kind: String,
     pub level: String,
     pub description: String,
+    /// Of a commissioning, 1 to 12.
+    pub step: Option<usize>,
 }
 
 impl Event {
     pub fn parse(event: &Value) -> Option<Self> {
-        let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let time = ["at", "timestamp", "created"].iter().find_map(|name| parse_time(&text(name)));
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |past| past.as_secs_f64());
+        let text = |name: &str| {
+            event
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let time = ["at", "created"]
+            .iter()
+            .find_map(|name| parse_time(&text(name)));
+        let now = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |past| past.as_secs_f64())
+        };
+        let kind: Option<EventType> = text("event_type").parse().ok();
         Some(Self {
             id: event.get("id").and_then(Value::as_i64)?,
             at_secs: time.unwrap_or_else(now),
             kind: text("type"),
             level: text("level"),
             description: text("description"),
+            step: kind.and_then(EventType::step).map(usize::from),
         })
-    }
-
-    pub fn step(&self) -> Option<usize> {
-        let kind = EventType::ALL
-            .iter()
-            .find(|kind| kind.name() == self.kind || kind.description() == self.kind)?;
-        kind.step().map(usize::from)
     }
 }
 
@@ -42,7 +50,7 @@ impl Event {
 pub fn steps(events: &[Event]) -> Vec<Option<&Event>> {
     (1..=STEPS.len())
         .map(|step| {
-            let of_step = events.iter().filter(|event| event.step() == Some(step));
+            let of_step = events.iter().filter(|event| event.step == Some(step));
             of_step.min_by_key(|event| event.id)
         })
         .collect()
@@ -50,20 +58,33 @@ pub fn steps(events: &[Event]) -> Vec<Option<&Event>> {
 
 /// What a step is called.
 pub fn step_name(step: usize) -> &'static str {
-    STEPS.get(step.wrapping_sub(1)).map_or("", |kind| kind.description())
+    STEPS
+        .get(step.wrapping_sub(1))
+        .map_or("", |kind| kind.description())
 }
 
 pub fn print(name: &str, events: &[Event]) {
     let steps = steps(events);
-    let start = steps.first().copied().flatten().map_or(0.0, |event| event.at_secs);
+    let start = steps
+        .first()
+        .copied()
+        .flatten()
+        .map_or(0.0, |event| event.at_secs);
     println!("\n{name}: the twelve steps");
     for (number, step) in (1..).zip(steps) {
         match step {
             Some(event) => {
                 let seconds = event.at_secs - start;
-                println!("  {number:>2}  {seconds:>7.2} s  {:28} {}", step_name(number), event.description);
+                println!(
+                    "  {number:>2}  {seconds:>7.2} s  {:28} {}",
+                    step_name(number),
+                    event.description
+                );
             }
-            None => println!("  {number:>2}        -    {:28} did not happen", step_name(number)),
+            None => println!(
+                "  {number:>2}        -    {:28} did not happen",
+                step_name(number)
+            ),
         }
     }
 }
@@ -80,9 +101,13 @@ fn parse_time(text: &str) -> Option<f64> {
     let mut words = rest.split_whitespace();
     let day = words.next()?.parse().ok()?;
     let month = words.next()?;
-    const MONTHS: [&str; 12] =
-        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-    let month = MONTHS.iter().position(|name| month.to_ascii_lowercase().starts_with(name))? + 1;
+    const MONTHS: [&str; 12] = [
+        "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+    ];
+    let month = MONTHS
+        .iter()
+        .position(|name| month.to_ascii_lowercase().starts_with(name))?
+        + 1;
     let year = words.next()?.parse().ok()?;
     let days = days_from_civil(year, i64::try_from(month).ok()?, day)?;
     Some(days as f64 * 86_400.0 + clock(words.next()?)?)
@@ -96,7 +121,14 @@ fn split_offset(time: &str) -> Option<(&str, f64)> {
     let sign = time.rfind(['+', '-'])?;
     let (time, offset) = time.split_at(sign);
     let seconds = clock(&format!("{}:0", &offset[1..]))?;
-    Some((time, if offset.starts_with('-') { -seconds } else { seconds }))
+    Some((
+        time,
+        if offset.starts_with('-') {
+            -seconds
+        } else {
+            seconds
+        },
+    ))
 }
 
 fn clock(text: &str) -> Option<f64> {
@@ -145,10 +177,16 @@ mod tests {
     #[test]
     fn the_first_event_of_a_step_counts() {
         let event = |id: i64, kind: &str| {
-            let json = serde_json::json!({"id": id, "type": kind, "created": "2026-11-22T18:34:01Z"});
+            let json =
+                serde_json::json!({"id": id, "event_type": kind, "at": "2026-11-22T18:34:01Z"});
             Event::parse(&json).expect("an event")
         };
-        let events = [event(9, "DHCP_ACK"), event(4, "DHCP_ACK"), event(2, "Commissioning requested"), event(3, "NEW")];
+        let events = [
+            event(9, "DHCP_ACK"),
+            event(4, "DHCP_ACK"),
+            event(2, "COMMISSIONING_REQUESTED"),
+            event(3, "NEW"),
+        ];
         let steps = steps(&events);
         assert_eq!(steps[4].map(|event| event.id), Some(4));
         assert_eq!(steps[0].map(|event| event.id), Some(2));

@@ -29,18 +29,30 @@ pub fn root() -> Result<PathBuf> {
         Some(folder) => PathBuf::from(folder),
         None => std::env::current_dir().context("the current folder")?,
     };
-    let root = here.ancestors().find(|folder| folder.join("deploy/xtask/Cargo.toml").exists());
-    Ok(root.context("this is not Muster's workspace: use `cargo xtask`")?.to_owned())
+    let root = here
+        .ancestors()
+        .find(|folder| folder.join("deploy/xtask/Cargo.toml").exists());
+    Ok(root
+        .context("this is not Muster's workspace: use `cargo xtask`")?
+        .to_owned())
 }
 
 /// Cargo's target folder: this program stands in TARGET/debug.
 pub fn target() -> Result<PathBuf> {
     let program = std::env::current_exe().context("this program's own path")?;
-    Ok(program.ancestors().nth(2).context("this program stands in no target folder")?.to_owned())
+    Ok(program
+        .ancestors()
+        .nth(2)
+        .context("this program stands in no target folder")?
+        .to_owned())
 }
 
 pub fn binaries(profile: Profile) -> Result<PathBuf> {
-    Ok(target()?.join(if profile == Profile::Release { "release" } else { "debug" }))
+    Ok(target()?.join(if profile == Profile::Release {
+        "release"
+    } else {
+        "debug"
+    }))
 }
 
 pub fn cargo() -> Result<Command> {
@@ -62,7 +74,10 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     }
     let status = command.status().context("starting cargo")?;
     ensure!(status.success(), "the build failed ({status})");
-    println!("built regiond, rackd and muster in {:.0} s", start.elapsed().as_secs_f64());
+    eprintln!(
+        "built regiond, rackd and muster in {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
     binaries(profile)
 }
 
@@ -94,10 +109,13 @@ pub fn image() -> Result<Image> {
     let mut built = false;
     let image = image::ensure(&root()?.join("deploy/lab/image"), &lab_cache()?, |line| {
         built = true;
-        println!("{line}");
+        eprintln!("{line}");
     })?;
     if built {
-        println!("built the ephemeral image in {:.0} s", start.elapsed().as_secs_f64());
+        eprintln!(
+            "built the ephemeral image in {:.0} s",
+            start.elapsed().as_secs_f64()
+        );
     }
     Ok(image)
 }
@@ -116,16 +134,22 @@ pub fn as_root(arguments: &[String]) -> Result<ExitCode> {
     if !sudo.exists() {
         bail!("this needs root (namespaces, taps, packages), and there is no sudo: run it as root");
     }
-    println!("this part needs root: asking sudo");
+    eprintln!("this part needs root: asking sudo");
     let mut command = Command::new(sudo);
-    command.arg("env").arg(format!("{ROOT_VARIABLE}={}", root()?.display()));
+    command
+        .arg("env")
+        .arg(format!("{ROOT_VARIABLE}={}", root()?.display()));
     for name in KEPT_VARIABLES {
         if let Ok(value) = std::env::var(name) {
             command.arg(format!("{name}={value}"));
         }
     }
     let program = std::env::current_exe().context("this program's own path")?;
-    let status = command.arg(program).args(arguments).status().context("starting sudo")?;
+    let status = command
+        .arg(program)
+        .args(arguments)
+        .status()
+        .context("starting sudo")?;
     // What root made in the target folder is its owner's again, so that `cargo clean` works.
     let target = target()?;
     Command::new(sudo)
@@ -135,5 +159,9 @@ pub fn as_root(arguments: &[String]) -> Result<ExitCode> {
         .stderr(std::process::Stdio::null())
         .status()
         .ok();
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

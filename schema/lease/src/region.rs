@@ -143,8 +143,9 @@ fn permit<'b>(guards: Guards, write: &Write, block: Option<&'b BlockState>) -> R
     if !matches!(write.kind, WriteKind::Yield) && !within(block.first, block.count, write.address) {
         return Err(Refusal::OutsideBlock);
     }
-    match client_of(&write.kind) {
-        Some(client) if client.vlan != block.vlan => Err(Refusal::OutsideBlock),
+    match &write.kind {
+        // Only what makes a binding: an old one may be of the VLAN that the subnet was in before.
+        WriteKind::Grant { client, .. } if client.vlan != block.vlan => Err(Refusal::OutsideBlock),
         _ => Ok(block),
     }
 }

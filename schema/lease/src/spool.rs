@@ -25,9 +25,9 @@ use crate::types::{BlockId, Client, ClientKey, Epoch, Write, WriteKind};
 pub const VERSION: u16 = 1;
 pub const HEADER_BYTES: usize = 48;
 const FRAME_HEAD_BYTES: usize = 24;
-/// A frame longer than this is damage. Writers keep to [`FRAME_RECORDS_MAX`] entries, far below it.
-const FRAME_BYTES_MAX: usize = 1 << 20;
-/// Records in one frame at most.
+/// A frame longer than this is damage: [`FRAME_RECORDS_MAX`] removals of as many seqs stay below it.
+const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Records in one frame, and seqs in one removal, at most.
 pub const FRAME_RECORDS_MAX: usize = 512;
 /// A file above this is not read.
 pub const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -69,6 +69,8 @@ pub enum SpoolError {
     Record { offset: usize },
     #[error("the incarnations are used up")]
     Incarnation,
+    #[error("the file is larger than {FILE_BYTES_MAX} octets")]
+    TooLarge,
 }
 
 /// What a file held.
@@ -108,7 +110,7 @@ pub fn encode_frame(spool_id: SpoolId, records: &[Record], out: &mut Vec<u8>) {
         encode_record(record, out);
     }
     let body = start + FRAME_HEAD_BYTES;
-    let length = u32::try_from(out.len() - body).expect("512 records of under 1 KiB");
+    let length = u32::try_from(out.len() - body).expect("512 records of at most 512 seqs");
     let sum = checksum(&[&spool_id.0, &length.to_be_bytes(), &out[body..]]);
     out[start + 4..start + 8].copy_from_slice(&length.to_be_bytes());
     out[start + 8..body].copy_from_slice(&sum);

@@ -255,7 +255,13 @@ impl Engine {
             }
             reclaims += 1;
         }
+        self.last_scan = now;
         self.next_scan = now.plus(if low { SCAN_EVERY_LOW } else { SCAN_EVERY });
+    }
+
+    /// Somebody went without an address. However many do, a scan is due once a second.
+    pub(super) fn hurry_scan(&mut self) {
+        self.next_scan = self.next_scan.min(self.last_scan.plus(SCAN_EVERY_LOW));
     }
 
     /// A quarantine that is over: the address is free, unless a row must be reclaimed first.

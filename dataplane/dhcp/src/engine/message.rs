@@ -129,7 +129,7 @@ impl Engine {
             let Some(pool) = self.table.pool(vlan, subnet.id) else {
                 continue;
             };
-            if stranger && pool.strangers >= pool.total.div_ceil(2) {
+            if stranger && pool.is_full_of_strangers() {
                 strangers_full |= pool.free > 0;
                 continue;
             }
@@ -140,10 +140,10 @@ impl Engine {
                 return Ok(slot);
             }
         }
+        self.hurry_scan();
         if strangers_full {
             return Err(Drop::StrangersFull);
         }
-        self.next_scan = self.next_scan.min(ask.now);
         if self.exhausted_again <= ask.now {
             self.exhausted_again = ask.now.plus(EXHAUSTED_EVERY);
             self.event(
@@ -579,8 +579,7 @@ impl Engine {
     }
 
     fn strangers_full(&self, slot: u32) -> bool {
-        let pool = self.table.pool_of(slot);
-        pool.strangers >= pool.total.div_ceil(2)
+        self.table.pool_of(slot).is_full_of_strangers()
     }
 
     fn subnet_of_slot<'a, C: Config>(&self, ask: &Ask<'a, C>, slot: u32) -> Option<&'a Subnet> {

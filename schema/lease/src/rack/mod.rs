@@ -39,7 +39,7 @@ pub const BATCHES_MAX: usize = 2;
 pub const RESEND_AFTER: Duration = Duration::from_millis(250);
 /// A batch that stays unanswered while others are answered is given up after this: outcome unknown.
 pub const BATCH_PATIENCE: Duration = Duration::from_secs(5);
-/// An unanswered attach is tried again, elsewhere if possible, after this (a large one takes its time).
+/// An unanswered attach is tried again, elsewhere if possible, after this times the attempt.
 pub const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attaches, after a failure, a refusal or a stale epoch.
 pub const ATTACH_PAUSE: Duration = Duration::from_millis(250);
@@ -145,6 +145,13 @@ struct Attaching {
     call: Option<(CallId, LinkId)>,
     sent: Boottime,
     attempts: u32,
+}
+
+impl Attaching {
+    /// Longer with every attempt: an attach that takes its time must not be overtaken by the next for ever.
+    fn patience(&self) -> Duration {
+        ATTACH_PATIENCE * self.attempts.min(6)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -285,7 +292,11 @@ impl Rack {
                 }
             }
             match &self.attaching {
-                Some(Attaching { call: Some(_), sent, .. }) if self.may_attach() => at(*sent + ATTACH_PATIENCE),
+                Some(attaching) if attaching.call.is_some() => {
+                    if self.may_attach() {
+                        at(attaching.sent + attaching.patience());
+                    }
+                }
                 _ if self.may_attach() => at(self.attach_not_before),
                 _ => {}
             }

@@ -329,7 +329,7 @@ impl Rack {
         }
         if let Some(attaching) = &mut self.attaching
             && attaching.call.is_some()
-            && attaching.sent + ATTACH_PATIENCE <= now
+            && attaching.sent + attaching.patience() <= now
         {
             attaching.call = None;
             self.links.rotate_left(1);

@@ -250,7 +250,8 @@ impl Rack {
             return Err(Refusal::StaleEpoch);
         }
         let outside = !matches!(write.kind, WriteKind::Yield) && !block.contains(write.address);
-        if outside || client_of(&write.kind).is_some_and(|client| client.vlan != block.vlan) {
+        let elsewhere = matches!(&write.kind, WriteKind::Grant { client, .. } if client.vlan != block.vlan);
+        if outside || elsewhere {
             return Err(Refusal::OutsideBlock);
         }
         let known = self.addresses.get(&write.address);

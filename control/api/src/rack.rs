@@ -1,0 +1,239 @@
+//! `rackcontrollers/`: racks, and two operations of ours: enrolment tokens and revocation.
+
+use model::{EventType, NodeType, POWER_TYPES, Parameter, ParameterKind, Permission};
+use serde_json::{Value, json};
+use store::event::{self, NewEvent};
+use store::rack::{self, Interface, Rack};
+use time::OffsetDateTime;
+
+use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
+use crate::error::ApiError;
+use crate::event::timestamp;
+use crate::{constant, handler};
+
+const VIEW: Access = Access::With(Permission::View);
+const EDIT: Access = Access::With(Permission::EditRacks);
+
+pub fn resources() -> Vec<Resource> {
+    vec![
+        Resource {
+            name: "RackControllers",
+            path: "rackcontrollers/",
+            aliases: &[],
+            doc: "Manage all rack controllers.",
+            operations: vec![
+                Operation::new("GET", None, VIEW, "List rack controllers.", handler!(list)),
+                Operation::new(
+                    "GET",
+                    Some("describe_power_types"),
+                    VIEW,
+                    "List the power types and their parameters.",
+                    handler!(describe_power_types),
+                ),
+                Operation::new(
+                    "POST",
+                    Some("create_token"),
+                    EDIT,
+                    "Create a one-time token that enrols a rack within 24 hours.\n\n\
+                     :param hostname: Only a rack of this name may use it.",
+                    handler!(create_token),
+                ),
+            ],
+        },
+        Resource {
+            name: "RackController",
+            path: "rackcontrollers/{system_id}/",
+            aliases: &[],
+            doc: "Manage a rack controller.",
+            operations: vec![
+                Operation::new("GET", None, VIEW, "Read a rack controller.", handler!(read)),
+                Operation::new(
+                    "PUT",
+                    None,
+                    EDIT,
+                    "Update a rack controller.\n\n:param description: A description.",
+                    handler!(update),
+                ),
+                Operation::new("DELETE", None, EDIT, "Forget a rack controller.", handler!(delete)),
+                Operation::new(
+                    "POST",
+                    Some("revoke"),
+                    EDIT,
+                    "End a rack's certificates; its links close at once.",
+                    handler!(revoke),
+                ),
+            ],
+        },
+    ]
+}
+
+/// A rack's last word older than this: it is not there.
+const ALIVE_SECS: i64 = 30;
+
+fn view(rack: &Rack, interfaces: &[Interface], now: OffsetDateTime) -> Value {
+    let is_alive = rack.revoked.is_none()
+        && rack.last_seen.is_some_and(|seen| (now - seen).whole_seconds() < ALIVE_SECS);
+    let addresses: Vec<String> = interfaces
+        .iter()
+        .flat_map(|interface| &interface.addresses)
+        .map(|address| address.ip().to_string())
+        .collect();
+    let interface_set: Vec<Value> = interfaces
+        .iter()
+        .enumerate()
+        .map(|(index, interface)| {
+            let links: Vec<Value> = interface
+                .addresses
+                .iter()
+                .map(|address| json!({"mode": "static", "ip_address": address.ip()}))
+                .collect();
+            json!({
+                "id": index,
+                "name": interface.name,
+                "type": "physical",
+                "mac_address": interface.mac.map(|mac| mac.to_string().to_ascii_lowercase()),
+                "links": links,
+                "system_id": rack.system_id,
+            })
+        })
+        .collect();
+    let state = if is_alive { "running" } else { "dead" };
+    json!({
+        "system_id": rack.system_id,
+        "hostname": rack.hostname,
+        "fqdn": format!("{}.{}", rack.hostname, constant::DOMAIN),
+        "description": rack.description,
+        "domain": constant::domain(constant::DOMAIN),
+        "zone": constant::zone(),
+        "architecture": "amd64/generic",
+        "node_type": NodeType::Rack.number(),
+        "node_type_name": NodeType::Rack.name(),
+        "ip_addresses": addresses,
+        "interface_set": interface_set,
+        "service_set": [{"name": "rackd", "status": state, "status_info": ""}],
+        "tag_names": [],
+        "version": rack.version,
+        // Ours.
+        "connected": is_alive,
+        "last_seen": rack.last_seen.map(timestamp),
+        "revoked": rack.revoked.map(timestamp),
+        "resource_uri": format!("/MAAS/api/2.0/rackcontrollers/{}/", rack.system_id),
+    })
+}
+
+async fn list(request: Request) -> Reply {
+    let mut db = request.app.db().await?;
+    let now = OffsetDateTime::now_utc();
+    let mut views = Vec::new();
+    for rack in rack::list(&mut *db).await? {
+        let interfaces = rack::interfaces(&mut *db, &rack.system_id).await?;
+        views.push(view(&rack, &interfaces, now));
+    }
+    Ok(answer(&views.into()))
+}
+
+async fn read(request: Request) -> Reply {
+    one(&request).await
+}
+
+async fn one(request: &Request) -> Reply {
+    let mut db = request.app.db().await?;
+    let rack = rack::get(&mut *db, request.path("system_id")).await?;
+    let interfaces = rack::interfaces(&mut *db, &rack.system_id).await?;
+    Ok(answer(&view(&rack, &interfaces, OffsetDateTime::now_utc())))
+}
+
+async fn update(request: Request) -> Reply {
+    let mut db = request.app.db().await?;
+    if let Some(description) = request.form.get("description") {
+        rack::set_description(&mut *db, request.path("system_id"), description).await?;
+    }
+    drop(db);
+    one(&request).await
+}
+
+async fn delete(request: Request) -> Reply {
+    let id = request.path("system_id");
+    let mut tx = request.app.begin().await?;
+    rack::delete(&mut tx, id).await?;
+    let event = NewEvent::new(EventType::RackRevoked).by(request.username());
+    event::record(&mut tx, event.text(format!("Rack {id} deleted"))).await?;
+    tx.commit().await?;
+    Ok(deleted())
+}
+
+async fn revoke(request: Request) -> Reply {
+    let id = request.path("system_id");
+    let mut tx = request.app.begin().await?;
+    rack::revoke(&mut tx, id).await?;
+    let event = NewEvent::new(EventType::RackRevoked).rack(id).by(request.username());
+    event::record(&mut tx, event.text(format!("Rack {id} revoked"))).await?;
+    tx.commit().await?;
+    one(&request).await
+}
+
+async fn create_token(request: Request) -> Reply {
+    let hostname = request.form.filled("hostname");
+    let is_fine = |name: &str| {
+        name.len() <= 253 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+    };
+    if hostname.is_some_and(|name| !is_fine(name)) {
+        return Err(ApiError::field("hostname", "Enter a valid hostname."));
+    }
+    let by = request.caller.as_ref().map(|caller| caller.id);
+    let app = &request.app;
+    let mut tx = app.begin().await?;
+    let token =
+        app.racks.create_token(&mut tx, hostname, by).await.map_err(ApiError::internal)?;
+    let text = match hostname {
+        Some(hostname) => format!("Enrolment token for {hostname} created"),
+        None => "Enrolment token created".to_owned(),
+    };
+    let event = NewEvent::new(EventType::RackTokenCreated).by(request.username()).text(text);
+    event::record(&mut tx, event).await?;
+    tx.commit().await?;
+    let expires = OffsetDateTime::now_utc() + link::token::VALID;
+    Ok(answer(&json!({ "token": token.text(), "expires": timestamp(expires) })))
+}
+
+//---------------------------------------------------------------- power types
+
+fn parameter_view(parameter: &Parameter) -> Value {
+    let (field_type, choices) = match parameter.kind {
+        ParameterKind::Text => ("string", &[][..]),
+        ParameterKind::Secret => ("password", &[][..]),
+        ParameterKind::MacAddress => ("mac_address", &[][..]),
+        ParameterKind::Choice(choices) => ("choice", choices),
+    };
+    let choices: Vec<Value> = choices.iter().map(|choice| json!([choice, choice])).collect();
+    json!({
+        "name": parameter.name,
+        "label": parameter.label,
+        "required": parameter.required,
+        "field_type": field_type,
+        "choices": choices,
+        "default": parameter.default,
+        "scope": "bmc",
+        "secret": parameter.kind == ParameterKind::Secret,
+    })
+}
+
+async fn describe_power_types(_: Request) -> Reply {
+    let types: Vec<Value> = POWER_TYPES
+        .iter()
+        .map(|power_type| {
+            let fields: Vec<Value> = power_type.parameters().iter().map(parameter_view).collect();
+            json!({
+                "name": power_type.as_str(),
+                "description": power_type.description(),
+                "driver_type": "power",
+                "fields": fields,
+                "missing_packages": [],
+                "can_probe": false,
+                "chassis": false,
+                "queryable": power_type.is_driven(),
+            })
+        })
+        .collect();
+    Ok(answer(&types.into()))
+}

@@ -1,0 +1,751 @@
+//! The workflow against a real database; racks and BMCs are a model (`PowerLink`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use link::{LinkError, PowerFailure, PowerFailureClass, PowerOperation, PowerReport};
+use model::{EventType, MachineStatus, PowerCommand, PowerState, PowerType, ScriptStatus, Signal, SystemId};
+use sqlx::PgPool;
+use store::inventory::BootInterface;
+use store::lifecycle::{self, Life};
+use store::script::{self, Outputs, ScriptResult};
+use store::seal::Sealer;
+use store::testing::TestDatabase;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use workflow::{CommissionOptions, PowerLink, Runner, SignalReport, WorkflowError};
+
+// ---------------------------------------------------------------- racks and a BMC, modelled
+
+/// How a rack of the model answers.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Works,
+    Fails(PowerFailureClass),
+    /// The link breaks during the call.
+    Lost,
+    /// Never answers: the process that asks is killed meanwhile.
+    Hangs,
+}
+
+#[derive(Clone, Default)]
+struct Racks {
+    answers: Arc<Mutex<BTreeMap<String, Answer>>>,
+    is_on: Arc<Mutex<bool>>,
+    /// (rack, command) in order; and what was under way at once.
+    calls: Arc<Mutex<Vec<(String, link::PowerCommand)>>>,
+    active: Arc<Mutex<(usize, usize)>>,
+    parameters: Arc<Mutex<String>>,
+}
+
+impl Racks {
+    fn new(answers: &[(&str, Answer)]) -> Self {
+        let racks = Racks::default();
+        for (rack, answer) in answers {
+            racks.set(rack, *answer);
+        }
+        racks
+    }
+
+    fn set(&self, rack: &str, answer: Answer) {
+        self.answers.lock().unwrap().insert(rack.to_owned(), answer);
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().iter().map(|(rack, command)| format!("{rack} {command:?}")).collect()
+    }
+}
+
+impl PowerLink for Racks {
+    fn connected(&self) -> Vec<String> {
+        self.answers.lock().unwrap().keys().cloned().collect()
+    }
+
+    async fn power(&self, rack: &str, operation: PowerOperation) -> Result<PowerReport, LinkError> {
+        self.calls.lock().unwrap().push((rack.to_owned(), operation.command));
+        *self.parameters.lock().unwrap() = operation.parameters.expose().to_owned();
+        {
+            let mut active = self.active.lock().unwrap();
+            active.0 += 1;
+            active.1 = active.1.max(active.0);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let answer = self.answers.lock().unwrap().get(rack).copied();
+        let answer = answer.ok_or(LinkError::NotConnected)?;
+        if matches!(answer, Answer::Hangs) {
+            std::future::pending::<()>().await;
+        }
+        self.active.lock().unwrap().0 -= 1;
+        let mut is_on = self.is_on.lock().unwrap();
+        if matches!(answer, Answer::Works) {
+            match operation.command {
+                link::PowerCommand::Query => {}
+                link::PowerCommand::Off => *is_on = false,
+                _ => *is_on = true,
+            }
+        }
+        let failure = match answer {
+            Answer::Fails(class) => Some(PowerFailure { class, message: format!("{class:?}") }),
+            Answer::Lost => return Err(LinkError::Lost),
+            Answer::Works | Answer::Hangs => None,
+        };
+        let state = if *is_on { link::PowerState::On } else { link::PowerState::Off };
+        Ok(PowerReport { state, steps: vec![format!("is {state:?}")], failure })
+    }
+}
+
+// ---------------------------------------------------------------- a region
+
+struct Region {
+    db: TestDatabase,
+    sealer: Arc<Sealer>,
+    machine: SystemId,
+    tasks: JoinSet<()>,
+    cancel: CancellationToken,
+}
+
+const PASSWORD: &str = "correct horse";
+
+impl Region {
+    /// With racks "near" and "far" and one machine with an IPMI BMC.
+    async fn new() -> Self {
+        let db = store::testing::database().await;
+        let sealer = Arc::new(Sealer::ephemeral());
+        for rack in ["far", "near"] {
+            sqlx::query("insert into rack (system_id, hostname) values ($1, $1)")
+                .bind(rack)
+                .execute(&db.pool)
+                .await
+                .unwrap();
+        }
+        sqlx::query("insert into rack_interface (rack, name, addresses) values ('near', 'bmc0', '{10.9.0.1/24}')")
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        sqlx::query("insert into machine (system_id, hostname) values ('abc123', 'node-1')")
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        sqlx::query("insert into interface (machine, name, mac) values ('abc123', 'eth0', '52:54:00:00:00:01')")
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        let machine = "abc123".parse().unwrap();
+        let region =
+            Region { db, sealer, machine, tasks: JoinSet::new(), cancel: CancellationToken::new() };
+        region.set_power(PowerType::Ipmi).await;
+        region
+    }
+
+    async fn set_power(&self, power_type: PowerType) {
+        let mut parameters = serde_json::Map::new();
+        if power_type == PowerType::Ipmi {
+            parameters.insert("power_address".into(), "10.9.0.50".into());
+            parameters.insert("power_pass".into(), PASSWORD.into());
+        }
+        let split = power_type.split(&parameters).unwrap();
+        let mut tx = self.pool().begin().await.unwrap();
+        store::bmc::set_for_machine(&mut tx, &self.sealer, &self.machine, power_type, &split)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    fn pool(&self) -> &PgPool {
+        &self.db.pool
+    }
+
+    fn start(&mut self, racks: &Racks) {
+        let (pool, sealer) = (self.pool().clone(), self.sealer.clone());
+        self.tasks = Runner::start(pool, sealer, racks.clone(), self.cancel.clone());
+    }
+
+    /// As kill -9: nothing is drained, nothing recorded.
+    async fn kill(&mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    async fn commission(&self) -> Result<workflow::Commissioned, WorkflowError> {
+        let mut tx = self.pool().begin().await.unwrap();
+        let done =
+            workflow::commission(&mut tx, &self.machine, "admin", &CommissionOptions::default()).await;
+        if done.is_ok() {
+            tx.commit().await.unwrap();
+        }
+        done
+    }
+
+    async fn power(&self, command: PowerCommand) {
+        let mut tx = self.pool().begin().await.unwrap();
+        workflow::power(&mut tx, &self.machine, command, "admin").await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    async fn life(&self) -> Life {
+        lifecycle::get(self.pool(), &self.machine).await.unwrap()
+    }
+
+    async fn error(&self) -> String {
+        sqlx::query_scalar("select error_description from machine").fetch_one(self.pool()).await.unwrap()
+    }
+
+    async fn events(&self) -> Vec<String> {
+        sqlx::query_scalar("select type from event order by id").fetch_all(self.pool()).await.unwrap()
+    }
+
+    async fn count(&self, event: EventType) -> usize {
+        self.events().await.into_iter().filter(|name| name == event.name()).count()
+    }
+
+    async fn results(&self) -> BTreeMap<String, ScriptResult> {
+        let set = script::latest_set(self.pool(), &self.machine, "commissioning").await.unwrap().unwrap();
+        let results = script::results(self.pool(), set.id).await.unwrap();
+        results.into_iter().map(|result| (result.name.clone(), result)).collect()
+    }
+
+    async fn signal(&self, report: &SignalReport) -> Result<MachineStatus, WorkflowError> {
+        let boot_id = self.life().await.boot_id.unwrap_or_default();
+        self.signal_of(boot_id, report).await
+    }
+
+    async fn signal_of(
+        &self,
+        boot_id: Uuid,
+        report: &SignalReport,
+    ) -> Result<MachineStatus, WorkflowError> {
+        let mut tx = self.pool().begin().await.unwrap();
+        let status = workflow::signal(&mut tx, &self.machine, boot_id, report).await?;
+        tx.commit().await.unwrap();
+        Ok(status)
+    }
+
+    /// Runs every script as a well-behaved machine does, but for the final signal.
+    async fn run_scripts(&self) {
+        for (name, result) in self.results().await {
+            self.signal(&started(result.id)).await.unwrap();
+            let output = if name == workflow::scripts::RESOURCES { RESOURCES } else { "x" };
+            self.signal(&ended(result.id, 0, output)).await.unwrap();
+        }
+    }
+
+    async fn make_old(&self, column: &str, table: &str, secs: i64) {
+        let sql = format!("update {table} set {column} = {column} - interval '{secs} seconds'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(self.pool()).await.unwrap();
+    }
+
+    async fn wait_for(&self, what: &str, done: impl AsyncFn(&Self) -> bool) {
+        for _ in 0..400 {
+            if done(self).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not in time: {what}; {:?}; events {:?}", self.life().await, self.events().await);
+    }
+
+    async fn wait_status(&self, status: MachineStatus) {
+        self.wait_for(status.name(), async |region| region.life().await.status == status).await;
+    }
+}
+
+const RESOURCES: &str = r#"{"environment": {"kernel_architecture": "x86_64"}, "resources": {
+    "cpu": {"sockets": [{"name": "CPU @ 2.00GHz", "cores": [{"threads": [{"id": 0}, {"id": 1}]}]}]},
+    "memory": {"total": 1073741824},
+    "network": {"cards": [{"vendor": "Red Hat", "ports": [
+        {"id": "ens3", "address": "52:54:00:00:00:01", "link_detected": true, "link_speed": 1000},
+        {"id": "ens4", "address": "52:54:00:00:00:02"}]}]},
+    "storage": {"disks": [{"id": "vda", "size": 1048576, "serial": "s1"}]},
+    "system": {"uuid": "ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d", "vendor": "QEMU"}}}"#;
+
+fn report(status: Signal, id: Option<i32>, exit_status: Option<i32>) -> SignalReport {
+    let mut digest = [0; 32];
+    digest[..4].copy_from_slice(&id.unwrap_or(0).to_be_bytes());
+    digest[4] = exit_status.map_or(200, |exit| exit as u8);
+    digest[5] = status as u8;
+    SignalReport {
+        status,
+        script_result_id: id,
+        exit_status,
+        error: String::new(),
+        outputs: None,
+        digest,
+        boot: BootInterface { mac: "52:54:00:00:00:01".parse().ok(), vlan: None },
+    }
+}
+
+fn started(id: i32) -> SignalReport {
+    report(Signal::Working, Some(id), None)
+}
+
+fn ended(id: i32, exit_status: i32, output: &str) -> SignalReport {
+    let outputs = Outputs {
+        combined: output.into(),
+        stdout: output.into(),
+        stderr: Vec::new(),
+        result: Vec::new(),
+    };
+    SignalReport { outputs: Some(outputs), ..report(Signal::Working, Some(id), Some(exit_status)) }
+}
+
+fn finished(status: Signal) -> SignalReport {
+    report(status, None, None)
+}
+
+// ---------------------------------------------------------------- intents
+
+#[tokio::test]
+async fn commissioning_begins_whole_or_not_at_all() {
+    let region = Region::new().await;
+    let begun = region.commission().await.unwrap();
+    let life = region.life().await;
+    assert_eq!(life.status, MachineStatus::Commissioning);
+    assert_eq!(life.boot_id, Some(begun.boot_id));
+    let results = region.results().await;
+    assert!(results.values().all(|result| result.status == ScriptStatus::Pending));
+    assert!(results.contains_key(workflow::scripts::RESOURCES));
+    let work = store::work::get(region.pool(), begun.work).await.unwrap();
+    assert_eq!(work.command, PowerCommand::PxeOn);
+    assert_eq!(region.events().await, ["COMMISSIONING_REQUESTED", "WORK_QUEUED"]);
+    let fed: i64 = sqlx::query_scalar("select count(*) from change where kind = 'machine' and key = 'abc123'")
+        .fetch_one(region.pool())
+        .await
+        .unwrap();
+    assert!(fed > 0, "racks must learn of the boot");
+    // Again: not from here.
+    assert!(matches!(region.commission().await, Err(WorkflowError::Illegal(_))));
+}
+
+#[tokio::test]
+async fn what_cannot_be_commissioned_is_refused() {
+    let region = Region::new().await;
+    let set = async |sql: &'static str| {
+        sqlx::query(sql).execute(region.pool()).await.unwrap();
+    };
+    set("update machine set status = 6").await;
+    let error = region.commission().await.unwrap_err();
+    assert_eq!(error.to_string(), "Invalid transition: Deployed -> Commissioning.");
+    set("update machine set status = 0, locked = true").await;
+    assert!(matches!(region.commission().await, Err(WorkflowError::Locked)));
+    set("update machine set locked = false, bmc_id = null").await;
+    assert!(matches!(region.commission().await, Err(WorkflowError::NoPower)));
+    region.set_power(PowerType::Manual).await;
+    let mut tx = region.pool().begin().await.unwrap();
+    let options = CommissionOptions { scripts: vec!["none".into(), "nope".into()], ..Default::default() };
+    let refused = workflow::commission(&mut tx, &region.machine, "admin", &options).await;
+    assert!(matches!(refused, Err(WorkflowError::UnknownScript(name)) if name == "nope"));
+    drop(tx);
+    assert_eq!(region.life().await.status, MachineStatus::New);
+    assert!(region.commission().await.is_ok(), "manual power is allowed");
+}
+
+#[tokio::test]
+async fn abort_ends_scripts_and_power() {
+    let mut region = Region::new().await;
+    let begun = region.commission().await.unwrap();
+    let mut tx = region.pool().begin().await.unwrap();
+    workflow::abort(&mut tx, &region.machine, "admin", "wrong one").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::New);
+    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::Aborted));
+    let work = store::work::get(region.pool(), begun.work).await.unwrap();
+    assert_eq!(work.state, store::work::WorkState::Cancelled);
+    let mut tx = region.pool().begin().await.unwrap();
+    let again = workflow::abort(&mut tx, &region.machine, "admin", "").await;
+    assert!(matches!(again, Err(WorkflowError::NothingToAbort(MachineStatus::New))));
+    drop(tx);
+    let racks = Racks::new(&[("near", Answer::Works)]);
+    region.start(&racks);
+    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
+    assert_eq!(racks.calls(), ["near Off"], "what was queued before is not done");
+}
+
+// ---------------------------------------------------------------- the runner
+
+#[tokio::test]
+async fn power_goes_through_the_rack_that_is_near() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("far", Answer::Works), ("near", Answer::Works)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    assert_eq!(racks.calls(), ["near PxeOn"]);
+    assert!(racks.parameters.lock().unwrap().contains(PASSWORD), "opened for the operation");
+    assert_eq!(
+        region.events().await,
+        ["COMMISSIONING_REQUESTED", "WORK_QUEUED", "RACK_CHOSEN", "POWERED_ON"]
+    );
+    let leaked: i64 = sqlx::query_scalar("select count(*) from event where description like '%' || $1 || '%'")
+        .bind(PASSWORD)
+        .fetch_one(region.pool())
+        .await
+        .unwrap();
+    assert_eq!(leaked, 0);
+}
+
+#[tokio::test]
+async fn a_rack_that_cannot_reach_the_bmc_is_followed_by_another_and_remembered() {
+    let mut region = Region::new().await;
+    let unreachable = Answer::Fails(PowerFailureClass::Unreachable);
+    let racks = Racks::new(&[("far", Answer::Works), ("near", unreachable)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    assert_eq!(racks.calls(), ["near PxeOn", "far PxeOn"]);
+    region.power(PowerCommand::Off).await;
+    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
+    assert_eq!(racks.calls()[2..], ["far Off"], "learned");
+}
+
+#[tokio::test]
+async fn refused_credentials_fail_at_once() {
+    let mut region = Region::new().await;
+    let refused = Answer::Fails(PowerFailureClass::Credentials);
+    let racks = Racks::new(&[("far", Answer::Works), ("near", refused)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_status(MachineStatus::FailedCommissioning).await;
+    assert_eq!(racks.calls(), ["near PxeOn"]);
+    assert!(region.error().await.contains("Credentials"), "{}", region.error().await);
+    assert_eq!(region.count(EventType::CommissioningFailed).await, 1);
+    assert_eq!(region.count(EventType::PowerFailed).await, 1);
+    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::Aborted));
+}
+
+#[tokio::test]
+async fn attempts_are_bounded() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Fails(PowerFailureClass::Timeout))]);
+    region.commission().await.unwrap();
+    region.start(&racks);
+    // Back-off is for the clock on the wall, not for a test.
+    for _ in 0..200 {
+        sqlx::query("update work set not_before = now() where state = 'queued'")
+            .execute(region.pool())
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if region.life().await.status != MachineStatus::Commissioning {
+            break;
+        }
+    }
+    region.wait_status(MachineStatus::FailedCommissioning).await;
+    assert_eq!(racks.calls().len(), workflow::outcome::ATTEMPTS_MAX as usize);
+}
+
+#[tokio::test]
+async fn work_waits_for_a_rack() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(region.life().await.status, MachineStatus::Commissioning);
+    racks.set("far", Answer::Works);
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+}
+
+#[tokio::test]
+async fn a_killed_process_is_followed_by_another() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Hangs)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_for("asked", async |_| !racks.calls().is_empty()).await;
+    region.kill().await;
+    let held: f64 = sqlx::query_scalar(
+        "select extract(epoch from claim_until - now())::float8 from work where state = 'claimed'",
+    )
+    .fetch_one(region.pool())
+    .await
+    .unwrap();
+    assert!(held > 60.0, "held as long as the rack may act: {held} s");
+    sqlx::query("update work set claim_until = now() - interval '1 s'")
+        .execute(region.pool())
+        .await
+        .unwrap();
+    racks.set("near", Answer::Works);
+    region.start(&racks);
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    assert_eq!(racks.calls(), ["near PxeOn", "near PxeOn"]);
+}
+
+#[tokio::test]
+async fn a_lost_link_is_not_followed_by_another_rack_at_once() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("far", Answer::Works), ("near", Answer::Lost)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region
+        .wait_for("retry", async |region| region.count(EventType::PowerRetried).await == 1)
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(racks.calls(), ["near PxeOn"], "the rack may still be at it");
+}
+
+#[tokio::test]
+async fn two_processes_never_use_one_bmc_at_once() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("far", Answer::Works), ("near", Answer::Works)]);
+    region.start(&racks);
+    let mut other =
+        Runner::start(region.pool().clone(), region.sealer.clone(), racks.clone(), region.cancel.clone());
+    for round in 0..10 {
+        region.power(if round % 2 == 0 { PowerCommand::On } else { PowerCommand::Off }).await;
+        let query = workflow::query_power(region.pool(), &region.machine).await.unwrap();
+        assert!(matches!(query, PowerState::On | PowerState::Off), "{query:?}");
+    }
+    region
+        .wait_for("rest", async |region| {
+            let open: i64 = sqlx::query_scalar("select count(*) from work where state in ('queued', 'claimed')")
+                .fetch_one(region.pool())
+                .await
+                .unwrap();
+            open == 0
+        })
+        .await;
+    assert_eq!(racks.active.lock().unwrap().1, 1, "at most one at a time");
+    assert_eq!(region.life().await.power_state, PowerState::Off, "the newest intent holds");
+    region.cancel.cancel();
+    while other.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_manual_machine_s_power_is_unknown() {
+    let region = Region::new().await;
+    region.set_power(PowerType::Manual).await;
+    let state = workflow::query_power(region.pool(), &region.machine).await.unwrap();
+    assert_eq!(state, PowerState::Unknown);
+}
+
+// ---------------------------------------------------------------- signals
+
+#[tokio::test]
+async fn a_good_run_ends_ready_with_the_inventory_and_the_power_off() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Works)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region.run_scripts().await;
+    assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+    let (cpus, speed, memory, architecture, uuid, boot): (i32, i32, i64, String, String, Option<i32>) =
+        sqlx::query_as(
+            "select cpu_count, cpu_speed, memory_mib, architecture, hardware_uuid, boot_interface_id from machine",
+        )
+        .fetch_one(region.pool())
+        .await
+        .unwrap();
+    assert_eq!((cpus, speed, memory, architecture.as_str()), (2, 2000, 1024, "amd64/generic"));
+    assert_eq!(uuid, "ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d");
+    let cards: Vec<(i32, String, String)> =
+        sqlx::query_as("select id, name, mac::text from interface order by name")
+            .fetch_all(region.pool())
+            .await
+            .unwrap();
+    let names: Vec<_> = cards.iter().map(|(_, name, mac)| (name.as_str(), mac.as_str())).collect();
+    assert_eq!(names, [("ens3", "52:54:00:00:00:01"), ("ens4", "52:54:00:00:00:02")]);
+    assert_eq!(boot, Some(cards[0].0), "the card that it booted from");
+    let disks: Vec<String> =
+        sqlx::query_scalar("select name from block_device").fetch_all(region.pool()).await.unwrap();
+    assert_eq!(disks, ["vda"]);
+    // The machine switches itself off; the monitor sees it.
+    *racks.is_on.lock().unwrap() = false;
+    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
+    assert!(!racks.calls().iter().any(|call| call.ends_with("Off")), "{:?}", racks.calls());
+    assert_eq!(region.count(EventType::PoweredOff).await, 1);
+    assert_eq!(region.count(EventType::Commissioned).await, 1);
+    assert_eq!(region.count(EventType::ScriptResult).await, region.results().await.len());
+}
+
+#[tokio::test]
+async fn a_machine_that_stays_on_is_switched_off() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Works)]);
+    region.start(&racks);
+    region.commission().await.unwrap();
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region.run_scripts().await;
+    region.signal(&finished(Signal::Ok)).await.unwrap();
+    // Also its work: what is asked after Ready would count as an operator's wish.
+    region.make_old("status_changed", "machine", 130).await;
+    region.make_old("created", "work", 140).await;
+    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
+    assert!(racks.calls().contains(&"near Off".to_owned()), "{:?}", racks.calls());
+    // What an operator switches on stays on.
+    region.power(PowerCommand::On).await;
+    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    let before = racks.calls().len();
+    workflow::tick(region.pool()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(racks.calls().len(), before);
+}
+
+#[tokio::test]
+async fn signals_may_be_repeated_and_come_late() {
+    let region = Region::new().await;
+    let boot = region.commission().await.unwrap().boot_id;
+    let results = region.results().await;
+    let id = results["maas-lshw"].id;
+    for _ in 0..2 {
+        region.signal(&started(id)).await.unwrap();
+    }
+    for _ in 0..3 {
+        region.signal(&ended(id, 0, "first")).await.unwrap();
+    }
+    // Neither a late start nor another result changes what is final.
+    region.signal(&started(id)).await.unwrap();
+    region.signal(&ended(id, 1, "second")).await.unwrap();
+    let result = &region.results().await["maas-lshw"];
+    assert_eq!((result.status, result.exit_status), (ScriptStatus::Passed, Some(0)));
+    let outputs = script::outputs(region.pool(), id).await.unwrap();
+    assert_eq!(outputs.stdout, b"first");
+    assert_eq!(region.count(EventType::ScriptResult).await, 1);
+    assert_eq!(region.count(EventType::ScriptStarted).await, 1);
+
+    region.run_scripts().await;
+    for _ in 0..2 {
+        assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+    }
+    assert_eq!(region.signal(&finished(Signal::Failed)).await.unwrap(), MachineStatus::Ready);
+    assert_eq!(region.count(EventType::Commissioned).await, 1);
+
+    // A new run: words of the old boot do nothing in it.
+    region.commission().await.unwrap();
+    let status = region.signal_of(boot, &finished(Signal::Failed)).await.unwrap();
+    assert_eq!(status, MachineStatus::Commissioning);
+}
+
+#[tokio::test]
+async fn another_machine_s_result_is_not_found() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    let id = region.results().await["maas-lshw"].id;
+    sqlx::query("insert into machine (system_id, hostname, status, boot_id) values ('zzz999', 'other', 1, gen_random_uuid())")
+        .execute(region.pool())
+        .await
+        .unwrap();
+    let other: SystemId = "zzz999".parse().unwrap();
+    let boot = lifecycle::get(region.pool(), &other).await.unwrap().boot_id.unwrap();
+    let mut tx = region.pool().begin().await.unwrap();
+    let refused = workflow::signal(&mut tx, &other, boot, &ended(id, 0, "x")).await;
+    assert!(
+        matches!(refused, Err(WorkflowError::Store(store::StoreError::NotFound { .. }))),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn failures_are_told_by_name() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    let results = region.results().await;
+    region.signal(&ended(results["maas-lshw"].id, 3, "broken")).await.unwrap();
+    let garbage = region.signal(&ended(results[workflow::scripts::RESOURCES].id, 0, "not json")).await;
+    assert_eq!(garbage.unwrap(), MachineStatus::Commissioning, "the rest may still run");
+    region.signal(&ended(results["maas-kernel-cmdline"].id, 0, "x")).await.unwrap();
+    let status = region.signal(&finished(Signal::Failed)).await.unwrap();
+    assert_eq!(status, MachineStatus::FailedCommissioning);
+    let error = region.error().await;
+    assert!(error.contains("maas-lshw") && error.contains("50-maas-01-commissioning"), "{error}");
+    assert_eq!(region.count(EventType::InventoryRefused).await, 1);
+    assert_eq!(region.count(EventType::ScriptFailed).await, 2);
+    assert!(region.commission().await.is_ok(), "and may be tried again");
+}
+
+#[tokio::test]
+async fn a_card_of_another_machine_stays_there() {
+    let region = Region::new().await;
+    sqlx::query("insert into machine (system_id, hostname) values ('zzz999', 'other')")
+        .execute(region.pool())
+        .await
+        .unwrap();
+    sqlx::query("insert into interface (machine, name, mac) values ('zzz999', 'eth0', '52:54:00:00:00:02')")
+        .execute(region.pool())
+        .await
+        .unwrap();
+    region.commission().await.unwrap();
+    region.run_scripts().await;
+    assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+    let owner: String =
+        sqlx::query_scalar("select machine from interface where mac = '52:54:00:00:00:02'")
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
+    assert_eq!(owner, "zzz999");
+    assert_eq!(region.count(EventType::InventoryRefused).await, 1);
+}
+
+// ---------------------------------------------------------------- the monitor
+
+#[tokio::test]
+async fn silence_ends_in_failure_with_its_reason() {
+    // What happened before the silence; how the clock is moved; the reason.
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "in time");
+    region.make_old("status_deadline", "machine", 1801).await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.error().await, "The machine did not start in time");
+    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::TimedOut));
+    assert_eq!(region.count(EventType::StatusTimeout).await, 1);
+    let off: i64 = sqlx::query_scalar("select count(*) from work where command = 'off' and state = 'queued'")
+        .fetch_one(region.pool())
+        .await
+        .unwrap();
+    assert_eq!(off, 1);
+
+    region.commission().await.unwrap();
+    region.signal(&finished(Signal::Working)).await.unwrap();
+    region.make_old("status_deadline", "machine", 1801).await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.error().await, "The machine stopped reporting before it had finished");
+}
+
+#[tokio::test]
+async fn a_script_over_its_time_is_timed_out() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    let results = region.results().await;
+    region.signal(&started(results["maas-kernel-cmdline"].id)).await.unwrap();
+    region.make_old("started", "script_result", 300).await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "within the grace");
+    region.make_old("started", "script_result", 31).await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::FailedCommissioning);
+    assert!(region.error().await.contains("maas-kernel-cmdline"), "{}", region.error().await);
+    let results = region.results().await;
+    assert_eq!(results["maas-kernel-cmdline"].status, ScriptStatus::TimedOut);
+    assert_eq!(results["maas-lshw"].status, ScriptStatus::Aborted);
+}
+
+#[tokio::test]
+async fn a_lost_final_signal_does_not_matter() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    region.run_scripts().await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "it may still come");
+    region.make_old("updated", "script_result", 61).await;
+    workflow::tick(region.pool()).await.unwrap();
+    assert_eq!(region.life().await.status, MachineStatus::Ready);
+}
+
+#[tokio::test]
+async fn two_monitors_decide_once() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    region.make_old("status_deadline", "machine", 1801).await;
+    let ticks = (0..4).map(|_| workflow::tick(region.pool()));
+    for done in futures_join(ticks).await {
+        done.unwrap();
+    }
+    assert_eq!(region.count(EventType::CommissioningFailed).await, 1);
+}
+
+async fn futures_join<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    futures::future::join_all(all).await
+}

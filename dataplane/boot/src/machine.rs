@@ -1,0 +1,61 @@
+//! What a script is made from: the machine's record in the rack's snapshot, and the region's settings.
+
+use wire::ethernet::Mac;
+
+/// What the region wants a machine to boot into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Its own disk.
+    Local,
+    /// The ephemeral system: commissioning, testing, rescue, erasing.
+    Commissioning,
+    /// The ephemeral system, as a machine the region does not know.
+    Enlist,
+    /// The ephemeral system, to install.
+    Xinstall,
+    Poweroff,
+}
+
+impl Purpose {
+    pub fn is_ephemeral(self) -> bool {
+        matches!(self, Self::Commissioning | Self::Enlist | Self::Xinstall)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Empty while it is not known (purpose `Enlist`).
+    pub system_id: String,
+    pub hostname: String,
+    pub domain: String,
+    pub macs: Vec<Mac>,
+    pub purpose: Purpose,
+    /// "amd64".
+    pub arch: String,
+    /// "generic".
+    pub subarch: String,
+    pub osystem: String,
+    pub release: String,
+    pub label: String,
+    /// URL paths on the rack: `/images/<sha256>/<os>/<arch>/<subarch>/<release>/<label>/boot-kernel`.
+    pub kernel: String,
+    pub initrd: String,
+    pub squashfs: String,
+    /// Behind `---`: kept by an installation.
+    pub extra_options: String,
+    /// Before it, as `console=ttyS0`.
+    pub ephemeral_options: String,
+    /// The region expects this machine to boot now: its preseed may be answered.
+    pub boot_window: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Kernel options of every machine, before a machine's own extra options.
+    pub kernel_options: String,
+    /// "" for the rack itself.
+    pub log_host: String,
+    pub log_port: u16,
+    /// Unknown machines may enlist.
+    pub enlist: bool,
+}

@@ -1,0 +1,459 @@
+//! A rack for tests: one engine, a fixed configuration, a clock that only the test moves.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use dhcp::*;
+use lease::{Block, BlockId, Client, ClientKey, Epoch, Outcome, Row, Write, WriteKind};
+use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
+use wire::ethernet::Mac;
+use wire::udp::{Checksum, Datagram};
+
+pub const VLAN: u32 = 5001;
+pub const SUBNET: u32 = 7;
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub const LEASE_SECS: u32 = 600;
+pub const NONE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+pub fn ip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 99, 0, last)
+}
+
+pub fn mac(last: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 1, last])
+}
+
+pub fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+// -------------------------------------------------------------------- configuration
+
+pub struct Fixed {
+    pub links: Vec<Link>,
+    pub reservations: Vec<Reservation>,
+    /// MACs that the region does not know.
+    pub strangers: Vec<Mac>,
+}
+
+impl Config for Fixed {
+    fn link_of(&self, address: Ipv4Addr) -> Option<&Link> {
+        self.links
+            .iter()
+            .find(|link| link.subnet_of(address).is_some())
+    }
+
+    fn reservation(&self, vlan: u32, mac: Mac) -> Option<&Reservation> {
+        self.reservations
+            .iter()
+            .find(|found| found.vlan == vlan && found.mac == mac)
+    }
+
+    fn reserved(&self, vlan: u32, address: Ipv4Addr) -> Option<&Reservation> {
+        self.reservations
+            .iter()
+            .find(|found| found.vlan == vlan && found.address == address)
+    }
+
+    fn is_known(&self, mac: Mac) -> bool {
+        !self.strangers.contains(&mac)
+    }
+}
+
+pub fn subnet() -> Subnet {
+    Subnet {
+        id: SUBNET,
+        net: "10.99.0.0/24".parse().unwrap(),
+        gateway: Some(ip(254)),
+        dns: vec![ip(1), ip(2)],
+        ntp: vec![ip(3)],
+        domain: "maas".into(),
+        lease: secs(LEASE_SECS.into()),
+        ranges: vec![Range {
+            first: ip(100),
+            last: ip(199),
+            kind: RangeKind::Dynamic,
+        }],
+        disabled_archs: vec![],
+        client_id_identity: false,
+    }
+}
+
+/// The rack's own VLAN, and one behind a relay.
+pub fn config() -> Fixed {
+    let relayed = Subnet {
+        id: 8,
+        net: "10.100.0.0/24".parse().unwrap(),
+        gateway: None,
+        ranges: vec![],
+        ..subnet()
+    };
+    let link = |vlan, subnet| Link {
+        vlan,
+        server: SERVER,
+        mtu: 1500,
+        role: Role::Primary,
+        subnets: vec![subnet],
+    };
+    Fixed {
+        links: vec![link(VLAN, subnet()), link(5002, relayed)],
+        reservations: vec![],
+        strangers: vec![],
+    }
+}
+
+/// Block 1 of epoch 3: `count` addresses from 10.99.0.100.
+pub fn block(count: u32) -> Block {
+    Block {
+        id: BlockId(1),
+        epoch: Epoch(3),
+        vlan: VLAN,
+        subnet: SUBNET,
+        first: ip(100).into(),
+        count,
+    }
+}
+
+pub fn client(mac: Mac) -> Client {
+    Client {
+        vlan: VLAN,
+        key: ClientKey::Mac(mac.0),
+    }
+}
+
+pub fn row(address: Ipv4Addr, holder: Mac, remaining_ms: i64) -> Row {
+    Row {
+        block: BlockId(1),
+        address: address.into(),
+        client: Some(client(holder)),
+        remaining_ms,
+        quarantine: Duration::ZERO,
+        released: false,
+    }
+}
+
+// -------------------------------------------------------------------- messages
+
+/// A client's message. Start with [`discover`], [`request`] and the like.
+#[derive(Clone)]
+pub struct Message {
+    pub kind: MessageType,
+    pub mac: Mac,
+    pub hlen: u8,
+    pub xid: u32,
+    pub ciaddr: Ipv4Addr,
+    pub giaddr: Ipv4Addr,
+    pub broadcast: bool,
+    pub unicast: bool,
+    pub requested: Option<Ipv4Addr>,
+    pub server: Option<Ipv4Addr>,
+    pub options: Vec<(u8, Vec<u8>)>,
+}
+
+pub fn message(kind: MessageType, mac: Mac) -> Message {
+    Message {
+        kind,
+        mac,
+        hlen: 6,
+        xid: 0x1234_5678,
+        ciaddr: NONE,
+        giaddr: NONE,
+        broadcast: false,
+        unicast: false,
+        requested: None,
+        server: None,
+        options: vec![],
+    }
+}
+
+pub fn discover(mac: Mac) -> Message {
+    message(MessageType::Discover, mac)
+}
+
+/// REQUEST in SELECTING.
+pub fn request(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        requested: Some(address),
+        server: Some(SERVER),
+        ..message(MessageType::Request, mac)
+    }
+}
+
+pub fn init_reboot(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        requested: Some(address),
+        ..message(MessageType::Request, mac)
+    }
+}
+
+pub fn renew(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        ciaddr: address,
+        unicast: true,
+        ..message(MessageType::Request, mac)
+    }
+}
+
+pub fn rebind(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        ciaddr: address,
+        ..message(MessageType::Request, mac)
+    }
+}
+
+pub fn release(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        ciaddr: address,
+        unicast: true,
+        server: Some(SERVER),
+        ..message(MessageType::Release, mac)
+    }
+}
+
+pub fn decline(mac: Mac, address: Ipv4Addr) -> Message {
+    Message {
+        requested: Some(address),
+        server: Some(SERVER),
+        ..message(MessageType::Decline, mac)
+    }
+}
+
+impl Message {
+    pub fn with(mut self, code: u8, octets: &[u8]) -> Self {
+        self.options.push((code, octets.to_vec()));
+        self
+    }
+
+    pub fn octets(&self) -> Vec<u8> {
+        let mut header = Header::new(OP_REQUEST);
+        header.htype = 1;
+        header.hlen = self.hlen;
+        header.xid.set(self.xid);
+        header
+            .flags
+            .set(if self.broadcast { FLAG_BROADCAST } else { 0 });
+        header.ciaddr = self.ciaddr.octets();
+        header.giaddr = self.giaddr.octets();
+        header.chaddr[..6].copy_from_slice(&self.mac.0);
+        let mut buffer = vec![0; 1472];
+        let mut writer = Writer::new(&mut buffer, 1472, &header, self.kind).unwrap();
+        if let Some(address) = self.requested {
+            writer.address(code::REQUESTED_ADDRESS, address).unwrap();
+        }
+        if let Some(address) = self.server {
+            writer.address(code::SERVER_ID, address).unwrap();
+        }
+        for (code, octets) in &self.options {
+            writer.option(*code, octets).unwrap();
+        }
+        let length = writer.finish();
+        buffer.truncate(length);
+        buffer
+    }
+}
+
+// -------------------------------------------------------------------- what came out
+
+/// A reply as it went to the wire: framed, checked, and parsed again.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub kind: MessageType,
+    pub address: Ipv4Addr,
+    pub destination: Destination,
+    pub octets: Vec<u8>,
+}
+
+impl Seen {
+    pub fn view(&self) -> View<'_> {
+        View::parse(&self.octets).unwrap()
+    }
+
+    pub fn lease(&self) -> u32 {
+        self.view().lease_secs().unwrap()
+    }
+}
+
+/// What one step made the engine do.
+#[derive(Default)]
+pub struct Step {
+    pub replies: Vec<Seen>,
+    pub writes: Vec<(Ticket, Write)>,
+    pub events: Vec<Event>,
+    pub dropped: Option<Drop>,
+}
+
+impl Step {
+    /// (kind, yiaddr) of the only reply; None if there was none.
+    pub fn reply(&self) -> Option<(MessageType, Ipv4Addr)> {
+        assert!(self.replies.len() <= 1, "{:?}", self.replies);
+        self.replies
+            .first()
+            .map(|reply| (reply.kind, reply.address))
+    }
+
+    /// The only write.
+    pub fn write(&self) -> &(Ticket, Write) {
+        assert_eq!(self.writes.len(), 1, "dropped: {:?}", self.dropped);
+        &self.writes[0]
+    }
+}
+
+pub struct Rack {
+    pub engine: Engine,
+    pub config: Fixed,
+    pub now: Instant,
+    pub start: Instant,
+    out: Outbox,
+}
+
+impl Rack {
+    pub fn unattached(config: Fixed) -> Self {
+        let now = Instant::now();
+        let shard = Shard { index: 0, count: 1 };
+        let engine = Engine::new(shard, Limits::default(), 42, now);
+        Self {
+            engine,
+            config,
+            now,
+            start: now,
+            out: Outbox::new(64),
+        }
+    }
+
+    /// Attached for a day, with a block of `count` addresses and these rows.
+    pub fn with_rows(config: Fixed, count: u32, rows: &[Row]) -> Self {
+        let mut rack = Self::unattached(config);
+        rack.attach(count, rows);
+        rack
+    }
+
+    pub fn new(count: u32) -> Self {
+        Self::with_rows(config(), count, &[])
+    }
+
+    pub fn attach(&mut self, count: u32, rows: &[Row]) {
+        let until = self.now + secs(86_400);
+        self.engine.attach(
+            &[block(count)],
+            rows,
+            until,
+            self.now,
+            &self.config,
+            self.now,
+        );
+    }
+
+    /// The clock shows this many seconds since the start.
+    pub fn at(&mut self, secs: u64) -> &mut Self {
+        self.now = self.start + Duration::from_secs(secs);
+        self
+    }
+
+    pub fn send(&mut self, message: &Message) -> Step {
+        let destination = if message.unicast || message.giaddr != NONE {
+            SERVER
+        } else {
+            Ipv4Addr::BROADCAST
+        };
+        self.send_octets(&message.octets(), destination, &BootReply::default())
+    }
+
+    pub fn send_octets(
+        &mut self,
+        octets: &[u8],
+        destination: Ipv4Addr,
+        boot: &BootReply<'_>,
+    ) -> Step {
+        let query = View::parse(octets).unwrap();
+        let received = Received {
+            link: &self.config.links[0],
+            source: NONE,
+            destination,
+        };
+        let dropped = self.engine.on_message(
+            &query,
+            &received,
+            boot,
+            &self.config,
+            self.now,
+            &mut self.out,
+        );
+        Step {
+            dropped,
+            ..self.collect()
+        }
+    }
+
+    pub fn outcome(&mut self, ticket: Ticket, outcome: Outcome) -> Step {
+        self.engine
+            .on_outcome(ticket, outcome, self.now, &mut self.out);
+        self.collect()
+    }
+
+    pub fn tick(&mut self) -> Step {
+        self.engine.tick(self.now, &mut self.out);
+        self.collect()
+    }
+
+    fn collect(&mut self) -> Step {
+        let mut step = Step::default();
+        let (items, buffer) = self.out.drain();
+        for item in items {
+            match item {
+                Out::Reply(reply) => {
+                    let packet = reply.frame(buffer, 1).unwrap();
+                    let datagram = Datagram::parse_packet(packet, Checksum::Verify).unwrap();
+                    assert_eq!(datagram.payload, &packet[28..]);
+                    let octets = datagram.payload.to_vec();
+                    assert!(octets.len() >= 300);
+                    let view = View::parse(&octets).unwrap();
+                    assert_eq!(view.message_type(), Some(reply.kind));
+                    step.replies.push(Seen {
+                        kind: reply.kind,
+                        address: view.yiaddr(),
+                        destination: reply.destination,
+                        octets: octets.clone(),
+                    });
+                }
+                Out::Lease { ticket, write } => step.writes.push((ticket, write)),
+                Out::Event(event) => step.events.push(event),
+            }
+        }
+        step
+    }
+
+    /// The region makes the only write of `step` durable for two leases.
+    pub fn durable(&mut self, step: &Step) -> Step {
+        let (ticket, write) = step.write().clone();
+        assert!(matches!(write.kind, WriteKind::Grant { .. }), "{write:?}");
+        self.outcome(
+            ticket,
+            Outcome::Durable {
+                remaining: secs(2 * u64::from(LEASE_SECS)),
+            },
+        )
+    }
+
+    /// DISCOVER, OFFER, REQUEST, grant, ACK; gives the address.
+    pub fn boot(&mut self, mac: Mac) -> Ipv4Addr {
+        let step = self.send(&discover(mac));
+        let (kind, offered) = step.reply().expect("an OFFER");
+        assert_eq!(kind, MessageType::Offer);
+        let step = self.send(&request(mac, offered));
+        let step = if step.writes.is_empty() {
+            step
+        } else {
+            self.durable(&step)
+        };
+        assert_eq!(step.reply(), Some((MessageType::Ack, offered)));
+        offered
+    }
+
+    pub fn dropped(&self, reason: Drop) -> u64 {
+        self.engine.counters().dropped(reason)
+    }
+}
+
+pub type Holders = HashMap<Ipv4Addr, Mac>;

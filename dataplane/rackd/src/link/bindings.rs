@@ -1,0 +1,89 @@
+//! Keeps the map of which MAC holds which address now: what the metadata proxy attests with, and how events find their
+//! machine. Bounded by the addresses of the rack's blocks.
+
+use std::net::IpAddr;
+use std::sync::{PoisonError, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use lease::{Client, ClientKey, Row, VlanId};
+
+use crate::work::{Binding, Bindings};
+
+type Map = std::collections::HashMap<IpAddr, Binding>;
+
+/// The binding of `address` if it has not ended. Reservations are not here: they are in the snapshot.
+pub(super) fn live(bindings: &Bindings, address: IpAddr, now: Instant) -> Option<Binding> {
+    let map = bindings.read().unwrap_or_else(PoisonError::into_inner);
+    map.get(&address).copied().filter(|binding| now < binding.end)
+}
+
+/// What an attach told, instead of what was known. `sent`: when its request left, from which the rows count.
+pub(super) fn replace(bindings: &Bindings, rows: &[Row], sent: Instant) {
+    let bound = rows.iter().filter_map(|row| {
+        let (mac, vlan) = mac_of(row.client.as_ref()?)?;
+        let left = Duration::from_millis(u64::try_from(row.remaining_ms).ok()?);
+        Some((row.address, Binding { mac, vlan, end: sent.checked_add(left)? }))
+    });
+    *write(bindings) = bound.collect();
+}
+
+pub(super) fn granted(bindings: &Bindings, address: IpAddr, client: &Client, end: Instant) {
+    let mut map = write(bindings);
+    match mac_of(client) {
+        // No write shortens an end; another client's binding is over.
+        Some((mac, vlan)) => {
+            let binding = map.entry(address).or_insert(Binding { mac, vlan, end });
+            let end = if binding.mac == mac { binding.end.max(end) } else { end };
+            *binding = Binding { mac, vlan, end };
+        }
+        None => drop(map.remove(&address)),
+    }
+}
+
+pub(super) fn remove(bindings: &Bindings, address: IpAddr) {
+    write(bindings).remove(&address);
+}
+
+fn write(bindings: &Bindings) -> RwLockWriteGuard<'_, Map> {
+    bindings.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn mac_of(client: &Client) -> Option<([u8; 6], VlanId)> {
+    match client.key {
+        ClientKey::Mac(mac) => Some((mac, client.vlan)),
+        ClientKey::ClientId(_) | ClientKey::DuidIaid(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lease::BlockId;
+
+    use super::*;
+
+    #[test]
+    fn bindings_follow_attach_grant_and_end() {
+        let (bindings, now) = (Bindings::default(), Instant::now());
+        let client = |n: u8| Client { vlan: 1, key: ClientKey::Mac([n; 6]) };
+        let row = |last: u8, client: Option<Client>, remaining_ms: i64| Row {
+            block: BlockId(1),
+            address: IpAddr::from([10, 0, 0, last]),
+            client,
+            remaining_ms,
+            quarantine: Duration::ZERO,
+            released: false,
+        };
+        let rows = [row(1, Some(client(1)), 5_000), row(2, Some(client(2)), -1), row(3, None, 9_000)];
+        replace(&bindings, &rows, now);
+        assert_eq!(bindings.read().unwrap().len(), 1);
+        let one = IpAddr::from([10, 0, 0, 1]);
+        assert_eq!(live(&bindings, one, now).unwrap().mac, [1; 6]);
+        assert_eq!(live(&bindings, one, now + Duration::from_secs(5)), None);
+        granted(&bindings, one, &client(1), now + Duration::from_secs(2));
+        assert_eq!(live(&bindings, one, now).unwrap().end, now + Duration::from_secs(5));
+        granted(&bindings, one, &client(9), now + Duration::from_secs(2));
+        assert_eq!(live(&bindings, one, now).unwrap().mac, [9; 6]);
+        remove(&bindings, one);
+        assert!(bindings.read().unwrap().is_empty());
+    }
+}

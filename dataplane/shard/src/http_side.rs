@@ -1,0 +1,293 @@
+//! HTTP between the driver's streams and their connections: accept, drive, time out, hand off.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use images::{Catalog, Connection, Found, Served, Step};
+
+use crate::config::Config;
+use crate::driver::{Close, Driver, StreamId};
+use crate::lookup::{Asked, Core, Lookup};
+use crate::mailbox::ToWork;
+use crate::queries::Waiter;
+
+/// How often deadlines of connections are looked at.
+const SCAN_EVERY: Duration = Duration::from_millis(250);
+/// Beyond `connections_max`: these few get a 503, the rest is dropped unanswered.
+const REFUSED_MAX: usize = 64;
+
+pub(crate) struct HttpSide {
+    limits: images::Limits,
+    connections_max: usize,
+    /// By the driver's index.
+    table: Vec<Option<Box<Http>>>,
+    count: usize,
+    /// Connections being taken out of the driver for the work thread.
+    takes: usize,
+    next_scan: Instant,
+    pub counters: images::Counters,
+}
+
+struct Http {
+    stream: StreamId,
+    peer: SocketAddr,
+    local: SocketAddr,
+    connection: Connection,
+    /// Noted with those who wait for pieces.
+    noted: bool,
+    /// Being handed off; these octets were read before.
+    leaving: Option<Vec<u8>>,
+}
+
+impl HttpSide {
+    pub fn new(config: &Config, now: Instant) -> Self {
+        Self {
+            limits: config.http,
+            connections_max: config.connections_max,
+            table: Vec::new(),
+            count: 0,
+            takes: 0,
+            next_scan: now + SCAN_EVERY,
+            counters: images::Counters::default(),
+        }
+    }
+
+    pub fn connection_count(&self) -> usize {
+        self.count
+    }
+
+    /// Nothing is being sent or waited for.
+    pub fn is_quiet(&self) -> bool {
+        self.table.iter().flatten().all(|http| http.connection.is_idle())
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        (self.count > 0).then_some(self.next_scan)
+    }
+
+    pub fn on_accepted(
+        &mut self,
+        stream: StreamId,
+        peer: SocketAddr,
+        local: SocketAddr,
+        core: &mut Core,
+        driver: &mut impl Driver,
+    ) {
+        if self.count >= self.connections_max {
+            core.counters.connections_refused += 1;
+            if self.count >= self.connections_max + REFUSED_MAX {
+                driver.stream_close(stream, Close::Abort);
+                return;
+            }
+        }
+        let mut connection = Connection::new(self.limits, core.now);
+        if self.count >= self.connections_max {
+            connection.refuse(core.now, &mut self.counters);
+        }
+        let index = stream.index as usize;
+        if self.table.len() <= index {
+            self.table.resize_with(index + 1, || None);
+        }
+        if self.count == 0 {
+            self.next_scan = core.now + SCAN_EVERY;
+        }
+        let http = Http { stream, peer, local, connection, noted: false, leaving: None };
+        let old = self.table[index].replace(Box::new(http));
+        self.count += usize::from(old.is_none());
+    }
+
+    pub fn on_received(&mut self, stream: StreamId, octets: &[u8]) {
+        let Some(http) = get(&mut self.table, stream) else { return };
+        match &mut http.leaving {
+            Some(read) => read.extend_from_slice(octets),
+            None => http.connection.on_bytes(octets, &mut self.counters),
+        }
+    }
+
+    pub fn on_ended(&mut self, stream: StreamId, broken: bool, driver: &mut impl Driver) {
+        let Some(http) = get(&mut self.table, stream) else { return };
+        if broken && http.leaving.is_none() {
+            driver.stream_close(stream, Close::Abort);
+            self.remove(stream);
+        } else {
+            http.connection.on_end();
+        }
+    }
+
+    pub fn on_sent(&mut self, stream: StreamId, sent: u64, now: Instant) {
+        if let Some(http) = get(&mut self.table, stream) {
+            http.connection.on_sent(sent, now, &mut self.counters);
+        }
+    }
+
+    pub fn on_woken(&mut self, stream: StreamId) {
+        if let Some(http) = get(&mut self.table, stream) {
+            http.noted = false;
+        }
+    }
+
+    /// The driver gave the connection up: it goes to the work thread with every octet that was read.
+    pub fn on_taken(
+        &mut self,
+        stream: StreamId,
+        socket: OwnedFd,
+        late: Vec<u8>,
+        core: &mut Core,
+    ) {
+        let Some(http) = self.remove(stream) else { return };
+        self.takes -= usize::from(http.leaving.is_some());
+        let mut read = http.leaving.unwrap_or_default();
+        read.extend_from_slice(&late);
+        let hand_off = ToWork::HandOff { socket, peer: http.peer, local: http.local, read };
+        // Room was there when the take began, and only we fill it.
+        match core.mail.to_work.push(hand_off) {
+            Ok(()) => core.counters.hand_offs += 1,
+            Err(_) => core.counters.hand_offs_refused += 1,
+        }
+    }
+
+    /// Lets a connection do all it can.
+    pub fn drive(
+        &mut self,
+        stream: StreamId,
+        core: &mut Core,
+        engine: &dhcp::Engine,
+        driver: &mut impl Driver,
+    ) {
+        loop {
+            let Some(http) = get(&mut self.table, stream) else { return };
+            if http.leaving.is_some() {
+                return;
+            }
+            let mut catalog = HttpCatalog {
+                client: http.peer.ip(),
+                local: http.local.ip(),
+                stream,
+                core: &mut *core,
+                engine,
+            };
+            let step = http.connection.step(core_now(&catalog), &mut catalog, &mut self.counters);
+            if let Some(served) = http.connection.take_served() {
+                tell(&served, http.peer.ip(), core, engine);
+            }
+            match step {
+                Step::Receive | Step::Busy | Step::WaitAnswer => return,
+                Step::SendBytes { bytes, more } => {
+                    driver.stream_send(stream, bytes, more);
+                    return;
+                }
+                Step::SendFile { object, offset, length } => {
+                    driver.stream_send_file(stream, object, offset, length);
+                    return;
+                }
+                Step::WaitFor { object, want, .. } => {
+                    if want {
+                        core.want(object.sha256());
+                    }
+                    if !http.noted {
+                        http.noted = true;
+                        core.waiting.push(Waiter::Http(stream));
+                    }
+                    return;
+                }
+                Step::HandOff { read } => {
+                    if core.mail.to_work.free_slots() > self.takes {
+                        self.takes += 1;
+                        http.leaving = Some(read);
+                        driver.stream_take(stream);
+                        return;
+                    }
+                    core.counters.hand_offs_refused += 1;
+                    http.connection.refuse(core.now, &mut self.counters);
+                }
+                Step::Close => {
+                    driver.stream_close(stream, Close::Graceful);
+                    self.remove(stream);
+                    return;
+                }
+                Step::Abort => {
+                    driver.stream_close(stream, Close::Abort);
+                    self.remove(stream);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Looks at every connection whose deadline has passed, and wakes those who wait for pieces: a lost Progress
+    /// costs a quarter of a second.
+    pub fn scan(&mut self, core: &mut Core, engine: &dhcp::Engine, driver: &mut impl Driver) {
+        self.next_scan = core.now + SCAN_EVERY;
+        core.wake_waiting();
+        for index in 0..self.table.len() {
+            if let Some(http) = &self.table[index]
+                && http.connection.deadline() <= core.now
+            {
+                self.drive(http.stream, core, engine, driver);
+            }
+        }
+    }
+
+    fn remove(&mut self, stream: StreamId) -> Option<Box<Http>> {
+        get(&mut self.table, stream)?;
+        self.count -= 1;
+        self.table[stream.index as usize].take()
+    }
+}
+
+fn get(table: &mut [Option<Box<Http>>], stream: StreamId) -> Option<&mut Http> {
+    let http = table.get_mut(stream.index as usize)?.as_deref_mut()?;
+    (http.stream == stream).then_some(http)
+}
+
+fn core_now(catalog: &HttpCatalog<'_>) -> Instant {
+    catalog.core.now
+}
+
+/// One line in the event log per file that left whole.
+fn tell(served: &Served, client: IpAddr, core: &mut Core, engine: &dhcp::Engine) {
+    let path = served.path.trim_start_matches('/');
+    let kind = if served.sha256.is_some() {
+        "IMAGE_SERVED"
+    } else if core.loader(path).is_some() {
+        "BOOT_FILE"
+    } else {
+        return; // boot configs have their own event
+    };
+    let mac = core.mac_at(client, engine);
+    let part = if served.whole { "" } else { " (a range)" };
+    let detail = format!("{path} {} octets{part} by HTTP", served.bytes);
+    core.event(kind, mac, client, detail);
+}
+
+struct HttpCatalog<'a> {
+    core: &'a mut Core,
+    engine: &'a dhcp::Engine,
+    client: IpAddr,
+    local: IpAddr,
+    stream: StreamId,
+}
+
+impl Catalog for HttpCatalog<'_> {
+    fn find(&mut self, asked: &images::Asked<'_>) -> Found {
+        let asked = Asked {
+            path: asked.path.trim_start_matches('/'),
+            client: self.client,
+            local: self.local,
+            waiter: Waiter::Http(self.stream),
+        };
+        match self.core.find(&asked, self.engine) {
+            Lookup::Object(object) => Found::Object(object),
+            Lookup::Bytes { body, text } => {
+                let content_type =
+                    if text { "text/plain; charset=utf-8" } else { "application/octet-stream" };
+                Found::Bytes { body, content_type }
+            }
+            Lookup::NotFound => Found::NotFound,
+            Lookup::Later => Found::Later,
+            Lookup::Unavailable => Found::Busy,
+            Lookup::NotOurs => Found::NotOurs,
+        }
+    }
+}

@@ -1,0 +1,848 @@
+//! The ring: what is submitted, waited for and reaped; datagrams; and `Driver` for the shard.
+//!
+//! User data of every operation is `kind (8 bits) | serial (24) | index (32)`: the inventory of everything that may be
+//! in flight is [`Kind`]. Completions are copied out of the queue before any is handled.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use images::Object;
+use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use shard::{
+    Bell, Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
+    StreamId, Target, Train,
+};
+use slab::Slab;
+
+use crate::buffers::Buffers;
+use crate::control::{CONTROL_BYTES, NAME_BYTES, Received, get_address};
+use crate::probe::{self, RingError};
+use crate::slots::Slots;
+use crate::sockets::ShardSockets;
+use crate::streams::Streams;
+
+/// Sizes of one ring. About 9 MiB a shard as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct RingLimits {
+    /// Submissions between two calls into the kernel.
+    pub submissions: u32,
+    /// Completions the kernel may hold for us; more wait in its own list, none is lost.
+    pub completions: u32,
+    /// Receive buffers for DHCP, TFTP and HTTP: powers of two.
+    pub dhcp_buffers: u16,
+    pub tftp_buffers: u16,
+    pub http_buffers: u16,
+    /// Sends of at most 2 KiB, and trains of at most 32 KiB, in flight.
+    pub small_slots: u32,
+    pub large_slots: u32,
+    /// Connections, those that are closing included.
+    pub streams_max: usize,
+    /// File octets sent per poll, so that datagrams never wait longer than this takes.
+    pub file_bytes_per_poll: u64,
+}
+
+impl Default for RingLimits {
+    fn default() -> Self {
+        Self {
+            submissions: 2048,
+            completions: 16_384,
+            dhcp_buffers: 1024,
+            tftp_buffers: 1024,
+            http_buffers: 512,
+            small_slots: 1024,
+            large_slots: 64,
+            streams_max: 8192,
+            file_bytes_per_poll: 4 << 20,
+        }
+    }
+}
+
+const SMALL_SLOT_BYTES: usize = 2048;
+const LARGE_SLOT_BYTES: usize = 32 * 1024;
+/// UDP_SEGMENT cuts at most so many datagrams out of one (UDP_MAX_SEGMENTS of older kernels).
+const TRAIN_SEGMENTS_MAX: usize = 64;
+/// After so many refused trains in a row they are not tried again.
+const TRAIN_REFUSALS_MAX: u32 = 16;
+
+const SET_DHCP: usize = 0;
+const SET_TFTP: usize = 1;
+pub(crate) const SET_HTTP: usize = 2;
+const DHCP_BUFFER_BYTES: usize = 2048;
+const TFTP_BUFFER_BYTES: usize = 1024;
+const HTTP_BUFFER_BYTES: usize = 4096;
+
+/// How long a drop waits for what is in flight before it gives the memory up instead.
+const DRAIN_WAIT: Duration = Duration::from_secs(2);
+
+/// Everything that can be in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Bell = 1,
+    /// Multishot receive of datagrams; index: socket.
+    Datagrams,
+    /// Multishot accept.
+    Accept,
+    /// A datagram or train; index: slot.
+    SendSmall,
+    SendLarge,
+    /// Index: stream.
+    StreamReceive,
+    StreamSend,
+    StreamWritable,
+    StreamCancel,
+    /// A cancellation whose own answer does not matter.
+    Cancel,
+}
+
+impl Kind {
+    fn from_octet(octet: u8) -> Option<Self> {
+        const ALL: [Kind; 10] = [
+            Kind::Bell,
+            Kind::Datagrams,
+            Kind::Accept,
+            Kind::SendSmall,
+            Kind::SendLarge,
+            Kind::StreamReceive,
+            Kind::StreamSend,
+            Kind::StreamWritable,
+            Kind::StreamCancel,
+            Kind::Cancel,
+        ];
+        ALL.get(usize::from(octet).checked_sub(1)?).copied()
+    }
+}
+
+/// The user data of an operation.
+pub(crate) fn user_data(kind: Kind, index: u32) -> u64 {
+    (kind as u64) << 56 | u64::from(index)
+}
+
+/// One completion, copied out of the queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reaped {
+    pub kind: Kind,
+    pub index: u32,
+    /// As the kernel says it: a count, or a negated errno.
+    pub result: i32,
+    flags: u32,
+}
+
+impl Reaped {
+    /// The operation goes on: more completions will come.
+    pub fn goes_on(&self) -> bool {
+        cqueue::more(self.flags)
+    }
+
+    pub fn buffer(&self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+}
+
+/// A datagram socket this shard receives from.
+struct Socket {
+    fd: OwnedFd,
+    service: Service,
+    /// The device of a packet socket; 0 for others.
+    interface: u32,
+    armed: bool,
+    /// Cancelled; gone with its last completion.
+    leaving: bool,
+}
+
+/// The submission side with what it needs, apart from the tables it serves.
+pub(crate) struct Queue {
+    ring: IoUring,
+    enters: u64,
+}
+
+impl Queue {
+    /// Queues one operation. If the queue is full it is submitted first.
+    ///
+    /// # Safety
+    /// Everything `entry` points at must stay valid and untouched until its last completion.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        for _ in 0..2 {
+            // SAFETY: the caller's promise is that of `push`: pointers stay valid until the completion.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            self.enters += 1;
+            self.ring.submit()?;
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Queues an operation that points at nothing: receives into provided buffers, accepts, polls, cancellations.
+    pub fn push_plain(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: `entry` holds no pointer; its buffers are the provided rings, which outlive all operations
+        // (`Ring::drop`). Callers are `arm_*`, `cancel` and streams.rs, which build only such operations.
+        unsafe { self.push(entry) }
+    }
+
+    pub fn cancel_fd(&mut self, fd: RawFd, answer: u64) -> io::Result<()> {
+        let builder = CancelBuilder::fd(Fd(fd)).all();
+        self.push_plain(&opcode::AsyncCancel2::new(builder).build().user_data(answer))
+    }
+
+    pub fn cancel(&mut self, target: u64, answer: u64) -> io::Result<()> {
+        let builder = CancelBuilder::user_data(target);
+        self.push_plain(&opcode::AsyncCancel2::new(builder).build().user_data(answer))
+    }
+
+    /// Submits, waits at most `wait` for one completion, and copies all there are into `reaped`.
+    fn reap(&mut self, wait: Duration, reaped: &mut Vec<Reaped>) -> io::Result<()> {
+        let result = if wait.is_zero() || !self.ring.completion().is_empty() {
+            let queued = !self.ring.submission().is_empty();
+            let waiting = self.ring.submission().taskrun() || self.ring.submission().cq_overflow();
+            if queued || waiting {
+                self.enters += 1;
+                self.ring.submit().map(drop)
+            } else {
+                Ok(())
+            }
+        } else {
+            self.enters += 1;
+            let time = Timespec::from(wait);
+            let args = SubmitArgs::new().timespec(&time);
+            self.ring.submitter().submit_with_args(1, &args).map(drop)
+        };
+        match result {
+            Ok(()) => {}
+            Err(error) => match error.raw_os_error() {
+                // ETIME: nothing happened. EINTR: a signal. EBUSY: completions must be taken first. EAGAIN: no memory
+                // for a request now; what was not submitted stays queued.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                _ => return Err(error),
+            },
+        }
+        for entry in self.ring.completion() {
+            let data = entry.user_data();
+            if let Some(kind) = Kind::from_octet((data >> 56) as u8) {
+                let index = (data & 0xffff_ffff) as u32;
+                let (result, flags) = (entry.result(), entry.flags());
+                reaped.push(Reaped { kind, index, result, flags });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The memory that operations in flight point at. `Ring::drop` gives it up if they cannot be ended.
+struct Memory {
+    sets: [Buffers; 3],
+    small: Slots,
+    large: Slots,
+    streams: Streams,
+    /// Says how much room a datagram's address and control messages have. Boxed: the kernel reads it when a receive is
+    /// submitted, wherever the ring has been moved to.
+    template: Box<libc::msghdr>,
+}
+
+pub struct Ring {
+    queue: Queue,
+    memory: ManuallyDrop<Memory>,
+    sockets: Slab<Socket>,
+    listener: Option<Listener>,
+    bell: Arc<Bell>,
+    bell_armed: bool,
+    /// Sockets for each way out.
+    dhcp: Option<u32>,
+    transfer: Option<u32>,
+    transfer_ipv6: bool,
+    /// Sockets whose receive ended and is to be armed again.
+    unarmed: Vec<u32>,
+    trains: bool,
+    train_refusals: u32,
+    now: Instant,
+    limits: RingLimits,
+    reaped: Vec<Reaped>,
+    counters: DriverCounters,
+}
+
+struct Listener {
+    fd: OwnedFd,
+    armed: bool,
+    leaving: bool,
+    /// After a failed accept: not before this time again.
+    not_before: Option<Instant>,
+}
+
+impl Ring {
+    /// A ring for the calling thread, which must be the only one to use it, with the shard's sockets armed.
+    pub fn new(
+        limits: RingLimits,
+        sockets: ShardSockets,
+        bell: Arc<Bell>,
+    ) -> Result<Self, RingError> {
+        let ring: IoUring = IoUring::builder()
+            .setup_cqsize(limits.completions)
+            .setup_clamp()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(limits.submissions)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOSYS | libc::EPERM) => RingError::Unavailable(error),
+                _ => RingError::Setup(error),
+            })?;
+        probe::check(&ring)?;
+        let register = |set: usize, count: u16, bytes: usize| {
+            Buffers::register(&ring.submitter(), set as u16, count, bytes)
+                .map_err(RingError::Buffers)
+        };
+        let sets = [
+            register(SET_DHCP, limits.dhcp_buffers, DHCP_BUFFER_BYTES)?,
+            register(SET_TFTP, limits.tftp_buffers, TFTP_BUFFER_BYTES)?,
+            register(SET_HTTP, limits.http_buffers, HTTP_BUFFER_BYTES)?,
+        ];
+        // SAFETY: msghdr is plain integers and pointers; all zero is a valid empty one.
+        let mut template: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        template.msg_namelen = NAME_BYTES as u32;
+        template.msg_controllen = CONTROL_BYTES;
+        let mut ring = Self {
+            queue: Queue { ring, enters: 0 },
+            memory: ManuallyDrop::new(Memory {
+                sets,
+                small: Slots::new(limits.small_slots, SMALL_SLOT_BYTES),
+                large: Slots::new(limits.large_slots, LARGE_SLOT_BYTES),
+                streams: Streams::new(limits.streams_max),
+                template,
+            }),
+            sockets: Slab::new(),
+            listener: None,
+            bell,
+            bell_armed: false,
+            dhcp: None,
+            transfer: None,
+            transfer_ipv6: false,
+            unarmed: Vec::new(),
+            trains: true,
+            train_refusals: 0,
+            now: Instant::now(),
+            limits,
+            reaped: Vec::with_capacity(limits.completions as usize),
+            counters: DriverCounters::default(),
+        };
+        if let Some(fd) = sockets.dhcp {
+            ring.dhcp = Some(ring.add_socket(fd, Service::Dhcp, 0));
+        }
+        if let Some(fd) = sockets.tftp {
+            ring.add_socket(fd, Service::TftpRequest, 0);
+        }
+        if let Some(fd) = sockets.transfer {
+            ring.transfer_ipv6 = crate::sockets::is_ipv6(&fd);
+            ring.transfer = Some(ring.add_socket(fd, Service::TftpTransfer, 0));
+        }
+        ring.listener = sockets.http.map(|fd| Listener {
+            fd,
+            armed: false,
+            leaving: false,
+            not_before: None,
+        });
+        ring.arm().and_then(|()| ring.queue.ring.submit()).map_err(RingError::Arm)?;
+        Ok(ring)
+    }
+
+    fn add_socket(&mut self, fd: OwnedFd, service: Service, interface: u32) -> u32 {
+        let socket = Socket { fd, service, interface, armed: false, leaving: false };
+        let index = self.sockets.insert(socket) as u32; // far fewer sockets than that
+        self.unarmed.push(index);
+        index
+    }
+
+    /// Arms what is not armed: at start, and what ended since the last poll.
+    fn arm(&mut self) -> io::Result<()> {
+        if !self.bell_armed {
+            let poll = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), libc::POLLIN as u32)
+                .multi(true)
+                .build()
+                .user_data(user_data(Kind::Bell, 0));
+            self.queue.push_plain(&poll)?;
+            self.bell_armed = true;
+        }
+        while let Some(index) = self.unarmed.pop() {
+            let Some(socket) = self.sockets.get_mut(index as usize) else { continue };
+            if socket.armed || socket.leaving {
+                continue;
+            }
+            let set = match socket.service {
+                Service::DhcpFrame | Service::Dhcp => SET_DHCP,
+                Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
+            };
+            let group = self.memory.sets[set].group();
+            let template = &raw const *self.memory.template;
+            let receive =
+                opcode::RecvMsgMulti::new(Fd(socket.fd.as_raw_fd()), template, group)
+                    .build()
+                    .user_data(user_data(Kind::Datagrams, index));
+            socket.armed = true;
+            // SAFETY: `template` is boxed in `memory`, never written after `new`, and outlives every operation (`drop`).
+            unsafe { self.queue.push(&receive)? };
+        }
+        if let Some(listener) = &mut self.listener
+            && !listener.armed
+            && !listener.leaving
+            && listener.not_before.is_none_or(|at| at <= self.now)
+        {
+            let accept = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
+                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                .build()
+                .user_data(user_data(Kind::Accept, 0));
+            self.queue.push_plain(&accept)?;
+            listener.armed = true;
+        }
+        Ok(())
+    }
+
+    fn needs_arming(&self) -> bool {
+        !self.bell_armed
+            || !self.unarmed.is_empty()
+            || self.listener.as_ref().is_some_and(|listener| {
+                !listener.armed
+                    && !listener.leaving
+                    && listener.not_before.is_none_or(|at| at <= self.now)
+            })
+    }
+
+    fn on_reaped(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
+        match reaped.kind {
+            Kind::Bell => {
+                self.bell_armed = reaped.goes_on();
+                self.bell.silence();
+                done.push(Completion::Mail);
+            }
+            Kind::Datagrams => self.on_datagram(reaped, done),
+            Kind::Accept => self.on_accept(reaped, done),
+            Kind::SendSmall => {
+                self.count_send(reaped.result);
+                self.memory.small.free(reaped.index);
+            }
+            Kind::SendLarge => self.on_large_sent(reaped),
+            Kind::StreamReceive | Kind::StreamSend | Kind::StreamWritable | Kind::StreamCancel => {
+                let memory = &mut *self.memory;
+                memory.streams.on_reaped(
+                    reaped,
+                    &mut memory.sets[SET_HTTP],
+                    &mut self.queue,
+                    done,
+                );
+            }
+            Kind::Cancel => {}
+        }
+    }
+
+    fn count_send(&mut self, result: i32) {
+        // Whatever the reason (no route, no neighbour, no memory): the peer's retry is the remedy.
+        if result < 0 {
+            self.counters.sends_failed += 1;
+        } else {
+            self.counters.datagrams_sent += 1;
+        }
+    }
+
+    /// A train that the path refuses (EIO: the device cannot checksum it, EINVAL or EMSGSIZE: a segment is larger than
+    /// the path's MTU) leaves one by one.
+    fn on_large_sent(&mut self, reaped: Reaped) {
+        let refused = matches!(-reaped.result, libc::EIO | libc::EINVAL | libc::EMSGSIZE);
+        if refused && self.memory.large.is_train(reaped.index) {
+            self.train_refusals += 1;
+            self.trains = self.train_refusals < TRAIN_REFUSALS_MAX;
+            self.send_split(reaped.index);
+        } else {
+            if reaped.result >= 0 {
+                self.train_refusals = 0;
+            }
+            self.count_send(reaped.result);
+        }
+        self.memory.large.free(reaped.index);
+    }
+
+    /// Sends a slot's train without the kernel's help. The slot is not in flight.
+    fn send_split(&mut self, index: u32) {
+        let Some(socket) = self.transfer.and_then(|at| self.sockets.get(at as usize)) else {
+            return;
+        };
+        self.counters.trains_split += 1;
+        let sent = self.memory.large.send_split(index, socket.fd.as_raw_fd());
+        self.counters.datagrams_sent += sent as u64;
+    }
+
+    fn on_datagram(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
+        let Some(socket) = self.sockets.get_mut(reaped.index as usize) else { return };
+        let (service, interface) = (socket.service, socket.interface);
+        if !reaped.goes_on() {
+            socket.armed = false;
+            if socket.leaving {
+                self.sockets.remove(reaped.index as usize);
+            } else {
+                self.unarmed.push(reaped.index);
+            }
+        }
+        let set_index = match service {
+            Service::DhcpFrame | Service::Dhcp => SET_DHCP,
+            Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
+        };
+        let set = &mut self.memory.sets[set_index];
+        let Some(index) = reaped.buffer() else {
+            if reaped.result == -libc::ENOBUFS {
+                self.counters.buffers_exhausted += 1;
+            }
+            // ENETDOWN: the device went down. ECANCELED: we did it. Anything else: armed again all the same.
+            return;
+        };
+        set.take(index);
+        let datagram = read_datagram(
+            set,
+            index,
+            reaped.result,
+            &self.memory.template,
+            service,
+            interface,
+        );
+        match datagram {
+            Ok(datagram) => {
+                self.counters.datagrams_received += 1;
+                done.push(Completion::Datagram(datagram));
+            }
+            Err(unusable) => {
+                match unusable {
+                    Unusable::Tagged => self.counters.frames_tagged += 1,
+                    Unusable::Incomplete => self.counters.datagrams_unusable += 1,
+                }
+                self.memory.sets[set_index].give_back(index);
+            }
+        }
+    }
+
+    fn on_accept(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
+        if let Some(listener) = &mut self.listener
+            && !reaped.goes_on()
+        {
+            listener.armed = false;
+            if listener.leaving {
+                self.listener = None;
+            } else if reaped.result < 0 {
+                // EMFILE, ENFILE, ENOMEM: it will not be better at once.
+                listener.not_before = Some(self.now + Duration::from_millis(100));
+            }
+        }
+        if reaped.result < 0 {
+            if reaped.result != -libc::ECANCELED {
+                self.counters.accept_failed += 1;
+            }
+            return;
+        }
+        let fd = crate::streams::adopt(reaped.result);
+        match self.memory.streams.insert(fd, &mut self.queue) {
+            Some((stream, peer, local)) => {
+                self.counters.accepted += 1;
+                done.push(Completion::Accepted { stream, peer, local });
+            }
+            None => self.counters.accept_refused += 1,
+        }
+    }
+}
+
+enum Unusable {
+    Tagged,
+    Incomplete,
+}
+
+/// The datagram in a buffer just taken.
+fn read_datagram(
+    set: &Buffers,
+    index: u16,
+    result: i32,
+    template: &libc::msghdr,
+    service: Service,
+    interface: u32,
+) -> Result<Datagram, Unusable> {
+    let filled = usize::try_from(result).map_err(|_| Unusable::Incomplete)?;
+    let octets = set.bytes(index).get(..filled).ok_or(Unusable::Incomplete)?;
+    let out = RecvMsgOut::parse(octets, template).map_err(|()| Unusable::Incomplete)?;
+    if out.is_payload_truncated() || out.is_control_data_truncated() {
+        return Err(Unusable::Incomplete);
+    }
+    let start = out.payload_data().as_ptr() as usize - octets.as_ptr() as usize;
+    let buffer = |set: u16| Buffer {
+        set,
+        index,
+        start: start as u32,
+        length: out.payload_data().len() as u32,
+    };
+    let received = Received::parse(out.control_data());
+    if service == Service::DhcpFrame {
+        if received.tagged {
+            return Err(Unusable::Tagged);
+        }
+        return Ok(Datagram {
+            service,
+            from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            interface,
+            checksum_missing: received.checksum_missing,
+            buffer: buffer(set.group()),
+        });
+    }
+    let from = get_address(out.name_data()).ok_or(Unusable::Incomplete)?;
+    let (local, interface) = received.local.ok_or(Unusable::Incomplete)?;
+    Ok(Datagram {
+        service,
+        from,
+        local,
+        interface,
+        checksum_missing: false,
+        buffer: buffer(set.group()),
+    })
+}
+
+impl Driver for Ring {
+    fn poll(&mut self, wait: Duration, done: &mut Vec<Completion>) -> io::Result<()> {
+        self.now = Instant::now();
+        if self.needs_arming() {
+            self.arm()?;
+        }
+        let memory = &mut *self.memory;
+        memory.streams.resume(&memory.sets[SET_HTTP], &mut self.queue, done);
+        let busy = !done.is_empty() || memory.streams.has_files_ready();
+        let wait = if busy {
+            Duration::ZERO
+        } else {
+            match memory.streams.next_deadline() {
+                Some(at) => wait.min(at.saturating_duration_since(self.now)),
+                None => wait,
+            }
+        };
+        let mut reaped = std::mem::take(&mut self.reaped);
+        let result = self.queue.reap(wait, &mut reaped);
+        self.now = Instant::now();
+        for completion in reaped.drain(..) {
+            self.on_reaped(completion, done);
+        }
+        self.reaped = reaped;
+        let memory = &mut *self.memory;
+        memory.streams.send_files(self.limits.file_bytes_per_poll, &mut self.queue, done);
+        memory.streams.end_lingering(self.now, &mut self.queue);
+        result
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        let Some(set) = self.memory.sets.get(usize::from(buffer.set)) else { return &[] };
+        let start = buffer.start as usize;
+        set.bytes(buffer.index).get(start..start + buffer.length as usize).unwrap_or(&[])
+    }
+
+    fn release(&mut self, buffer: Buffer) {
+        if let Some(set) = self.memory.sets.get_mut(usize::from(buffer.set)) {
+            set.give_back(buffer.index);
+        }
+    }
+
+    fn send(
+        &mut self,
+        target: &Target,
+        train: Train,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), NoSlot> {
+        let (socket, ipv6) = match target {
+            Target::Frame { interface, .. } => {
+                let found = self.sockets.iter().find(|(_, socket)| {
+                    socket.service == Service::DhcpFrame
+                        && socket.interface == *interface
+                        && !socket.leaving
+                });
+                (found.map(|(index, _)| index as u32), false)
+            }
+            Target::Dhcp { .. } => (self.dhcp, false),
+            Target::Tftp { .. } => (self.transfer, self.transfer_ipv6),
+        };
+        let Some(fd) = socket.and_then(|at| self.sockets.get(at as usize)).map(|at| at.fd.as_raw_fd())
+        else {
+            self.counters.sends_failed += 1;
+            return Ok(()); // there is no way out, and waiting for a slot would not make one
+        };
+        let is_train = train.bytes > train.segment_bytes;
+        let small = train.bytes <= SMALL_SLOT_BYTES && !is_train;
+        let segments = train.bytes.div_ceil(train.segment_bytes.max(1));
+        let trains = self.trains
+            && segments <= TRAIN_SEGMENTS_MAX
+            && train.segment_bytes <= usize::from(u16::MAX);
+        let memory = &mut *self.memory;
+        let (slots, kind) = if small {
+            (&mut memory.small, Kind::SendSmall)
+        } else {
+            (&mut memory.large, Kind::SendLarge)
+        };
+        if train.bytes > slots.slot_bytes() {
+            self.counters.sends_failed += 1;
+            return Ok(()); // longer than any slot: our own bug, and no reason to wait either
+        }
+        let index = slots.fill(target, ipv6, train, trains, fill).ok_or(NoSlot)?;
+        if is_train && !trains {
+            self.send_split(index);
+            self.memory.large.free(index);
+            return Ok(());
+        }
+        let send = opcode::SendMsg::new(Fd(fd), slots.header(index))
+            .flags(libc::MSG_NOSIGNAL as u32)
+            .build()
+            .user_data(user_data(kind, index));
+        // SAFETY: the header, and the name, control, vector and octets it points at, lie in slot `index`, which is
+        // boxed, never moves, and is not written again before `free`, which `on_reaped` calls at its completion.
+        // `Ring::drop` ends all operations before `memory` goes, or gives `memory` up.
+        if unsafe { self.queue.push(&send) }.is_err() {
+            slots.free(index); // never submitted
+            return Err(NoSlot);
+        }
+        Ok(())
+    }
+
+    fn set_links(&mut self, links: Vec<LinkSocket>) {
+        let old: Vec<usize> = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| socket.service == Service::DhcpFrame && !socket.leaving)
+            .map(|(index, _)| index)
+            .collect();
+        for index in old {
+            let socket = &mut self.sockets[index];
+            if !socket.armed {
+                self.sockets.remove(index);
+                continue;
+            }
+            socket.leaving = true;
+            let target = user_data(Kind::Datagrams, index as u32);
+            // If the queue is full the socket stays until the ring goes: it still receives, and nobody listens.
+            let _ = self.queue.cancel(target, user_data(Kind::Cancel, 0));
+        }
+        for link in links {
+            self.add_socket(link.socket, Service::DhcpFrame, link.interface);
+        }
+    }
+
+    fn stop_accepting(&mut self) {
+        let Some(listener) = &mut self.listener else { return };
+        if listener.armed {
+            listener.leaving = true;
+            let target = user_data(Kind::Accept, 0);
+            let _ = self.queue.cancel(target, user_data(Kind::Cancel, 0));
+        } else {
+            self.listener = None;
+        }
+    }
+
+    fn stream_send(&mut self, stream: StreamId, bytes: Bytes, more: bool) {
+        self.memory.streams.send(stream, bytes, more, &mut self.queue);
+    }
+
+    fn stream_send_file(
+        &mut self,
+        stream: StreamId,
+        object: Arc<Object>,
+        offset: u64,
+        length: u64,
+    ) {
+        self.memory.streams.send_file(stream, object, offset, length);
+    }
+
+    fn stream_take(&mut self, stream: StreamId) {
+        self.memory.streams.take(stream, &mut self.queue);
+    }
+
+    fn stream_close(&mut self, stream: StreamId, how: Close) {
+        self.memory.streams.close(stream, how, self.now, &mut self.queue);
+    }
+
+    fn counters(&self) -> DriverCounters {
+        DriverCounters {
+            streams: self.memory.streams.count() as u64,
+            file_bytes: self.memory.streams.file_bytes(),
+            buffers_exhausted: self.counters.buffers_exhausted
+                + self.memory.streams.buffers_exhausted(),
+            enters: self.queue.enters,
+            ..self.counters
+        }
+    }
+}
+
+impl Drop for Ring {
+    /// Ends everything in flight before its memory goes. What cannot be ended keeps its memory: a leak is harmless.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + DRAIN_WAIT;
+        // Cancellation sees only what was submitted.
+        let _ = self.queue.ring.submit();
+        let _ = self
+            .queue
+            .ring
+            .submitter()
+            .register_sync_cancel(Some(Timespec::from(DRAIN_WAIT)), CancelBuilder::any());
+        loop {
+            let mut reaped = Vec::new();
+            if self.queue.reap(Duration::from_millis(10), &mut reaped).is_err() {
+                break;
+            }
+            for completion in reaped {
+                self.on_drained(completion);
+            }
+            let armed = self.sockets.iter().any(|(_, socket)| socket.armed)
+                || self.listener.as_ref().is_some_and(|listener| listener.armed)
+                || self.bell_armed;
+            let memory = &*self.memory;
+            let in_flight = memory.small.in_flight_count()
+                + memory.large.in_flight_count()
+                + memory.streams.in_flight_count();
+            if !armed && in_flight == 0 {
+                // SAFETY: nothing is in flight, so the kernel no longer uses `memory`; it is not used after this.
+                unsafe { ManuallyDrop::drop(&mut self.memory) };
+                return;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        // Not drained in time: the memory stays, for the kernel may still write to it.
+        tracing::warn!("operations of a closed io_uring did not end; their memory is left to the kernel");
+    }
+}
+
+impl Ring {
+    /// Like `on_reaped`, while everything ends: only what is in flight matters.
+    fn on_drained(&mut self, reaped: Reaped) {
+        if reaped.goes_on() {
+            return;
+        }
+        match reaped.kind {
+            Kind::Bell => self.bell_armed = false,
+            Kind::Datagrams => {
+                if let Some(socket) = self.sockets.get_mut(reaped.index as usize) {
+                    socket.armed = false;
+                }
+            }
+            Kind::Accept => {
+                if let Some(listener) = &mut self.listener {
+                    listener.armed = false;
+                }
+                if reaped.result >= 0 {
+                    drop(crate::streams::adopt(reaped.result));
+                }
+            }
+            Kind::SendSmall => self.memory.small.free(reaped.index),
+            Kind::SendLarge => self.memory.large.free(reaped.index),
+            Kind::StreamReceive | Kind::StreamSend | Kind::StreamWritable | Kind::StreamCancel => {
+                self.memory.streams.on_drained(reaped.index);
+            }
+            Kind::Cancel => {}
+        }
+    }
+}
