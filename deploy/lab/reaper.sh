@@ -10,13 +10,17 @@ pids() { for namespace in "${namespaces[@]}"; do ip netns pids "$namespace" 2>/d
 
 # Everything that runs on the lab's hosts is the lab's.
 end_processes() {
-	local signal tenths found
-	# regiond ends its PostgreSQL on TERM; QUIT makes a PostgreSQL without regiond release its shared memory.
+	local signal tenths found pid step
+	# TERM is for all but PostgreSQL, which regiond ends itself; QUIT makes one that has lost its regiond let go of
+	# its shared memory.
 	for step in TERM:80 QUIT:20 KILL:100; do
 		signal=${step%:*} tenths=${step#*:}
 		found=$(pids)
 		[ -z "$found" ] && return
-		kill "-$signal" $found 2>/dev/null
+		for pid in $found; do
+			[ "$signal" = TERM ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = postgres ] && continue
+			kill "-$signal" "$pid" 2>/dev/null
+		done
 		while [ "$tenths" -gt 0 ]; do
 			tenths=$((tenths - 1))
 			sleep 0.1

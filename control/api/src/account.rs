@@ -74,15 +74,22 @@ pub(crate) async fn authenticate(
     State(app): State<App>,
     request: axum::extract::Request,
 ) -> Response {
-    authenticated(&app, request).await.unwrap_or_else(ApiError::into_response)
+    authenticated(&app, request)
+        .await
+        .unwrap_or_else(ApiError::into_response)
 }
 
 async fn authenticated(app: &App, request: axum::extract::Request) -> Reply {
     let (parts, stream) = request.into_parts();
-    let limits = Limits { body_bytes_max: 16 << 10, ..Limits::default() };
+    let limits = Limits {
+        body_bytes_max: 16 << 10,
+        ..Limits::default()
+    };
     let body = body::collect(stream, limits.body_bytes_max).await?;
-    let content_type =
-        parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     let form = Form::parse(content_type, &body, &limits)?;
     let username = form.required("username")?.to_owned();
     // As it was typed: spaces count in a password.
@@ -116,7 +123,10 @@ async fn authenticated(app: &App, request: axum::extract::Request) -> Reply {
 
 fn token_name(name: &str) -> Result<String, ApiError> {
     if name.chars().count() > NAME_CHARS_MAX {
-        return Err(ApiError::field("name", "Ensure this value has at most 255 characters."));
+        return Err(ApiError::field(
+            "name",
+            "Ensure this value has at most 255 characters.",
+        ));
     }
     Ok(name.to_owned())
 }
@@ -127,7 +137,9 @@ async fn create_token(request: Request) -> Reply {
     let app = &request.app;
     let mut tx = app.begin().await?;
     if token::list(&mut tx, &app.sealer, caller.id).await?.len() >= TOKENS_MAX {
-        return Err(ApiError::bad_request("Too many API keys: delete some first."));
+        return Err(ApiError::bad_request(
+            "Too many API keys: delete some first.",
+        ));
     }
     let credentials = token::create(&mut tx, &app.sealer, caller.id, &name).await?;
     let made = NewEvent::new(EventType::AccountChanged)

@@ -39,10 +39,7 @@ fn wrong_key() -> ApiError {
 }
 
 /// The credentials of a request: header first, then query, then form body.
-pub(crate) fn signed(
-    headers: &HeaderMap,
-    forms: &[&Form],
-) -> Option<Result<Signed, ApiError>> {
+pub(crate) fn signed(headers: &HeaderMap, forms: &[&Form]) -> Option<Result<Signed, ApiError>> {
     headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -56,7 +53,10 @@ pub(crate) async fn caller(app: &App, signed: &Signed) -> Result<Caller, ApiErro
     let mut db = app.db().await?;
     let found = token::lookup(&mut db, &app.sealer, &signed.token_key).await?;
     let found = found.ok_or_else(wrong_key)?;
-    let consumer = found.consumer_key.as_bytes().ct_eq(signed.consumer_key.as_bytes());
+    let consumer = found
+        .consumer_key
+        .as_bytes()
+        .ct_eq(signed.consumer_key.as_bytes());
     let secret = found.token_secret.ct_eq(signed.token_secret.as_bytes());
     if !bool::from(consumer & secret) {
         return Err(wrong_key());
@@ -67,7 +67,11 @@ pub(crate) async fn caller(app: &App, signed: &Signed) -> Result<Caller, ApiErro
         id: account.id,
         username: account.username,
         email: account.email,
-        role: if account.is_admin { Role::Admin } else { Role::User },
+        role: if account.is_admin {
+            Role::Admin
+        } else {
+            Role::User
+        },
     })
 }
 
@@ -82,8 +86,13 @@ pub async fn machine_caller(
         .unwrap_or_else(|| Err(ApiError::Unauthorized("Missing OAuth credentials.".into())))?;
     oauth::check_time(signed.timestamp, OffsetDateTime::now_utc().unix_timestamp())?;
     let mut db = app.db().await?;
-    let found = token::lookup_machine(&mut db, &signed.token_key).await?.ok_or_else(wrong_key)?;
-    let consumer = found.consumer_key.as_bytes().ct_eq(signed.consumer_key.as_bytes());
+    let found = token::lookup_machine(&mut db, &signed.token_key)
+        .await?
+        .ok_or_else(wrong_key)?;
+    let consumer = found
+        .consumer_key
+        .as_bytes()
+        .ct_eq(signed.consumer_key.as_bytes());
     if !bool::from(consumer) || !found.secret_matches(&signed.token_secret) {
         return Err(wrong_key());
     }
@@ -99,7 +108,10 @@ async fn use_nonce(
     if !token::remember_nonce(db, &signed.token_key, &signed.nonce).await? {
         return Err(ApiError::Unauthorized("Nonce already used.".into()));
     }
-    let count = app.state.nonces_since_cleaning.fetch_add(1, Ordering::Relaxed);
+    let count = app
+        .state
+        .nonces_since_cleaning
+        .fetch_add(1, Ordering::Relaxed);
     if count % CLEANING_INTERVAL == CLEANING_INTERVAL - 1 {
         token::forget_nonces(db).await?;
         token::forget_revoked(db).await?;

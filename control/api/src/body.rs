@@ -23,7 +23,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes_max: 2 << 20, fields_max: 1000, name_bytes_max: 256 }
+        Self {
+            body_bytes_max: 2 << 20,
+            fields_max: 1000,
+            name_bytes_max: 256,
+        }
     }
 }
 
@@ -69,23 +73,35 @@ pub struct Form {
 impl std::fmt::Debug for Form {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("Form").field("fields", &names).field("files", &self.files.len()).finish()
+        f.debug_struct("Form")
+            .field("fields", &names)
+            .field("files", &self.files.len())
+            .finish()
     }
 }
 
 impl Form {
     pub fn from_fields(fields: Vec<(String, String)>) -> Self {
-        Self { fields, files: Vec::new() }
+        Self {
+            fields,
+            files: Vec::new(),
+        }
     }
 
     /// The last value of a field, as Django takes it.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.fields.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
+        self.fields
+            .iter()
+            .rev()
+            .find(|(field, _)| field == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The last value, unless it is empty.
     pub fn filled(&self, name: &str) -> Option<&str> {
-        self.get(name).map(str::trim).filter(|value| !value.is_empty())
+        self.get(name)
+            .map(str::trim)
+            .filter(|value| !value.is_empty())
     }
 
     pub fn required(&self, name: &str) -> Result<&str, ApiError> {
@@ -94,12 +110,17 @@ impl Form {
 
     /// Every value of a field, in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.fields.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.as_str())
+        self.fields
+            .iter()
+            .filter(move |(field, _)| field == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Every value of a field that may also be one text with commas or spaces, empty ones left out.
     pub fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.all(name).flat_map(|value| value.split([',', ' '])).filter(|value| !value.is_empty())
+        self.all(name)
+            .flat_map(|value| value.split([',', ' ']))
+            .filter(|value| !value.is_empty())
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -107,16 +128,23 @@ impl Form {
     }
 
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.fields
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// None if it is not there or empty.
     pub fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
-        let Some(value) = self.filled(name) else { return Ok(None) };
+        let Some(value) = self.filled(name) else {
+            return Ok(None);
+        };
         match value.to_ascii_lowercase().as_str() {
             "true" | "1" | "on" | "yes" | "y" | "t" => Ok(Some(true)),
             "false" | "0" | "off" | "no" | "n" | "f" | "none" | "null" => Ok(Some(false)),
-            _ => Err(ApiError::field(name, "Enter a valid boolean: true or false.")),
+            _ => Err(ApiError::field(
+                name,
+                "Enter a valid boolean: true or false.",
+            )),
         }
     }
 
@@ -152,8 +180,14 @@ impl Form {
     /// `a=1&b=2` of a query or a body.
     pub fn urlencoded(text: &[u8], limits: &Limits) -> Result<Self, FormError> {
         let mut form = Form::default();
-        for pair in text.split(|octet| *octet == b'&').filter(|pair| !pair.is_empty()) {
-            let at = pair.iter().position(|octet| *octet == b'=').unwrap_or(pair.len());
+        for pair in text
+            .split(|octet| *octet == b'&')
+            .filter(|pair| !pair.is_empty())
+        {
+            let at = pair
+                .iter()
+                .position(|octet| *octet == b'=')
+                .unwrap_or(pair.len());
             let name = decode(&pair[..at]).ok_or_else(|| FormError::NotText(String::new()))?;
             let value = decode(pair.get(at + 1..).unwrap_or_default())
                 .ok_or_else(|| FormError::NotText(name.chars().take(64).collect()))?;
@@ -190,7 +224,11 @@ impl Form {
                     if part.name.len() > limits.name_bytes_max {
                         return Err(FormError::NameTooLong);
                     }
-                    form.files.push(File { name: part.name, filename, content: part.content.into() });
+                    form.files.push(File {
+                        name: part.name,
+                        filename,
+                        content: part.content.into(),
+                    });
                 }
                 None => {
                     let value = String::from_utf8(part.content)
@@ -234,9 +272,14 @@ impl Form {
 }
 
 fn decode(text: &[u8]) -> Option<String> {
-    let spaced: Vec<u8> =
-        text.iter().map(|octet| if *octet == b'+' { b' ' } else { *octet }).collect();
-    percent_decode(&spaced).decode_utf8().ok().map(|text| text.into_owned())
+    let spaced: Vec<u8> = text
+        .iter()
+        .map(|octet| if *octet == b'+' { b' ' } else { *octet })
+        .collect();
+    percent_decode(&spaced)
+        .decode_utf8()
+        .ok()
+        .map(|text| text.into_owned())
 }
 
 /// Reads a body of at most `bytes_max`. A client that stops sending is its connection's problem.
@@ -270,10 +313,16 @@ mod tests {
 
     #[test]
     fn every_kind_of_body_becomes_the_same_form() {
-        let want = vec![("a".to_owned(), "1 ä".to_owned()), ("a".to_owned(), "2".to_owned())];
+        let want = vec![
+            ("a".to_owned(), "1 ä".to_owned()),
+            ("a".to_owned(), "2".to_owned()),
+        ];
         let cases = [
             ("application/x-www-form-urlencoded", "a=1+%C3%A4&&a=2"),
-            ("Application/X-WWW-Form-Urlencoded; charset=utf-8", "a=1%20%C3%A4&a=2"),
+            (
+                "Application/X-WWW-Form-Urlencoded; charset=utf-8",
+                "a=1%20%C3%A4&a=2",
+            ),
             ("application/json", r#"{"a": ["1 ä", 2], "b": null}"#),
             (
                 "multipart/form-data; boundary=B",
@@ -282,7 +331,11 @@ mod tests {
             ),
         ];
         for (content_type, body) in cases {
-            assert_eq!(parse(content_type, body), Ok(want.clone()), "{content_type}");
+            assert_eq!(
+                parse(content_type, body),
+                Ok(want.clone()),
+                "{content_type}"
+            );
         }
     }
 
@@ -299,7 +352,10 @@ mod tests {
         for (content_type, body) in cases {
             assert!(parse(content_type, body).is_err(), "{content_type} {body}");
         }
-        assert_eq!(parse("application/x-www-form-urlencoded", &"a&".repeat(1001)), Err(FormError::TooManyFields));
+        assert_eq!(
+            parse("application/x-www-form-urlencoded", &"a&".repeat(1001)),
+            Err(FormError::TooManyFields)
+        );
         assert_eq!(
             parse("application/x-www-form-urlencoded", &"a".repeat(257)),
             Err(FormError::NameTooLong)
@@ -309,9 +365,11 @@ mod tests {
 
     #[test]
     fn fields_are_read_as_django_does() {
-        let form =
-            Form::urlencoded(b"a=1&a=2&b=&on=True&off=0&odd=maybe&macs=x,y&macs=z", &Limits::default())
-                .unwrap();
+        let form = Form::urlencoded(
+            b"a=1&a=2&b=&on=True&off=0&odd=maybe&macs=x,y&macs=z",
+            &Limits::default(),
+        )
+        .unwrap();
         assert_eq!(form.get("a"), Some("2"));
         assert_eq!(form.all("a").collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(form.list("macs").collect::<Vec<_>>(), ["x", "y", "z"]);
@@ -327,7 +385,10 @@ mod tests {
     #[tokio::test]
     async fn bodies_are_read_up_to_the_limit() {
         assert_eq!(collect(Body::from("abcd"), 4).await.unwrap(), "abcd");
-        assert!(matches!(collect(Body::from("abcde"), 4).await, Err(ApiError::TooLarge)));
+        assert!(matches!(
+            collect(Body::from("abcde"), 4).await,
+            Err(ApiError::TooLarge)
+        ));
         let chunks = futures::stream::iter(["ab", "cd"].map(Ok::<_, std::io::Error>));
         assert_eq!(collect(Body::from_stream(chunks), 4).await.unwrap(), "abcd");
     }

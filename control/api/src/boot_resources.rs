@@ -58,7 +58,13 @@ pub fn resources() -> Vec<Resource> {
             doc: "Manage a boot resource.",
             operations: vec![
                 Operation::new("GET", None, VIEW, "Read a boot resource.", handler!(read)),
-                Operation::new("DELETE", None, EDIT, "Delete a boot resource.", handler!(delete)),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    EDIT,
+                    "Delete a boot resource.",
+                    handler!(delete),
+                ),
             ],
         },
         Resource {
@@ -90,7 +96,12 @@ fn view(resource: &BootResource) -> Value {
             (file.filetype.clone(), value)
         })
         .collect();
-    let has = |filetype: &&str| resource.files.iter().any(|f| f.filetype == **filetype && f.complete);
+    let has = |filetype: &&str| {
+        resource
+            .files
+            .iter()
+            .any(|f| f.filetype == **filetype && f.complete)
+    };
     let complete = FILETYPES.iter().all(|filetype| has(&filetype));
     let size: u64 = resource.files.iter().map(|file| file.size_bytes).sum();
     json!({
@@ -152,25 +163,41 @@ async fn create(request: Request) -> Reply {
     let sha256 = sha256(form.required("sha256")?)
         .ok_or_else(|| ApiError::field("sha256", "Enter 64 hexadecimal digits."))?;
     form.required("size")?;
-    let size_bytes: u64 =
-        form.parsed("size", "Enter a whole number of octets.")?.unwrap_or_default();
+    let size_bytes: u64 = form
+        .parsed("size", "Enter a whole number of octets.")?
+        .unwrap_or_default();
 
-    let known = request.app.library.announce(sha256, size_bytes).await.map_err(refusal)?;
+    let known = request
+        .app
+        .library
+        .announce(sha256, size_bytes)
+        .await
+        .map_err(refusal)?;
     let mut tx = request.app.begin().await?;
     let (mut reply, uri) = if filetype == BOOTLOADER {
         if !is_loader_path(name) {
-            return Err(ApiError::field("name", "Enter a relative path without `..`."));
+            return Err(ApiError::field(
+                "name",
+                "Enter a relative path without `..`.",
+            ));
         }
         image::set_loader(&mut tx, name, &sha256).await?;
-        (json!({ "name": name }), upload_uri(LOADER, &hex::encode(sha256)))
+        (
+            json!({ "name": name }),
+            upload_uri(LOADER, &hex::encode(sha256)),
+        )
     } else {
         let (id, file) = create_file(&mut tx, &request, name, filetype, &sha256).await?;
         let resources = image::resources(&mut tx).await?;
         let resource = resources.iter().find(|resource| resource.id == id);
-        let reply = resource.map(view).ok_or_else(|| ApiError::no_such("BootResource"))?;
+        let reply = resource
+            .map(view)
+            .ok_or_else(|| ApiError::no_such("BootResource"))?;
         (reply, upload_uri(&id.to_string(), &file.to_string()))
     };
-    let received = image::manifest(&mut tx, &sha256).await?.map_or(0, |m| m.received_bytes);
+    let received = image::manifest(&mut tx, &sha256)
+        .await?
+        .map_or(0, |m| m.received_bytes);
     tx.commit().await?;
     if !known {
         reply["upload_uri"] = uri.into();
@@ -192,8 +219,9 @@ async fn create_file(
         return Err(ApiError::field("filetype", message));
     }
     let architecture = request.form.required("architecture")?;
-    let (architecture, subarchitecture) =
-        architecture.split_once('/').unwrap_or((architecture, "generic"));
+    let (architecture, subarchitecture) = architecture
+        .split_once('/')
+        .unwrap_or((architecture, "generic"));
     let (osystem, release) = name
         .split_once('/')
         .ok_or_else(|| ApiError::field("name", "Enter os/release, as in debian/bookworm."))?;
@@ -209,7 +237,13 @@ async fn create_file(
             return Err(ApiError::field(field, message));
         }
     }
-    let name = ResourceName { osystem, release, architecture, subarchitecture, label: LABEL };
+    let name = ResourceName {
+        osystem,
+        release,
+        architecture,
+        subarchitecture,
+        label: LABEL,
+    };
     let title = request.form.get("title").unwrap_or_default();
     let id = image::ensure_resource(tx, name, title).await?;
     let file = image::set_resource_file(tx, id, filetype, sha256).await?;
@@ -226,9 +260,16 @@ async fn upload(mut request: Request) -> Reply {
         let resource = request.path_id("resource_id", "BootResource")?;
         let file = request.path_id("id", "BootResourceFile")?;
         let found = image::resource_file(&mut *request.app.db().await?, resource, file).await?;
-        found.ok_or_else(|| ApiError::no_such("BootResourceFile"))?.sha256
+        found
+            .ok_or_else(|| ApiError::no_such("BootResourceFile"))?
+            .sha256
     };
-    let complete = request.app.library.append(sha256, &chunk).await.map_err(refusal)?;
+    let complete = request
+        .app
+        .library
+        .append(sha256, &chunk)
+        .await
+        .map_err(refusal)?;
     Ok(answer(&json!({ "complete": complete })))
 }
 
@@ -258,7 +299,9 @@ fn is_word(text: &str) -> bool {
 
 fn is_loader_path(path: &str) -> bool {
     path.len() <= NAME_CHARS_MAX
-        && path.split('/').all(|part| is_word(part) && part != "." && part != "..")
+        && path
+            .split('/')
+            .all(|part| is_word(part) && part != "." && part != "..")
 }
 
 #[cfg(test)]
@@ -270,7 +313,16 @@ mod tests {
         for good in ["bootx64.efi", "grub/x86_64-efi/http.mod", "lpxelinux.0"] {
             assert!(is_loader_path(good), "{good}");
         }
-        for bad in ["", "/bootx64.efi", "a//b", "../a", "a/..", ".", "a b", "a\n"] {
+        for bad in [
+            "",
+            "/bootx64.efi",
+            "a//b",
+            "../a",
+            "a/..",
+            ".",
+            "a b",
+            "a\n",
+        ] {
             assert!(!is_loader_path(bad), "{bad}");
         }
     }

@@ -45,21 +45,57 @@ fn resource(
     handler: crate::dispatch::Handler,
 ) -> Resource {
     let operation = Operation::new("GET", None, VIEW, doc, handler);
-    Resource { name, path, aliases: &[], doc, operations: vec![operation] }
+    Resource {
+        name,
+        path,
+        aliases: &[],
+        doc,
+        operations: vec![operation],
+    }
 }
 
 pub fn resources() -> Vec<Resource> {
     vec![
         resource("Zones", "zones/", "List physical zones.", handler!(zones)),
-        resource("Zone", "zones/{name}/", "Read a physical zone.", handler!(one_zone)),
-        resource("ResourcePools", "resourcepools/", "List resource pools.", handler!(pools)),
-        resource("ResourcePool", "resourcepool/{id}/", "Read a resource pool.", handler!(one_pool)),
-        resource("Domains", "domains/", "List DNS domains.", handler!(domains)),
-        resource("Domain", "domains/{id}/", "Read a DNS domain.", handler!(one_domain)),
+        resource(
+            "Zone",
+            "zones/{name}/",
+            "Read a physical zone.",
+            handler!(one_zone),
+        ),
+        resource(
+            "ResourcePools",
+            "resourcepools/",
+            "List resource pools.",
+            handler!(pools),
+        ),
+        resource(
+            "ResourcePool",
+            "resourcepool/{id}/",
+            "Read a resource pool.",
+            handler!(one_pool),
+        ),
+        resource(
+            "Domains",
+            "domains/",
+            "List DNS domains.",
+            handler!(domains),
+        ),
+        resource(
+            "Domain",
+            "domains/{id}/",
+            "Read a DNS domain.",
+            handler!(one_domain),
+        ),
         resource("Spaces", "spaces/", "List network spaces.", handler!(empty)),
         resource("Tags", "tags/", "List tags.", handler!(empty)),
         resource("Devices", "devices/", "List devices.", handler!(empty)),
-        resource("StaticRoutes", "static-routes/", "List static routes.", handler!(empty)),
+        resource(
+            "StaticRoutes",
+            "static-routes/",
+            "List static routes.",
+            handler!(empty),
+        ),
     ]
 }
 

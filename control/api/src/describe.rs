@@ -11,8 +11,13 @@ use crate::dispatch::{Access, Operation, Resource};
 
 /// The answer. `Content-Type` is compared as a string by clients: no charset.
 pub(crate) async fn describe(State(app): State<App>, headers: HeaderMap) -> Response {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let scheme = match headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok()) {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let scheme = match headers
+        .get("x-forwarded-proto")
+        .and_then(|value| value.to_str().ok())
+    {
         Some("https") => "https",
         _ => "http",
     };
@@ -31,18 +36,25 @@ pub(crate) async fn describe(State(app): State<App>, headers: HeaderMap) -> Resp
         "resources": resources,
         "handlers": handlers,
     });
-    ([(header::CONTENT_TYPE, "application/json")], description.to_string()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        description.to_string(),
+    )
+        .into_response()
 }
 
 /// 40 hex digits that change when the API does (RFC 3174; a name for a version, not a protection).
 pub(crate) fn hash(table: &[Resource]) -> String {
     let text = Value::from(resources(table, "")).to_string();
-    hex::encode(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+    hex::encode(digest::digest(
+        &digest::SHA1_FOR_LEGACY_USE_ONLY,
+        text.as_bytes(),
+    ))
 }
 
 fn resources(table: &[Resource], origin: &str) -> Vec<Value> {
     let mut sorted: Vec<&Resource> = table.iter().collect();
-    sorted.sort_by_key(|resource| resource.name);
+    sorted.sort_by_cached_key(|resource| format!("{}Handler", resource.name));
     sorted
         .into_iter()
         .map(|resource| {

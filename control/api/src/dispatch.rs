@@ -25,9 +25,6 @@ use crate::describe;
 use crate::error::ApiError;
 use crate::{App, Attestation};
 
-/// Longest query that is looked at; a list of ten thousand ids does not fit, and need not.
-const QUERY_BYTES_MAX: usize = 64 << 10;
-
 pub type Reply = Result<Response, ApiError>;
 pub type Handler = fn(Request) -> BoxFuture<'static, Reply>;
 
@@ -70,7 +67,14 @@ impl Operation {
         doc: &'static str,
         handler: Handler,
     ) -> Self {
-        Self { method, op, access, doc, handler, streams: false }
+        Self {
+            method,
+            op,
+            access,
+            doc,
+            handler,
+            streams: false,
+        }
     }
 
     pub const fn streaming(mut self) -> Self {
@@ -118,7 +122,10 @@ pub struct Request {
 impl Request {
     /// The unread body, once; only for an operation that streams.
     pub fn take_stream(&mut self) -> Body {
-        let stream = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let stream = self
+            .stream
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(stream)
     }
 
@@ -143,7 +150,10 @@ impl Request {
     }
 
     pub fn username(&self) -> String {
-        self.caller.as_ref().map(|caller| caller.username.clone()).unwrap_or_default()
+        self.caller
+            .as_ref()
+            .map(|caller| caller.username.clone())
+            .unwrap_or_default()
     }
 
     /// `http://host:port`, as the client wrote it.
@@ -196,8 +206,14 @@ impl Table {
 
     /// The resource at a path under `/MAAS/api/2.0/`.
     fn find(&self, path: &str) -> Option<Found<'_>> {
-        let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        let op = segments.last().and_then(|last| last.strip_prefix("op-")).map(str::to_owned);
+        let mut segments: Vec<&str> = path
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .collect();
+        let op = segments
+            .last()
+            .and_then(|last| last.strip_prefix("op-"))
+            .map(str::to_owned);
         if op.is_some() {
             segments.pop();
         }
@@ -205,7 +221,11 @@ impl Table {
             std::iter::once(&resource.path)
                 .chain(resource.aliases)
                 .find_map(|pattern| capture(pattern, &segments))
-                .map(|captured| Found { resource, captured, op: op.clone() })
+                .map(|captured| Found {
+                    resource,
+                    captured,
+                    op: op.clone(),
+                })
         })
     }
 }
@@ -217,7 +237,10 @@ fn capture(pattern: &'static str, segments: &[&str]) -> Option<Vec<(&'static str
     }
     let mut captured = Vec::new();
     for (part, segment) in parts.zip(segments) {
-        match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+        match part
+            .strip_prefix('{')
+            .and_then(|part| part.strip_suffix('}'))
+        {
             Some(name) => {
                 let value = percent_decode_str(segment).decode_utf8().ok()?;
                 if value.contains('\0') {
@@ -243,8 +266,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/MAAS/api/2.0/describe", get(describe::describe))
         .route("/MAAS/api/2.0/describe/", get(describe::describe))
         .route("/MAAS/api/2.0/{*path}", any(serve))
-        .route("/MAAS/accounts/authenticate", post(crate::account::authenticate))
-        .route("/MAAS/accounts/authenticate/", post(crate::account::authenticate))
+        .route(
+            "/MAAS/accounts/authenticate",
+            post(crate::account::authenticate),
+        )
+        .route(
+            "/MAAS/accounts/authenticate/",
+            post(crate::account::authenticate),
+        )
         .layer(axum::middleware::from_fn_with_state(app.clone(), finish))
         .with_state(app)
 }
@@ -254,7 +283,8 @@ async fn plain_version() -> Response {
 }
 
 async fn gone() -> Response {
-    ApiError::Gone("The 1.0 API is no longer available. Please use API version 2.0.").into_response()
+    ApiError::Gone("The 1.0 API is no longer available. Please use API version 2.0.")
+        .into_response()
 }
 
 /// What every answer carries: Date (clients mend their clocks by it) and the hash of `describe/`.
@@ -285,33 +315,48 @@ fn date() -> HeaderValue {
     let format = format_description!(
         "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
     );
-    let text = OffsetDateTime::now_utc().format(&format).unwrap_or_default();
+    let text = OffsetDateTime::now_utc()
+        .format(&format)
+        .unwrap_or_default();
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
 async fn serve(State(app): State<App>, request: axum::extract::Request) -> Response {
-    dispatch(app, request).await.unwrap_or_else(ApiError::into_response)
+    dispatch(app, request)
+        .await
+        .unwrap_or_else(ApiError::into_response)
 }
 
 async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
     let (parts, stream) = request.into_parts();
-    let path = parts.uri.path().strip_prefix("/MAAS/api/2.0/").unwrap_or_default();
+    let path = parts
+        .uri
+        .path()
+        .strip_prefix("/MAAS/api/2.0/")
+        .unwrap_or_default();
     let state = app.state.clone();
     let found = state.table.find(path);
     let found = found.ok_or_else(|| ApiError::NotFound("Unknown API endpoint.".into()))?;
-    let method = if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() };
+    let method = if parts.method == Method::HEAD {
+        Method::GET
+    } else {
+        parts.method.clone()
+    };
     let operations = &found.resource.operations;
-    if !operations.iter().any(|operation| operation.method == method.as_str()) {
-        let methods: BTreeSet<&str> =
-            operations.iter().map(|operation| operation.method).collect();
+    if !operations
+        .iter()
+        .any(|operation| operation.method == method.as_str())
+    {
+        let methods: BTreeSet<&str> = operations
+            .iter()
+            .map(|operation| operation.method)
+            .collect();
         let allow: Vec<&str> = methods.into_iter().collect();
         return Err(ApiError::MethodNotAllowed(allow.join(", ")));
     }
 
+    // At most 64 KiB: `http` takes no longer URI.
     let query = parts.uri.query().unwrap_or_default();
-    if query.len() > QUERY_BYTES_MAX {
-        return Err(ApiError::TooLarge);
-    }
     let query = Form::urlencoded(query.as_bytes(), &Limits::default())?;
     let choose = |op: Option<&str>| {
         operations
@@ -330,7 +375,12 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
             if operation.is_none() {
                 return Err(ApiError::bad_request(format!(
                     "Unrecognised signature: method={method} op={}",
-                    named.as_deref().unwrap_or("None").chars().take(64).collect::<String>()
+                    named
+                        .as_deref()
+                        .unwrap_or("None")
+                        .chars()
+                        .take(64)
+                        .collect::<String>()
                 )));
             }
             (operation, form, Body::empty())
@@ -374,7 +424,9 @@ async fn read_form(method: &Method, headers: &HeaderMap, stream: Body) -> Result
     }
     let limits = Limits::default();
     let body: Bytes = body::collect(stream, limits.body_bytes_max).await?;
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     Ok(Form::parse(content_type, &body, &limits)?)
 }
 
@@ -386,16 +438,26 @@ mod tests {
     fn patterns_capture_segments() {
         let cases: [(&'static str, &str, Option<&[(&str, &str)]>); 6] = [
             ("machines/", "machines", Some(&[])),
-            ("machines/{system_id}/", "machines/abc123", Some(&[("system_id", "abc123")])),
+            (
+                "machines/{system_id}/",
+                "machines/abc123",
+                Some(&[("system_id", "abc123")]),
+            ),
             ("machines/{system_id}/", "machines", None),
-            ("users/{username}/", "users/a%20b", Some(&[("username", "a b")])),
+            (
+                "users/{username}/",
+                "users/a%20b",
+                Some(&[("username", "a b")]),
+            ),
             ("users/{username}/", "users/%00", None),
             ("users/{username}/", "users/%FF", None),
         ];
         for (pattern, path, want) in cases {
             let segments: Vec<&str> = path.split('/').collect();
             let want = want.map(|want| {
-                want.iter().map(|(name, value)| (*name, (*value).to_owned())).collect::<Vec<_>>()
+                want.iter()
+                    .map(|(name, value)| (*name, (*value).to_owned()))
+                    .collect::<Vec<_>>()
             });
             assert_eq!(capture(pattern, &segments), want, "{pattern} {path}");
         }
@@ -405,7 +467,11 @@ mod tests {
     fn no_two_operations_have_the_same_key() {
         let resources = crate::resources();
         for resource in &resources {
-            assert!(resource.path.ends_with('/') && !resource.path.starts_with('/'), "{}", resource.path);
+            assert!(
+                resource.path.ends_with('/') && !resource.path.starts_with('/'),
+                "{}",
+                resource.path
+            );
             for (index, operation) in resource.operations.iter().enumerate() {
                 assert!(
                     !resource.operations[..index].iter().any(|other| {

@@ -77,10 +77,16 @@ fn class_of(kind: &str) -> &str {
 fn refusal_of(constraint: &str) -> Option<ApiError> {
     let (field, message) = match constraint {
         "machine_hostname_key" => ("hostname", "Node with this Hostname already exists."),
-        "interface_mac_key" => ("mac_addresses", "One or more MAC addresses is already in use."),
+        "interface_mac_key" => (
+            "mac_addresses",
+            "One or more MAC addresses is already in use.",
+        ),
         "account_username_key" => ("username", "A user with that username already exists."),
         "fabric_name_key" => ("name", "Fabric with this Name already exists."),
-        "vlan_fabric_id_vid_key" => ("vid", "A VLAN with the specified VID already exists in the fabric."),
+        "vlan_fabric_id_vid_key" => (
+            "vid",
+            "A VLAN with the specified VID already exists in the fabric.",
+        ),
         "vlan_vid_check" => ("vid", "VID must be between 0 and 4094."),
         "vlan_mtu_check" => ("mtu", "MTU must be between 552 and 65535."),
         "subnet_cidr_key" => ("cidr", "Subnet with this Cidr already exists."),
@@ -157,7 +163,10 @@ impl IntoResponse for ApiError {
                 (StatusCode::BAD_REQUEST, content_type, json).into_response()
             }
             ApiError::Unauthorized(reason) => with_header(
-                text(StatusCode::UNAUTHORIZED, format!("Authorization Error: {reason}")),
+                text(
+                    StatusCode::UNAUTHORIZED,
+                    format!("Authorization Error: {reason}"),
+                ),
                 header::WWW_AUTHENTICATE,
                 r#"OAuth realm="OAuth""#,
             ),
@@ -170,9 +179,10 @@ impl IntoResponse for ApiError {
             ),
             ApiError::Conflict(reason) => text(StatusCode::CONFLICT, reason),
             ApiError::Gone(reason) => text(StatusCode::GONE, reason.into()),
-            ApiError::TooLarge => {
-                text(StatusCode::PAYLOAD_TOO_LARGE, "The request body is too large.".into())
-            }
+            ApiError::TooLarge => text(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The request body is too large.".into(),
+            ),
             ApiError::Unavailable(reason) => with_header(
                 text(StatusCode::SERVICE_UNAVAILABLE, reason.into()),
                 header::RETRY_AFTER,
@@ -180,7 +190,10 @@ impl IntoResponse for ApiError {
             ),
             ApiError::Internal(error) => {
                 tracing::error!(error = &*error as &dyn Error, "answering a request");
-                text(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.".into())
+                text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "Internal server error.".into(),
+                )
             }
         }
     }

@@ -60,17 +60,22 @@ fn view(event: &Event) -> Value {
 
 /// The exact time as text; for other files' answers.
 pub(crate) fn timestamp(at: OffsetDateTime) -> String {
-    at.to_offset(time::UtcOffset::UTC).format(&Rfc3339).unwrap_or_default()
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 async fn query(request: Request) -> Reply {
     let query = &request.query;
     let texts = |name: &str| query.all(name).map(str::to_owned).collect::<Vec<_>>();
     let macs: Result<Vec<Mac>, _> = query.list("mac_address").map(str::parse).collect();
-    let limit =
-        query.parsed::<i64>("limit", "Enter a whole number.")?.unwrap_or(LIMIT_DEFAULT);
+    let limit = query
+        .parsed::<i64>("limit", "Enter a whole number.")?
+        .unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(ApiError::bad_request("Requested number of events must be between 1 and 1000."));
+        return Err(ApiError::bad_request(
+            "Requested number of events must be between 1 and 1000.",
+        ));
     }
     let level = match query.filled("level") {
         None => Level::Info,
@@ -92,8 +97,16 @@ async fn query(request: Request) -> Reply {
         limit,
     };
     let events = store::event::query(&mut *request.app.db().await?, &filter).await?;
-    let newest = events.first().map(|event| event.id).or(filter.after).unwrap_or(0);
-    let oldest = events.last().map(|event| event.id).or(filter.before).unwrap_or(0);
+    let newest = events
+        .first()
+        .map(|event| event.id)
+        .or(filter.after)
+        .unwrap_or(0);
+    let oldest = events
+        .last()
+        .map(|event| event.id)
+        .or(filter.before)
+        .unwrap_or(0);
     Ok(answer(&json!({
         "count": events.len(),
         "events": events.iter().map(view).collect::<Vec<_>>(),

@@ -57,7 +57,12 @@ async fn list(request: Request) -> Reply {
     let mut db = request.app.db().await?;
     let networks = Networks::load(&mut db).await?;
     let fabrics = network::fabrics(&mut db).await?;
-    Ok(answer(&fabrics.iter().map(|fabric| networks.fabric_view(fabric)).collect()))
+    Ok(answer(
+        &fabrics
+            .iter()
+            .map(|fabric| networks.fabric_view(fabric))
+            .collect(),
+    ))
 }
 
 async fn one(request: &Request, id: i32) -> Result<Value, ApiError> {
@@ -78,7 +83,9 @@ fn checked_name(name: Option<&str>) -> Result<Option<&str>, ApiError> {
     let fine = |name: &str| {
         name.len() <= 256
             && name.parse::<i64>().is_err()
-            && name.chars().all(|c| c.is_alphanumeric() || " -_.".contains(c))
+            && name
+                .chars()
+                .all(|c| c.is_alphanumeric() || " -_.".contains(c))
     };
     match name {
         Some(name) if !fine(name) => Err(ApiError::field("name", "Invalid fabric name.")),
@@ -89,8 +96,10 @@ fn checked_name(name: Option<&str>) -> Result<Option<&str>, ApiError> {
 async fn create(request: Request) -> Reply {
     let form = &request.form;
     let name = checked_name(form.filled("name"))?;
-    let (description, class_type) =
-        (form.get("description").unwrap_or(""), form.get("class_type").unwrap_or(""));
+    let (description, class_type) = (
+        form.get("description").unwrap_or(""),
+        form.get("class_type").unwrap_or(""),
+    );
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
     let id = network::create_fabric(&mut tx, name, description, class_type).await?;
@@ -104,8 +113,14 @@ async fn update(request: Request) -> Reply {
     let form = &request.form;
     let name = checked_name(form.filled("name"))?;
     let mut tx = request.app.begin().await?;
-    network::update_fabric(&mut tx, id, name, form.get("description"), form.get("class_type"))
-        .await?;
+    network::update_fabric(
+        &mut tx,
+        id,
+        name,
+        form.get("description"),
+        form.get("class_type"),
+    )
+    .await?;
     event::record(&mut tx, changed(&request, format!("Fabric {id} changed"))).await?;
     tx.commit().await?;
     Ok(answer(&one(&request, id).await?))
@@ -123,5 +138,7 @@ async fn delete(request: Request) -> Reply {
 
 /// The audit event of a change to networks.
 pub(crate) fn changed(request: &Request, text: String) -> NewEvent {
-    NewEvent::new(EventType::NetworkChanged).by(request.username()).text(text)
+    NewEvent::new(EventType::NetworkChanged)
+        .by(request.username())
+        .text(text)
 }

@@ -52,7 +52,13 @@ pub fn resources() -> Vec<Resource> {
                      :param end_ip: Its last address.\n:param comment: A comment.",
                     handler!(update),
                 ),
-                Operation::new("DELETE", None, EDIT, "Delete an IP range.", handler!(delete)),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    EDIT,
+                    "Delete an IP range.",
+                    handler!(delete),
+                ),
             ],
         },
     ]
@@ -62,7 +68,12 @@ async fn list(request: Request) -> Reply {
     let mut db = request.app.db().await?;
     let networks = Networks::load(&mut db).await?;
     let ranges = network::ranges(&mut db).await?;
-    Ok(answer(&ranges.iter().map(|range| networks.range_view(range)).collect()))
+    Ok(answer(
+        &ranges
+            .iter()
+            .map(|range| networks.range_view(range))
+            .collect(),
+    ))
 }
 
 async fn one(request: &Request, id: i32) -> Reply {
@@ -70,7 +81,9 @@ async fn one(request: &Request, id: i32) -> Reply {
     let networks = Networks::load(&mut db).await?;
     let ranges = network::ranges(&mut db).await?;
     let range = ranges.iter().find(|range| range.id == id);
-    Ok(answer(&networks.range_view(range.ok_or_else(|| ApiError::no_such("IPRange"))?)))
+    Ok(answer(&networks.range_view(
+        range.ok_or_else(|| ApiError::no_such("IPRange"))?,
+    )))
 }
 
 async fn read(request: Request) -> Reply {
@@ -100,7 +113,10 @@ fn check(
         return refused("End IP address must not be less than Start IP address.".into());
     }
     if !subnet.cidr.contains(&start_ip) || !subnet.cidr.contains(&end_ip) {
-        return refused(format!("IP addresses must be within subnet: {}.", subnet.cidr));
+        return refused(format!(
+            "IP addresses must be within subnet: {}.",
+            subnet.cidr
+        ));
     }
     let hosts = host_span(&subnet.cidr);
     if number_of(start_ip) < hosts.0 || number_of(end_ip) > hosts.1 {
@@ -153,12 +169,12 @@ async fn create(request: Request) -> Reply {
     let networks = Networks::load(&mut tx).await?;
     let subnet = match form.filled("subnet") {
         None => networks.subnet_of(start_ip),
-        Some(wanted) => networks.subnets.iter().find(|subnet| {
-            wanted.parse() == Ok(subnet.id) || wanted == subnet.cidr.to_string()
-        }),
+        Some(wanted) => networks
+            .subnets
+            .iter()
+            .find(|subnet| wanted.parse() == Ok(subnet.id) || wanted == subnet.cidr.to_string()),
     };
-    let subnet =
-        subnet.ok_or_else(|| ApiError::field("subnet", "No subnet holds this range."))?;
+    let subnet = subnet.ok_or_else(|| ApiError::field("subnet", "No subnet holds this range."))?;
     let others = network::ranges(&mut tx).await?;
     check(None, is_dynamic, (start_ip, end_ip), subnet, &others)?;
     if is_dynamic {
@@ -212,10 +228,18 @@ async fn update(request: Request) -> Reply {
     let ranges = network::ranges(&mut tx).await?;
     let range = ranges.iter().find(|range| range.id == id);
     let range = range.ok_or_else(|| ApiError::no_such("IPRange"))?;
-    let subnet = networks.subnet(range.subnet_id).ok_or_else(|| ApiError::no_such("Subnet"))?;
+    let subnet = networks
+        .subnet(range.subnet_id)
+        .ok_or_else(|| ApiError::no_such("Subnet"))?;
     let start_ip = address(form, "start_ip")?.unwrap_or(range.start_ip);
     let end_ip = address(form, "end_ip")?.unwrap_or(range.end_ip);
-    check(Some(id), range.is_dynamic(), (start_ip, end_ip), subnet, &ranges)?;
+    check(
+        Some(id),
+        range.is_dynamic(),
+        (start_ip, end_ip),
+        subnet,
+        &ranges,
+    )?;
     if range.is_dynamic() {
         no_rack_inside(&mut tx, start_ip, end_ip).await?;
     }

@@ -83,19 +83,20 @@ pub struct Counters {
 const PASSWORD_CHECKS_MAX: usize = 4;
 
 impl App {
-    pub fn new(
-        pool: PgPool,
-        sealer: Arc<Sealer>,
-        library: Library,
-        racks: link::Racks,
-    ) -> Self {
+    pub fn new(pool: PgPool, sealer: Arc<Sealer>, library: Library, racks: link::Racks) -> Self {
         let state = State {
             table: dispatch::Table::new(resources()),
             counters: Counters::default(),
             password_checks: tokio::sync::Semaphore::new(PASSWORD_CHECKS_MAX),
             nonces_since_cleaning: AtomicU32::new(0),
         };
-        Self { pool, sealer, library, racks, state: Arc::new(state) }
+        Self {
+            pool,
+            sealer,
+            library,
+            racks,
+            state: Arc::new(state),
+        }
     }
 
     pub fn counters(&self) -> &Counters {
@@ -110,7 +111,9 @@ impl App {
         self.pool.acquire().await.map_err(ApiError::from)
     }
 
-    pub(crate) async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, ApiError> {
+    pub(crate) async fn begin(
+        &self,
+    ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, ApiError> {
         self.pool.begin().await.map_err(ApiError::from)
     }
 }

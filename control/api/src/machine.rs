@@ -1,8 +1,6 @@
 //! `machines/`: list, create (also by a machine that enlists itself), change, delete, and what is asked of one.
 
-use model::{
-    EventType, Mac, MachineStatus, Permission, PowerCommand, PowerState, SystemId,
-};
+use model::{EventType, Mac, MachineStatus, Permission, PowerCommand, PowerState, SystemId};
 use rand::Rng;
 use serde_json::{Map, Value, json};
 use sqlx::PgConnection;
@@ -31,8 +29,9 @@ const ENLISTED_MAX: usize = 20_000;
 /// New ids to try before giving up.
 const ID_TRIES: usize = 8;
 
-const ARCHITECTURES: [&str; 7] =
-    ["amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x"];
+const ARCHITECTURES: [&str; 7] = [
+    "amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x",
+];
 
 const PARAMETERS: &str = ":param hostname: Its name.\n:param domain: Its DNS domain.\n\
     :param description: A description.\n:param architecture: \"amd64/generic\".\n\
@@ -115,7 +114,11 @@ pub fn resources() -> Vec<Resource> {
                     "Abort what the machine is doing.\n\n:param comment: Why.",
                     handler!(abort),
                 ),
-                post("power_on", "Turn a machine on.\n\n:param comment: Why.", handler!(power_on)),
+                post(
+                    "power_on",
+                    "Turn a machine on.\n\n:param comment: Why.",
+                    handler!(power_on),
+                ),
                 post(
                     "power_off",
                     "Turn a machine off.\n\n:param comment: Why.",
@@ -142,11 +145,7 @@ pub fn resources() -> Vec<Resource> {
 
 //---------------------------------------------------------------- reading
 
-fn words<T>(
-    form: &Form,
-    name: &str,
-    word: impl Fn(&str) -> Option<T>,
-) -> Result<Vec<T>, ApiError> {
+fn words<T>(form: &Form, name: &str, word: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, ApiError> {
     form.list(name)
         .map(|text| {
             word(text).ok_or_else(|| {
@@ -158,9 +157,9 @@ fn words<T>(
 }
 
 fn status_of(word: &str) -> Option<MachineStatus> {
-    MachineStatus::ALL.into_iter().find(|status| {
-        status.filter_word() == word || status.number().to_string() == word
-    })
+    MachineStatus::ALL
+        .into_iter()
+        .find(|status| status.filter_word() == word || status.number().to_string() == word)
 }
 
 /// `None`: a condition that no machine here can meet.
@@ -172,7 +171,11 @@ fn filter(query: &Form) -> Result<Option<Filter>, ApiError> {
     if !only_default("zone") || !only_default("pool") || has("tags") || has("agent_name") {
         return Ok(None);
     }
-    if query.all("not_in_zone").chain(query.all("not_in_pool")).any(|name| name == "default") {
+    if query
+        .all("not_in_zone")
+        .chain(query.all("not_in_pool"))
+        .any(|name| name == "default")
+    {
         return Ok(None);
     }
     let mut ids = texts("id");
@@ -184,14 +187,24 @@ fn filter(query: &Form) -> Result<Option<Filter>, ApiError> {
         domains: texts("domain"),
         architectures: query
             .list("arch")
-            .map(|arch| if arch.contains('/') { arch.to_owned() } else { format!("{arch}/generic") })
+            .map(|arch| {
+                if arch.contains('/') {
+                    arch.to_owned()
+                } else {
+                    format!("{arch}/generic")
+                }
+            })
             .collect(),
         owners: texts("owner"),
         statuses: words(query, "status", status_of)?,
         not_statuses: words(query, "not_status", status_of)?,
         power_states: words(query, "power_state", |text| text.parse().ok())?,
         vlans: words(query, "vlans", |text| {
-            text.strip_prefix("id:").or(text.strip_prefix("vlan:")).unwrap_or(text).parse().ok()
+            text.strip_prefix("id:")
+                .or(text.strip_prefix("vlan:"))
+                .unwrap_or(text)
+                .parse()
+                .ok()
         })?,
         cpu_count: query.parsed("cpu_count", "Enter a whole number.")?,
         memory_mib: query.parsed("mem", "Enter a whole number.")?,
@@ -219,12 +232,17 @@ async fn list_allocated(request: Request) -> Reply {
 }
 
 fn id_of(request: &Request) -> Result<SystemId, ApiError> {
-    request.path("system_id").parse().map_err(|_| ApiError::no_such("Machine"))
+    request
+        .path("system_id")
+        .parse()
+        .map_err(|_| ApiError::no_such("Machine"))
 }
 
 async fn one(db: &mut PgConnection, id: &SystemId) -> Reply {
     let machine = machine::get(&mut *db, id).await?;
-    Ok(answer(&views(db, &[machine]).await?.pop().unwrap_or_default()))
+    Ok(answer(
+        &views(db, &[machine]).await?.pop().unwrap_or_default(),
+    ))
 }
 
 async fn read(request: Request) -> Reply {
@@ -245,7 +263,9 @@ async fn power_parameters(request: Request) -> Reply {
     let id = id_of(&request)?;
     let mut db = request.app.db().await?;
     machine::get(&mut db, &id).await?;
-    Ok(answer(&power::parameters(&mut db, &request.app.sealer, &id).await?))
+    Ok(answer(
+        &power::parameters(&mut db, &request.app.sealer, &id).await?,
+    ))
 }
 
 async fn many_power_parameters(request: Request) -> Reply {
@@ -258,7 +278,10 @@ async fn many_power_parameters(request: Request) -> Reply {
     let mut all = Map::new();
     for machine in &machines {
         let id = machine.system_id;
-        all.insert(id.to_string(), power::parameters(&mut db, &request.app.sealer, &id).await?);
+        all.insert(
+            id.to_string(),
+            power::parameters(&mut db, &request.app.sealer, &id).await?,
+        );
     }
     Ok(answer(&Value::Object(all)))
 }
@@ -267,12 +290,16 @@ async fn many_power_parameters(request: Request) -> Reply {
 
 /// A name and the domain that may follow it (RFC 1123 §2.1).
 fn hostname_field(form: &Form) -> Result<Option<(&str, Option<&str>)>, ApiError> {
-    let Some(text) = form.filled("hostname") else { return Ok(None) };
+    let Some(text) = form.filled("hostname") else {
+        return Ok(None);
+    };
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+            && label
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || c == b'-')
     };
     if text.len() > 253 || !text.split('.').all(is_label) {
         return Err(ApiError::field("hostname", "Enter a valid hostname."));
@@ -288,7 +315,9 @@ fn domain_field(form: &Form) -> Result<Option<&str>, ApiError> {
         Some(text) if text == "0" => Ok(Some(constant::DOMAIN)),
         Some(text)
             if text.len() > 253
-                || !text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c)) =>
+                || !text
+                    .bytes()
+                    .all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c)) =>
         {
             Err(ApiError::field("domain", "Enter a valid domain."))
         }
@@ -298,7 +327,9 @@ fn domain_field(form: &Form) -> Result<Option<&str>, ApiError> {
 
 /// "amd64/generic"; the second part may be a field of its own, or missing.
 fn architecture_field(form: &Form) -> Result<Option<String>, ApiError> {
-    let Some(text) = form.filled("architecture") else { return Ok(None) };
+    let Some(text) = form.filled("architecture") else {
+        return Ok(None);
+    };
     let (arch, subarch) = match text.split_once('/') {
         Some((arch, subarch)) => (arch, subarch),
         None => (text, form.filled("subarchitecture").unwrap_or("generic")),
@@ -306,7 +337,9 @@ fn architecture_field(form: &Form) -> Result<Option<String>, ApiError> {
     let is_fine = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
     if !ARCHITECTURES.contains(&arch) || subarch.is_empty() || !subarch.bytes().all(is_fine) {
         let shown: String = text.chars().take(64).collect();
-        let known = ARCHITECTURES.map(|arch| format!("'{arch}/generic'")).join(", ");
+        let known = ARCHITECTURES
+            .map(|arch| format!("'{arch}/generic'"))
+            .join(", ");
         return Err(ApiError::field(
             "architecture",
             format!("'{shown}' is not a valid architecture. It should be one of: {known}."),
@@ -327,16 +360,26 @@ fn description_field(form: &Form) -> Result<Option<&str>, ApiError> {
 fn macs_field(form: &Form) -> Result<Vec<Mac>, ApiError> {
     let mut macs: Vec<Mac> = Vec::new();
     for text in form.list("mac_addresses").chain(form.list("macaddresses")) {
-        let mac: Mac = text.parse().ok().filter(|mac: &Mac| mac.is_unicast()).ok_or_else(|| {
-            let shown: String = text.chars().take(64).collect();
-            ApiError::field("mac_addresses", format!("'{shown}' is not a valid MAC address."))
-        })?;
+        let mac: Mac = text
+            .parse()
+            .ok()
+            .filter(|mac: &Mac| mac.is_unicast())
+            .ok_or_else(|| {
+                let shown: String = text.chars().take(64).collect();
+                ApiError::field(
+                    "mac_addresses",
+                    format!("'{shown}' is not a valid MAC address."),
+                )
+            })?;
         if !macs.contains(&mac) {
             macs.push(mac);
         }
     }
     if macs.len() > MACS_MAX {
-        return Err(ApiError::field("mac_addresses", "Too many MAC addresses: at most 64."));
+        return Err(ApiError::field(
+            "mac_addresses",
+            "Too many MAC addresses: at most 64.",
+        ));
     }
     Ok(macs)
 }
@@ -344,11 +387,17 @@ fn macs_field(form: &Form) -> Result<Vec<Mac>, ApiError> {
 fn options(form: &Form) -> Result<CommissionOptions, ApiError> {
     if let Some(test) = form.list("testing_scripts").find(|name| *name != "none") {
         let shown: String = test.chars().take(64).collect();
-        return Err(ApiError::field("testing_scripts", format!("No such script: '{shown}'.")));
+        return Err(ApiError::field(
+            "testing_scripts",
+            format!("No such script: '{shown}'."),
+        ));
     }
     Ok(CommissionOptions {
         enable_ssh: form.boolean("enable_ssh")?.unwrap_or(false),
-        scripts: form.list("commissioning_scripts").map(str::to_owned).collect(),
+        scripts: form
+            .list("commissioning_scripts")
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -362,9 +411,9 @@ async fn create(request: Request) -> Reply {
             create_by(&request).await
         }
         (None, Some(attestation)) => enlist(&request, attestation).await,
-        (None, None) => {
-            Err(ApiError::Unauthorized("Machines enlist through a rack only.".into()))
-        }
+        (None, None) => Err(ApiError::Unauthorized(
+            "Machines enlist through a rack only.".into(),
+        )),
     }
 }
 
@@ -384,7 +433,9 @@ async fn create_by(request: &Request) -> Reply {
     if let Some((power_type, parameters)) = &power {
         bmc::set_for_machine(&mut tx, &app.sealer, &id, *power_type, parameters).await?;
     }
-    let event = NewEvent::new(EventType::MachineCreated).machine(&id).by(&username);
+    let event = NewEvent::new(EventType::MachineCreated)
+        .machine(&id)
+        .by(&username);
     event::record(&mut tx, event).await?;
     event::adopt(&mut tx, &id, &macs).await?;
     if commission {
@@ -411,9 +462,14 @@ async fn enlist(request: &Request, attestation: &Attestation) -> Reply {
     if let Some(known) = machine::find_by_mac(&mut db, macs[0]).await? {
         return one(&mut db, &known).await;
     }
-    let waiting = Filter { statuses: vec![MachineStatus::New], ..Filter::default() };
+    let waiting = Filter {
+        statuses: vec![MachineStatus::New],
+        ..Filter::default()
+    };
     if machine::count(&mut db, &waiting).await? >= ENLISTED_MAX as i64 {
-        return Err(ApiError::Unavailable("Too many machines wait to be accepted."));
+        return Err(ApiError::Unavailable(
+            "Too many machines wait to be accepted.",
+        ));
     }
     drop(db);
     let power = PowerForm::read(form)?.create()?;
@@ -465,7 +521,9 @@ async fn insert(
             Err(error) => return Err(error.into()),
         }
     }
-    Err(ApiError::Unavailable("No free system id was found. Try again."))
+    Err(ApiError::Unavailable(
+        "No free system id was found. Try again.",
+    ))
 }
 
 async fn update(request: Request) -> Reply {
@@ -492,14 +550,20 @@ async fn update(request: Request) -> Reply {
             bmc::set_for_machine(&mut tx, &app.sealer, &id, power_type, &parameters).await?;
         }
     }
-    let event = NewEvent::new(EventType::MachineChanged).machine(&id).by(request.username());
+    let event = NewEvent::new(EventType::MachineChanged)
+        .machine(&id)
+        .by(request.username());
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     one(&mut *app.db().await?, &id).await
 }
 
 fn refuse_locked(machine: &Machine) -> Result<(), ApiError> {
-    if machine.locked { Err(ApiError::conflict("Machine is locked.")) } else { Ok(()) }
+    if machine.locked {
+        Err(ApiError::conflict("Machine is locked."))
+    } else {
+        Ok(())
+    }
 }
 
 async fn delete(request: Request) -> Reply {
@@ -510,7 +574,9 @@ async fn delete(request: Request) -> Reply {
     machine::delete(&mut tx, &id).await?;
     // Its own events are gone with it; that it was there is not.
     let text = format!("Machine {} ({id}) deleted", machine.hostname);
-    let event = NewEvent::new(EventType::MachineDeleted).by(request.username()).text(text);
+    let event = NewEvent::new(EventType::MachineDeleted)
+        .by(request.username())
+        .text(text);
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     Ok(deleted())

@@ -74,14 +74,21 @@ pub async fn views(db: &mut PgConnection, machines: &[Machine]) -> Result<Vec<Va
     if machines.is_empty() {
         return Ok(Vec::new());
     }
-    let ids: Vec<String> = machines.iter().map(|machine| machine.system_id.to_string()).collect();
+    let ids: Vec<String> = machines
+        .iter()
+        .map(|machine| machine.system_id.to_string())
+        .collect();
     let interfaces = machine::interfaces(&mut *db, &ids).await?;
     let addresses = addresses(&mut *db, &interfaces).await?;
     let parts = Parts {
         networks: Networks::load(&mut *db).await?,
         interfaces: by_machine(interfaces, |row| &row.machine),
-        block_devices: by_machine(machine::block_devices(&mut *db, &ids).await?, |r| &r.machine),
-        numa_nodes: by_machine(machine::numa_nodes(&mut *db, &ids).await?, |row| &row.machine),
+        block_devices: by_machine(machine::block_devices(&mut *db, &ids).await?, |r| {
+            &r.machine
+        }),
+        numa_nodes: by_machine(machine::numa_nodes(&mut *db, &ids).await?, |row| {
+            &row.machine
+        }),
         scripts: by_machine(machine::script_states(db, &ids).await?, |row| &row.machine),
         addresses,
     };
@@ -104,7 +111,10 @@ async fn addresses(
     };
     for binding in bindings {
         if let Some(mac) = binding.mac {
-            addresses.entry(Mac::new(mac)).or_default().push(binding.address);
+            addresses
+                .entry(Mac::new(mac))
+                .or_default()
+                .push(binding.address);
         }
     }
     Ok(addresses)
@@ -118,19 +128,27 @@ impl Parts {
     fn view(&self, machine: &Machine) -> Value {
         let id = machine.system_id.as_str();
         let interfaces = rows(&self.interfaces, id);
-        let interface_set: Vec<Value> =
-            interfaces.iter().map(|interface| self.interface_view(interface)).collect();
+        let interface_set: Vec<Value> = interfaces
+            .iter()
+            .map(|interface| self.interface_view(interface))
+            .collect();
         let boot_interface = interfaces
             .iter()
             .position(|interface| Some(interface.id) == machine.boot_interface_id)
             .or_else(|| (!interfaces.is_empty()).then_some(0))
             .map(|index| interface_set[index].clone());
-        let ip_addresses: Vec<&IpAddr> =
-            interfaces.iter().flat_map(|interface| self.addresses_of(interface)).collect();
-        let disks: Vec<Value> =
-            rows(&self.block_devices, id).iter().map(block_device_view).collect();
-        let storage_bytes: i64 =
-            rows(&self.block_devices, id).iter().map(|disk| disk.size_bytes).sum();
+        let ip_addresses: Vec<&IpAddr> = interfaces
+            .iter()
+            .flat_map(|interface| self.addresses_of(interface))
+            .collect();
+        let disks: Vec<Value> = rows(&self.block_devices, id)
+            .iter()
+            .map(block_device_view)
+            .collect();
+        let storage_bytes: i64 = rows(&self.block_devices, id)
+            .iter()
+            .map(|disk| disk.size_bytes)
+            .sum();
         let numa_nodes: Vec<Value> = rows(&self.numa_nodes, id)
             .iter()
             .map(|node| {
@@ -145,10 +163,14 @@ impl Parts {
         let hardware_info: Map<String, Value> = HARDWARE_KEYS
             .iter()
             .map(|key| {
-                let known = machine.hardware_info.get(*key).filter(|value| {
-                    value.as_str().is_some_and(|value| !value.is_empty())
-                });
-                ((*key).to_owned(), known.cloned().unwrap_or_else(|| UNKNOWN.into()))
+                let known = machine
+                    .hardware_info
+                    .get(*key)
+                    .filter(|value| value.as_str().is_some_and(|value| !value.is_empty()));
+                (
+                    (*key).to_owned(),
+                    known.cloned().unwrap_or_else(|| UNKNOWN.into()),
+                )
             })
             .collect();
 
@@ -165,7 +187,13 @@ impl Parts {
         put("owner", json!(machine.owner));
         put("owner_data", json!({}));
         put("locked", json!(machine.locked));
-        for empty in ["cache_sets", "bcaches", "volume_groups", "raids", "special_filesystems"] {
+        for empty in [
+            "cache_sets",
+            "bcaches",
+            "volume_groups",
+            "raids",
+            "special_filesystems",
+        ] {
             put(empty, json!([]));
         }
         put("bios_boot_method", json!(machine.bios_boot_method));
@@ -187,7 +215,14 @@ impl Parts {
         put("ephemeral_deploy", json!(false));
         put("error_description", json!(machine.error_description));
         put("netboot", json!(machine.netboot));
-        put("power_type", json!(machine.power_type.map_or("", |power_type| power_type.as_str())));
+        put(
+            "power_type",
+            json!(
+                machine
+                    .power_type
+                    .map_or("", |power_type| power_type.as_str())
+            ),
+        );
         put("power_state", json!(machine.power_state.as_str()));
         put("tag_names", json!([]));
         put("address_ttl", Value::Null);
@@ -196,7 +231,10 @@ impl Parts {
         put("zone", constant::zone());
         put("pool", constant::pool());
         put("disable_ipv4", json!(false));
-        put("constraints_by_type", json!({"storage": {}, "interfaces": {}}));
+        put(
+            "constraints_by_type",
+            json!({"storage": {}, "interfaces": {}}),
+        );
         put("boot_disk", disks.first().cloned().unwrap_or(Value::Null));
         put("blockdevice_set", json!(disks));
         put("physicalblockdevice_set", json!(disks));
@@ -206,7 +244,10 @@ impl Parts {
         put("parent", Value::Null);
         put("pod", Value::Null);
         let no_gateway = json!({"gateway_ip": null, "link_id": null});
-        put("default_gateways", json!({"ipv4": no_gateway, "ipv6": no_gateway}));
+        put(
+            "default_gateways",
+            json!({"ipv4": no_gateway, "ipv6": no_gateway}),
+        );
         self.put_results(id, &mut put);
         put("hardware_info", Value::Object(hardware_info));
         put("numanode_set", json!(numa_nodes));
@@ -217,7 +258,10 @@ impl Parts {
         for off in ["enable_hw_sync", "enable_kernel_crash_dump", "is_dpu"] {
             put(off, json!(false));
         }
-        put("resource_uri", json!(format!("/MAAS/api/2.0/machines/{id}/")));
+        put(
+            "resource_uri",
+            json!(format!("/MAAS/api/2.0/machines/{id}/")),
+        );
         Value::Object(view)
     }
 
@@ -226,25 +270,39 @@ impl Parts {
         let sets = rows(&self.scripts, id);
         let set = |kind: &str| sets.iter().find(|set| set.kind == kind);
         for kind in ["commissioning", "testing", "installation"] {
-            put(&format!("current_{kind}_result_id"), json!(set(kind).map(|set| set.set_id)));
+            put(
+                &format!("current_{kind}_result_id"),
+                json!(set(kind).map(|set| set.set_id)),
+            );
         }
         for kind in RESULT_KINDS {
             let status = set(kind).and_then(|set| {
                 let statuses = set.statuses.iter().copied();
                 ScriptStatus::summary(statuses.filter_map(ScriptStatus::from_number))
             });
-            put(&format!("{kind}_status"), json!(status.map_or(-1, ScriptStatus::number)));
-            put(&format!("{kind}_status_name"), json!(status.map_or(UNKNOWN, ScriptStatus::name)));
+            put(
+                &format!("{kind}_status"),
+                json!(status.map_or(-1, ScriptStatus::number)),
+            );
+            put(
+                &format!("{kind}_status_name"),
+                json!(status.map_or(UNKNOWN, ScriptStatus::name)),
+            );
         }
     }
 
     fn addresses_of(&self, interface: &Interface) -> &[IpAddr] {
-        self.addresses.get(&from_db_mac(interface.mac)).map_or(&[], Vec::as_slice)
+        self.addresses
+            .get(&from_db_mac(interface.mac))
+            .map_or(&[], Vec::as_slice)
     }
 
     fn interface_view(&self, interface: &Interface) -> Value {
         let vlan = interface.vlan_id.map(|id| self.networks.vlan_view(id));
-        let mtu = interface.vlan_id.and_then(|id| self.networks.vlan(id)).map_or(1500, |v| v.mtu);
+        let mtu = interface
+            .vlan_id
+            .and_then(|id| self.networks.vlan(id))
+            .map_or(1500, |v| v.mtu);
         let discovered: Vec<Value> = self
             .addresses_of(interface)
             .iter()
@@ -256,8 +314,10 @@ impl Parts {
                 })
             })
             .collect();
-        let uri =
-            format!("/MAAS/api/2.0/nodes/{}/interfaces/{}/", interface.machine, interface.id);
+        let uri = format!(
+            "/MAAS/api/2.0/nodes/{}/interfaces/{}/",
+            interface.machine, interface.id
+        );
         json!({
             "system_id": interface.machine,
             "id": interface.id,
@@ -287,7 +347,10 @@ impl Parts {
 }
 
 fn block_device_view(disk: &BlockDevice) -> Value {
-    let uri = format!("/MAAS/api/2.0/nodes/{}/blockdevices/{}/", disk.machine, disk.id);
+    let uri = format!(
+        "/MAAS/api/2.0/nodes/{}/blockdevices/{}/",
+        disk.machine, disk.id
+    );
     json!({
         "system_id": disk.machine,
         "id": disk.id,

@@ -55,12 +55,18 @@ struct Metadata {
 
 /// Everything under `/MAAS/metadata/`, and the runner for machines that fetch it by hand.
 pub fn router(app: App) -> Router {
-    let state = Metadata { app, bodies: Arc::new(Semaphore::new(BODIES_MAX)) };
+    let state = Metadata {
+        app,
+        bodies: Arc::new(Semaphore::new(BODIES_MAX)),
+    };
     Router::new()
         .route("/MAAS/metadata", any(serve))
         .route("/MAAS/metadata/", any(serve))
         .route("/MAAS/metadata/{*path}", any(serve))
-        .route("/MAAS/maas-run-scripts", get(async || octets(scripts::runner())))
+        .route(
+            "/MAAS/maas-run-scripts",
+            get(async || octets(scripts::runner())),
+        )
         .route("/MAAS/machine-resources/{arch}", get(machine_resources))
         .with_state(state)
 }
@@ -88,9 +94,21 @@ async fn serve(State(state): State<Metadata>, request: axum::extract::Request) -
 }
 
 async fn answer(state: &Metadata, parts: Parts, body: Body) -> Result<Response, ApiError> {
-    let path = parts.uri.path().strip_prefix("/MAAS/metadata").unwrap_or_default();
-    let query = Form::urlencoded(parts.uri.query().unwrap_or_default().as_bytes(), &Limits::default())?;
-    let request = Asked { app: &state.app, attestation: parts.extensions.get(), parts: &parts, query };
+    let path = parts
+        .uri
+        .path()
+        .strip_prefix("/MAAS/metadata")
+        .unwrap_or_default();
+    let query = Form::urlencoded(
+        parts.uri.query().unwrap_or_default().as_bytes(),
+        &Limits::default(),
+    )?;
+    let request = Asked {
+        app: &state.app,
+        attestation: parts.extensions.get(),
+        parts: &parts,
+        query,
+    };
     match locate(&parts.method, path)? {
         Resource::Preseed(id) => match (request.query.get("op"), &parts.method) {
             (Some("get_preseed"), &Method::GET) => request.preseed(&id).await,
@@ -139,7 +157,9 @@ impl Asked<'_> {
         let place = in_place(&token, self.attestation)?;
         let life = lifecycle::get(&self.app.pool, &token.machine).await?;
         if life.boot_id != Some(token.boot_id) {
-            return Err(ApiError::Forbidden("The token is of an earlier boot.".into()));
+            return Err(ApiError::Forbidden(
+                "The token is of an earlier boot.".into(),
+            ));
         }
         match resource {
             Resource::Versions => Ok(text("latest\n2012-03-01")),
@@ -174,17 +194,24 @@ impl Asked<'_> {
                 }
             }
             Resource::Status(id) if id == token.machine => self.report(&token, body).await,
-            Resource::Status(_) => {
-                Err(ApiError::Forbidden("A machine reports only on itself.".into()))
-            }
+            Resource::Status(_) => Err(ApiError::Forbidden(
+                "A machine reports only on itself.".into(),
+            )),
             _ => Err(nothing()),
         }
     }
 
     fn form(&self, octets: &[u8]) -> Result<Form, ApiError> {
-        let content_type =
-            self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let limits = Limits { body_bytes_max: SIGNAL_BYTES_MAX, fields_max: 100, ..Limits::default() };
+        let content_type = self
+            .parts
+            .headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let limits = Limits {
+            body_bytes_max: SIGNAL_BYTES_MAX,
+            fields_max: 100,
+            ..Limits::default()
+        };
         Ok(Form::parse(content_type, octets, &limits)?)
     }
 
@@ -219,10 +246,15 @@ impl Asked<'_> {
         let (MachineStatus::Commissioning, Some(boot_id)) = (life.status, life.boot_id) else {
             // The rack should not have sent it here: worth a look.
             let text = format!("preseed refused in status {}", life.status);
-            let refused = NewEvent::new(EventType::PreseedRefused).machine(&id).mac(mac);
+            let refused = NewEvent::new(EventType::PreseedRefused)
+                .machine(&id)
+                .mac(mac);
             event::record(&mut tx, refused.rack(place.rack.as_str()).text(text)).await?;
             tx.commit().await?;
-            let reason = format!("The machine is not expected to boot: it is {}.", life.status);
+            let reason = format!(
+                "The machine is not expected to boot: it is {}.",
+                life.status
+            );
             return Err(ApiError::Forbidden(reason));
         };
         lifecycle::trim_tokens(&mut *tx, &id, boot_id, TOKENS_MAX - 1).await?;
@@ -232,7 +264,9 @@ impl Asked<'_> {
         if let Some(vlan) = place.vlan {
             store::machine::set_interface_vlan(&mut tx, mac, vlan).await?;
         }
-        let served = NewEvent::new(EventType::PreseedServed).machine(&id).mac(mac);
+        let served = NewEvent::new(EventType::PreseedServed)
+            .machine(&id)
+            .mac(mac);
         let text = format!("to {}", place.client_address);
         event::record(&mut tx, served.rack(place.rack.as_str()).text(text)).await?;
         tx.commit().await?;
@@ -348,17 +382,20 @@ fn in_place<'a>(
         Ok(place)
     } else {
         tracing::warn!(machine = %token.machine, from = %place.client_address, "a token used elsewhere");
-        Err(ApiError::Forbidden("The token was given to another network card.".into()))
+        Err(ApiError::Forbidden(
+            "The token was given to another network card.".into(),
+        ))
     }
 }
 
 fn attested(attestation: Option<&Attestation>) -> Result<(&Attestation, Mac), ApiError> {
-    let place = attestation.ok_or_else(|| {
-        ApiError::Forbidden("A preseed is only answered through a rack.".into())
-    })?;
+    let place = attestation
+        .ok_or_else(|| ApiError::Forbidden("A preseed is only answered through a rack.".into()))?;
     let mac = place.client_mac.ok_or_else(|| {
-        let reason =
-            format!("The rack knows no live binding of {}: no preseed.", place.client_address);
+        let reason = format!(
+            "The rack knows no live binding of {}: no preseed.",
+            place.client_address
+        );
         ApiError::Forbidden(reason)
     })?;
     Ok((place, mac))
@@ -369,16 +406,20 @@ async fn own_mac(db: &mut sqlx::PgConnection, id: &SystemId, mac: Mac) -> Result
         return Ok(());
     }
     tracing::warn!(machine = %id, %mac, "a preseed was asked for by another machine's card");
-    Err(ApiError::Forbidden(format!("{mac} is no network card of this machine.")))
+    Err(ApiError::Forbidden(format!(
+        "{mac} is no network card of this machine."
+    )))
 }
 
 fn machine_id(id: &str) -> Result<SystemId, ApiError> {
     id.parse().map_err(|_| ApiError::no_such("Machine"))
 }
 
+/// The rack as the machine knows it: what it wrote as Host, which the rack passes on.
 fn base_of(headers: &HeaderMap) -> Result<String, ApiError> {
     headers
-        .get(header::HOST)
+        .get("x-forwarded-host")
+        .or_else(|| headers.get(header::HOST))
         .and_then(|host| host.to_str().ok())
         .and_then(rack_base)
         .ok_or_else(|| ApiError::bad_request("The Host header names no rack."))
@@ -421,7 +462,14 @@ fn cloud_config(datasource: &[(&str, String)], power_off: bool) -> Response {
         yaml += "power_state:\n  delay: now\n  mode: poweroff\n  timeout: 3600\n  \
                  condition: \"test ! -e /tmp/block-poweroff\"\n";
     }
-    ([(header::CONTENT_TYPE, PLAIN), (header::CACHE_CONTROL, "no-store")], yaml).into_response()
+    (
+        [
+            (header::CONTENT_TYPE, PLAIN),
+            (header::CACHE_CONTROL, "no-store"),
+        ],
+        yaml,
+    )
+        .into_response()
 }
 
 /// The script archive: `index.json` in MAAS's form 1.0, and the files.
@@ -430,7 +478,9 @@ fn archive(results: &[ScriptResult]) -> std::io::Result<Vec<u8>> {
     let mut files = Vec::new();
     for result in results {
         // A script that this region does not have (any more) can't be run; its result stays open and is told.
-        let Some(script) = scripts::find(&result.name) else { continue };
+        let Some(script) = scripts::find(&result.name) else {
+            continue;
+        };
         let path = format!("commissioning/{}", script.name);
         entries.push(json!({
             "name": script.name,
@@ -507,6 +557,9 @@ fn report_of(form: &Form, mac: Mac, vlan: Option<i32>) -> Result<SignalReport, A
         error: form.get("error").unwrap_or_default().to_owned(),
         outputs: (!form.files.is_empty()).then_some(outputs),
         digest: digest.finalize().into(),
-        boot: BootInterface { mac: Some(mac), vlan },
+        boot: BootInterface {
+            mac: Some(mac),
+            vlan,
+        },
     })
 }

@@ -25,8 +25,9 @@ pub struct Part {
 
 /// The boundary of a Content-Type's parameters.
 pub fn boundary(content_type: &str) -> Result<String, FormError> {
-    let (_, parameters) =
-        content_type.split_once(';').ok_or(FormError::Multipart("no boundary"))?;
+    let (_, parameters) = content_type
+        .split_once(';')
+        .ok_or(FormError::Multipart("no boundary"))?;
     let boundary = parameter(parameters, "boundary").ok_or(FormError::Multipart("no boundary"))?;
     if boundary.is_empty() || boundary.len() > BOUNDARY_BYTES_MAX {
         return Err(FormError::Multipart("boundary of a wrong length"));
@@ -52,7 +53,8 @@ pub fn parse(body: &[u8], boundary: &str, limits: &Limits) -> Result<Vec<Part>, 
         let (content, after) = if content.starts_with(&delimiter) {
             (&content[..0], &content[delimiter.len()..])
         } else {
-            find_delimiter(content, &delimiter).ok_or(FormError::Multipart("no closing delimiter"))?
+            find_delimiter(content, &delimiter)
+                .ok_or(FormError::Multipart("no closing delimiter"))?
         };
         rest = after;
         match part(headers, content)? {
@@ -88,9 +90,13 @@ fn find_delimiter<'a>(body: &'a [u8], delimiter: &[u8]) -> Option<(&'a [u8], &'a
 
 /// What follows the line end, padding before it skipped (RFC 2046 §5.1.1).
 fn after_line_end(text: &[u8]) -> Option<&[u8]> {
-    let padding = text.iter().take_while(|octet| **octet == b' ' || **octet == b'\t').count();
+    let padding = text
+        .iter()
+        .take_while(|octet| **octet == b' ' || **octet == b'\t')
+        .count();
     let text = &text[padding..];
-    text.strip_prefix(b"\r\n").or_else(|| text.strip_prefix(b"\n"))
+    text.strip_prefix(b"\r\n")
+        .or_else(|| text.strip_prefix(b"\n"))
 }
 
 /// The header lines of a part and its content. Both may be missing.
@@ -117,40 +123,66 @@ fn split_headers<'a>(
         if line.is_empty() {
             return Ok((headers, rest));
         }
-        let line =
-            std::str::from_utf8(line).map_err(|_| FormError::Multipart("part headers not UTF-8"))?;
+        let line = std::str::from_utf8(line)
+            .map_err(|_| FormError::Multipart("part headers not UTF-8"))?;
         // A folded line goes on (RFC 5322 §2.2.3).
         if line.starts_with([' ', '\t']) {
-            let (_, value) =
-                headers.last_mut().ok_or(FormError::Multipart("a part header without a name"))?;
+            let (_, value) = headers
+                .last_mut()
+                .ok_or(FormError::Multipart("a part header without a name"))?;
             value.push(' ');
             value.push_str(line.trim());
             continue;
         }
-        let (name, value) =
-            line.split_once(':').ok_or(FormError::Multipart("a part header without a colon"))?;
+        let (name, value) = line
+            .split_once(':')
+            .ok_or(FormError::Multipart("a part header without a colon"))?;
         headers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
     }
 }
 
 fn part(headers: Vec<(String, String)>, content: &[u8]) -> Result<Option<Part>, FormError> {
     let header = |name: &str| {
-        headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+        headers
+            .iter()
+            .find(|(header, _)| header == name)
+            .map(|(_, value)| value.as_str())
     };
-    let Some(disposition) = header("content-disposition") else { return Ok(None) };
-    let parameters = disposition.split_once(';').map_or("", |(_, parameters)| parameters);
-    let Some(name) = parameter(parameters, "name") else { return Ok(None) };
-    let encoding = header("content-transfer-encoding").unwrap_or("binary").to_ascii_lowercase();
+    let Some(disposition) = header("content-disposition") else {
+        return Ok(None);
+    };
+    let parameters = disposition
+        .split_once(';')
+        .map_or("", |(_, parameters)| parameters);
+    let Some(name) = parameter(parameters, "name") else {
+        return Ok(None);
+    };
+    let encoding = header("content-transfer-encoding")
+        .unwrap_or("binary")
+        .to_ascii_lowercase();
     let content = match encoding.as_str() {
         "base64" => {
-            let digits: Vec<u8> =
-                content.iter().copied().filter(|octet| !octet.is_ascii_whitespace()).collect();
-            STANDARD.decode(digits).map_err(|_| FormError::Multipart("a part that is no base64"))?
+            let digits: Vec<u8> = content
+                .iter()
+                .copied()
+                .filter(|octet| !octet.is_ascii_whitespace())
+                .collect();
+            STANDARD
+                .decode(digits)
+                .map_err(|_| FormError::Multipart("a part that is no base64"))?
         }
         "7bit" | "8bit" | "binary" => content.to_vec(),
-        _ => return Err(FormError::Multipart("a transfer encoding that is not supported")),
+        _ => {
+            return Err(FormError::Multipart(
+                "a transfer encoding that is not supported",
+            ));
+        }
     };
-    Ok(Some(Part { name, filename: parameter(parameters, "filename"), content }))
+    Ok(Some(Part {
+        name,
+        filename: parameter(parameters, "filename"),
+        content,
+    }))
 }
 
 /// The parameter `name` of `a=b; c="d"`; an extended one (`name*=utf-8''%C3%A4`, RFC 5987) too.
@@ -176,7 +208,10 @@ fn parameter(parameters: &str, name: &str) -> Option<String> {
         if key.eq_ignore_ascii_case(name) {
             return Some(value);
         }
-        if key.strip_suffix('*').is_some_and(|key| key.eq_ignore_ascii_case(name)) {
+        if key
+            .strip_suffix('*')
+            .is_some_and(|key| key.eq_ignore_ascii_case(name))
+        {
             let text = value.splitn(3, '\'').nth(2)?;
             return percent_encoding::percent_decode_str(text)
                 .decode_utf8()
@@ -215,7 +250,13 @@ mod tests {
         let parts = parse(body.as_bytes(), "B", &Limits::default())?;
         Ok(parts
             .into_iter()
-            .map(|part| (part.name, part.filename, String::from_utf8(part.content).unwrap()))
+            .map(|part| {
+                (
+                    part.name,
+                    part.filename,
+                    String::from_utf8(part.content).unwrap(),
+                )
+            })
             .collect())
     }
 
@@ -253,7 +294,11 @@ mod tests {
             (
                 "a file, and content that looks like a delimiter",
                 "--B\r\nContent-Disposition: form-data; name=\"x\"; filename=\"a\\\"b.out\"\r\n\r\n1\r\n --B\r\n--C\r\n--B--\r\n",
-                vec![("x".into(), Some("a\"b.out".into()), "1\r\n --B\r\n--C".into())],
+                vec![(
+                    "x".into(),
+                    Some("a\"b.out".into()),
+                    "1\r\n --B\r\n--C".into(),
+                )],
             ),
             (
                 "extended name",
@@ -289,7 +334,10 @@ mod tests {
         ] {
             assert!(parts(body).is_err(), "{body:?}");
         }
-        let long = format!("--B\r\nX: {}\r\n\r\n1\r\n--B--", "x".repeat(PART_HEADER_BYTES_MAX));
+        let long = format!(
+            "--B\r\nX: {}\r\n\r\n1\r\n--B--",
+            "x".repeat(PART_HEADER_BYTES_MAX)
+        );
         assert!(parts(&long).is_err());
     }
 
@@ -307,14 +355,24 @@ mod tests {
     fn boundaries_are_found() {
         let cases = [
             ("multipart/form-data; boundary=abc", Some("abc")),
-            ("multipart/form-data; boundary=\"===============758==\"", Some("===============758==")),
-            ("multipart/form-data; charset=utf-8; Boundary=abc ; x=y", Some("abc")),
+            (
+                "multipart/form-data; boundary=\"===============758==\"",
+                Some("===============758=="),
+            ),
+            (
+                "multipart/form-data; charset=utf-8; Boundary=abc ; x=y",
+                Some("abc"),
+            ),
             ("multipart/form-data", None),
             ("multipart/form-data; boundary=", None),
             ("multipart/form-data; boundary=\"abc", None),
         ];
         for (content_type, want) in cases {
-            assert_eq!(boundary(content_type).ok().as_deref(), want, "{content_type}");
+            assert_eq!(
+                boundary(content_type).ok().as_deref(),
+                want,
+                "{content_type}"
+            );
         }
         assert!(boundary(&format!("multipart/form-data; boundary={}", "x".repeat(71))).is_err());
     }

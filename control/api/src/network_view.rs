@@ -23,8 +23,16 @@ impl Networks {
     pub async fn load(db: &mut PgConnection) -> Result<Self, StoreError> {
         let vlans = network::vlans(&mut *db).await?;
         let subnets = network::subnets(db).await?;
-        let vlan_index = vlans.iter().enumerate().map(|(index, vlan)| (vlan.id, index)).collect();
-        Ok(Self { vlans, subnets, vlan_index })
+        let vlan_index = vlans
+            .iter()
+            .enumerate()
+            .map(|(index, vlan)| (vlan.id, index))
+            .collect();
+        Ok(Self {
+            vlans,
+            subnets,
+            vlan_index,
+        })
     }
 
     pub fn vlan(&self, id: i32) -> Option<&Vlan> {
@@ -44,7 +52,9 @@ impl Networks {
     }
 
     pub fn vlan_view(&self, id: i32) -> Value {
-        let Some(vlan) = self.vlan(id) else { return Value::Null };
+        let Some(vlan) = self.vlan(id) else {
+            return Value::Null;
+        };
         let mut view = self.flat_vlan_view(vlan);
         // One level only: a relay does not lead to a relay.
         if let Some(relay) = vlan.relay_vlan.and_then(|relay| self.vlan(relay)) {

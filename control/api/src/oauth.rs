@@ -34,7 +34,10 @@ pub fn from_header(header: &str) -> Option<Result<Signed, ApiError>> {
             parameters.split(',').find_map(|parameter| {
                 let (name, value) = parameter.split_once('=')?;
                 let value = value.trim();
-                let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
+                let value = value
+                    .strip_prefix('"')
+                    .and_then(|v| v.strip_suffix('"'))
+                    .unwrap_or(value);
                 (name.trim() == wanted)
                     .then(|| percent_decode_str(value).decode_utf8_lossy().into_owned())
             })
@@ -44,7 +47,8 @@ pub fn from_header(header: &str) -> Option<Result<Signed, ApiError>> {
 
 /// From a query or a form body; `None` if it has no OAuth parameters.
 pub fn from_form(form: &Form) -> Option<Result<Signed, ApiError>> {
-    form.has("oauth_token").then(|| assemble(|name| form.get(name).map(str::to_owned)))
+    form.has("oauth_token")
+        .then(|| assemble(|name| form.get(name).map(str::to_owned)))
 }
 
 fn assemble(parameter: impl Fn(&str) -> Option<String>) -> Result<Signed, ApiError> {
@@ -67,7 +71,9 @@ fn assemble(parameter: impl Fn(&str) -> Option<String>) -> Result<Signed, ApiErr
         .parse()
         .map_err(|_| ApiError::bad_request("Invalid oauth_timestamp: not a whole number."))?;
     let signature = required("oauth_signature")?;
-    let token_secret = signature.strip_prefix('&').ok_or_else(|| refused("Invalid API key."))?;
+    let token_secret = signature
+        .strip_prefix('&')
+        .ok_or_else(|| refused("Invalid API key."))?;
     Ok(Signed {
         consumer_key: required("oauth_consumer_key")?,
         token_key: required("oauth_token")?,
@@ -104,7 +110,12 @@ mod tests {
         for header in [libmaas, cloud_init, gomaasapi, unquoted] {
             let signed = from_header(header).expect("OAuth").ok().expect("all there");
             assert_eq!(
-                (signed.consumer_key, signed.token_key, signed.token_secret, signed.nonce),
+                (
+                    signed.consumer_key,
+                    signed.token_key,
+                    signed.token_secret,
+                    signed.nonce
+                ),
                 ("ck".into(), "tk".into(), "ts".into(), "977".into()),
                 "{header}"
             );
@@ -124,7 +135,11 @@ mod tests {
         let cases = [
             (r#"oauth_nonce="977", "#, "", false),
             (r#"oauth_nonce="977""#, r#"oauth_nonce="""#, false),
-            (r#"oauth_nonce="977""#, &format!(r#"oauth_nonce="{long}""#), false),
+            (
+                r#"oauth_nonce="977""#,
+                &format!(r#"oauth_nonce="{long}""#),
+                false,
+            ),
             (r#"oauth_nonce="977""#, r#"oauth_nonce="%00""#, false),
             ("PLAINTEXT", "HMAC-SHA1", false),
             (r#""1.0""#, r#""2.0""#, false),
@@ -136,16 +151,29 @@ mod tests {
             let header = GOOD.replace(from, to);
             assert_ne!(header, GOOD, "{from}");
             let error = from_header(&header).expect("OAuth").err().expect("refused");
-            assert_eq!(matches!(error, ApiError::BadRequest(_)), is_bad_request, "{header}");
+            assert_eq!(
+                matches!(error, ApiError::BadRequest(_)),
+                is_bad_request,
+                "{header}"
+            );
         }
-        assert!(matches!(from_header("OAuth"), Some(Err(ApiError::Unauthorized(_)))));
+        assert!(matches!(
+            from_header("OAuth"),
+            Some(Err(ApiError::Unauthorized(_)))
+        ));
     }
 
     #[test]
     fn time_has_a_threshold_both_ways() {
-        for (timestamp, fine) in
-            [(1000, true), (700, true), (699, false), (1300, true), (1301, false), (i64::MIN, false), (i64::MAX, false)]
-        {
+        for (timestamp, fine) in [
+            (1000, true),
+            (700, true),
+            (699, false),
+            (1300, true),
+            (1301, false),
+            (i64::MIN, false),
+            (i64::MAX, false),
+        ] {
             assert_eq!(check_time(timestamp, 1000).is_ok(), fine, "{timestamp}");
         }
     }

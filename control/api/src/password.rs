@@ -39,7 +39,9 @@ pub fn verify(password: &str, hash: &str) -> bool {
         return false;
     }
     PasswordHash::new(hash).is_ok_and(|hash| {
-        Argon2::default().verify_password(password.as_bytes(), &hash).is_ok()
+        Argon2::default()
+            .verify_password(password.as_bytes(), &hash)
+            .is_ok()
     })
 }
 
@@ -49,7 +51,9 @@ pub fn pretend(password: &str) {
     if let Ok(salt) = salt
         && password.len() <= PASSWORD_BYTES_MAX
     {
-        Argon2::default().hash_password(password.as_bytes(), &salt).ok();
+        Argon2::default()
+            .hash_password(password.as_bytes(), &salt)
+            .ok();
     }
 }
 
@@ -68,6 +72,9 @@ mod tests {
         assert!(!verify("hush", "!"));
         assert!(!verify("hush", ""));
         assert!(matches!(hash(""), Err(PasswordError::Empty)));
-        assert!(matches!(hash(&"x".repeat(1025)), Err(PasswordError::TooLong)));
+        assert!(matches!(
+            hash(&"x".repeat(1025)),
+            Err(PasswordError::TooLong)
+        ));
     }
 }

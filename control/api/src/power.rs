@@ -45,12 +45,17 @@ impl PowerForm {
             }
         }
         for (name, value) in form.fields() {
-            let Some(name) = name.strip_prefix("power_parameters_") else { continue };
+            let Some(name) = name.strip_prefix("power_parameters_") else {
+                continue;
+            };
             if !NO_PARAMETERS.contains(&name) {
                 parameters.insert(name.to_owned(), Value::from(value));
             }
         }
-        Ok(Self { power_type, parameters })
+        Ok(Self {
+            power_type,
+            parameters,
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -61,7 +66,10 @@ impl PowerForm {
     pub fn create(&self) -> Result<Option<(PowerType, SplitParameters)>, ApiError> {
         match self.power_type.flatten() {
             None if self.parameters.is_empty() => Ok(None),
-            None => Err(ApiError::field("power_type", "Power parameters need a power type.")),
+            None => Err(ApiError::field(
+                "power_type",
+                "Power parameters need a power type.",
+            )),
             Some(power_type) => Ok(Some((power_type, split(power_type, &self.parameters)?))),
         }
     }
@@ -80,7 +88,12 @@ impl PowerForm {
             Some(None) => PowerType::Manual,
             Some(Some(power_type)) => power_type,
         };
-        let known = |name: &str| power_type.parameters().iter().any(|known| known.name == name);
+        let known = |name: &str| {
+            power_type
+                .parameters()
+                .iter()
+                .any(|known| known.name == name)
+        };
         let mut merged = old.parameters_with_secrets(sealer)?;
         merged.retain(|name, _| known(name));
         merged.extend(self.parameters.clone());

@@ -54,7 +54,13 @@ pub fn resources() -> Vec<Resource> {
                     "Update a rack controller.\n\n:param description: A description.",
                     handler!(update),
                 ),
-                Operation::new("DELETE", None, EDIT, "Forget a rack controller.", handler!(delete)),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    EDIT,
+                    "Forget a rack controller.",
+                    handler!(delete),
+                ),
                 Operation::new(
                     "POST",
                     Some("revoke"),
@@ -72,7 +78,9 @@ const ALIVE_SECS: i64 = 30;
 
 fn view(rack: &Rack, interfaces: &[Interface], now: OffsetDateTime) -> Value {
     let is_alive = rack.revoked.is_none()
-        && rack.last_seen.is_some_and(|seen| (now - seen).whole_seconds() < ALIVE_SECS);
+        && rack
+            .last_seen
+            .is_some_and(|seen| (now - seen).whole_seconds() < ALIVE_SECS);
     let addresses: Vec<String> = interfaces
         .iter()
         .flat_map(|interface| &interface.addresses)
@@ -166,7 +174,9 @@ async fn revoke(request: Request) -> Reply {
     let id = request.path("system_id");
     let mut tx = request.app.begin().await?;
     rack::revoke(&mut tx, id).await?;
-    let event = NewEvent::new(EventType::RackRevoked).rack(id).by(request.username());
+    let event = NewEvent::new(EventType::RackRevoked)
+        .rack(id)
+        .by(request.username());
     event::record(&mut tx, event.text(format!("Rack {id} revoked"))).await?;
     tx.commit().await?;
     one(&request).await
@@ -175,7 +185,10 @@ async fn revoke(request: Request) -> Reply {
 async fn create_token(request: Request) -> Reply {
     let hostname = request.form.filled("hostname");
     let is_fine = |name: &str| {
-        name.len() <= 253 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        name.len() <= 253
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
     };
     if hostname.is_some_and(|name| !is_fine(name)) {
         return Err(ApiError::field("hostname", "Enter a valid hostname."));
@@ -183,17 +196,24 @@ async fn create_token(request: Request) -> Reply {
     let by = request.caller.as_ref().map(|caller| caller.id);
     let app = &request.app;
     let mut tx = app.begin().await?;
-    let token =
-        app.racks.create_token(&mut tx, hostname, by).await.map_err(ApiError::internal)?;
+    let token = app
+        .racks
+        .create_token(&mut tx, hostname, by)
+        .await
+        .map_err(ApiError::internal)?;
     let text = match hostname {
         Some(hostname) => format!("Enrolment token for {hostname} created"),
         None => "Enrolment token created".to_owned(),
     };
-    let event = NewEvent::new(EventType::RackTokenCreated).by(request.username()).text(text);
+    let event = NewEvent::new(EventType::RackTokenCreated)
+        .by(request.username())
+        .text(text);
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     let expires = OffsetDateTime::now_utc() + link::token::VALID;
-    Ok(answer(&json!({ "token": token.text(), "expires": timestamp(expires) })))
+    Ok(answer(
+        &json!({ "token": token.text(), "expires": timestamp(expires) }),
+    ))
 }
 
 //---------------------------------------------------------------- power types
@@ -205,7 +225,10 @@ fn parameter_view(parameter: &Parameter) -> Value {
         ParameterKind::MacAddress => ("mac_address", &[][..]),
         ParameterKind::Choice(choices) => ("choice", choices),
     };
-    let choices: Vec<Value> = choices.iter().map(|choice| json!([choice, choice])).collect();
+    let choices: Vec<Value> = choices
+        .iter()
+        .map(|choice| json!([choice, choice]))
+        .collect();
     json!({
         "name": parameter.name,
         "label": parameter.label,

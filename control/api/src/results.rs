@@ -49,7 +49,13 @@ pub fn resources() -> Vec<Resource> {
                      :param filters: Only these script names.",
                     handler!(read),
                 ),
-                Operation::new("DELETE", None, EDIT, "Delete a script set.", handler!(delete)),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    EDIT,
+                    "Delete a script set.",
+                    handler!(delete),
+                ),
                 Operation::new(
                     "GET",
                     Some("download"),
@@ -96,7 +102,11 @@ async fn delete(request: Request) -> Reply {
 async fn download(request: Request) -> Reply {
     let set = set_of(&request).await?;
     let wanted = Wanted::of(&request)?;
-    if request.query.filled("filetype").is_some_and(|filetype| filetype != "txt") {
+    if request
+        .query
+        .filled("filetype")
+        .is_some_and(|filetype| filetype != "txt")
+    {
         return Err(ApiError::field("filetype", "Only txt is offered."));
     }
     let parts: &[&str] = match request.query.filled("output").unwrap_or("combined") {
@@ -105,7 +115,12 @@ async fn download(request: Request) -> Reply {
         "stderr" => &["stderr"],
         "result" => &["result"],
         "all" => &["combined", "stdout", "stderr", "result"],
-        _ => return Err(ApiError::field("output", "combined, stdout, stderr, result or all.")),
+        _ => {
+            return Err(ApiError::field(
+                "output",
+                "combined, stdout, stderr, result or all.",
+            ));
+        }
     };
     let mut results = script::results(&request.app.pool, set.id).await?;
     results.retain(|result| wanted.names(&result.name));
@@ -116,7 +131,9 @@ async fn download(request: Request) -> Reply {
         for part in parts {
             if !alone {
                 text.extend_from_slice(format!("{}{}\n", result.name, suffix(part)).as_bytes());
-                text.extend_from_slice(b"-----------------------------------------------------------------\n");
+                text.extend_from_slice(
+                    b"-----------------------------------------------------------------\n",
+                );
             }
             text.extend_from_slice(part_of(&outputs, part));
             if !alone {
@@ -128,7 +145,10 @@ async fn download(request: Request) -> Reply {
 }
 
 fn attachment(set: &ScriptSet, text: Vec<u8>) -> Response {
-    let name = format!("attachment; filename=\"{}-{}-{}.txt\"", set.machine, set.kind, set.id);
+    let name = format!(
+        "attachment; filename=\"{}-{}-{}.txt\"",
+        set.machine, set.kind, set.id
+    );
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
         (header::CONTENT_DISPOSITION, name),
@@ -158,8 +178,10 @@ impl Wanted {
 }
 
 async fn machine(request: &Request) -> Result<SystemId, ApiError> {
-    let id: SystemId =
-        request.path("system_id").parse().map_err(|_| ApiError::no_such("Node"))?;
+    let id: SystemId = request
+        .path("system_id")
+        .parse()
+        .map_err(|_| ApiError::no_such("Node"))?;
     store::lifecycle::get(&request.app.pool, &id).await?;
     Ok(id)
 }
@@ -176,7 +198,9 @@ async fn set_of(request: &Request) -> Result<ScriptSet, ApiError> {
             return Ok(script::set(&request.app.pool, &machine, id).await?);
         }
     };
-    script::latest_set(&request.app.pool, &machine, kind).await?.ok_or_else(none)
+    script::latest_set(&request.app.pool, &machine, kind)
+        .await?
+        .ok_or_else(none)
 }
 
 // ---------------------------------------------------------------- MAAS's form
@@ -186,10 +210,16 @@ async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Val
     let status = ScriptStatus::summary(results.iter().map(|result| result.status));
     let started = results.iter().filter_map(|result| result.started).min();
     let ended = match status {
-        Some(status) if status.is_finished() => results.iter().filter_map(|result| result.ended).max(),
+        Some(status) if status.is_finished() => {
+            results.iter().filter_map(|result| result.ended).max()
+        }
         _ => None,
     };
-    let last_ping = results.iter().filter(|result| result.started.is_some()).map(|r| r.updated).max();
+    let last_ping = results
+        .iter()
+        .filter(|result| result.started.is_some())
+        .map(|r| r.updated)
+        .max();
     results.retain(|result| wanted.names(&result.name));
     let mut list = Vec::new();
     for result in &results {
@@ -198,7 +228,10 @@ async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Val
             let outputs = script::outputs(&request.app.pool, result.id).await?;
             for part in ["combined", "stdout", "stderr", "result"] {
                 let name = if part == "combined" { "output" } else { part };
-                object.insert(name.to_owned(), STANDARD.encode(part_of(&outputs, part)).into());
+                object.insert(
+                    name.to_owned(),
+                    STANDARD.encode(part_of(&outputs, part)).into(),
+                );
             }
         }
         list.push(Value::Object(object));
@@ -277,7 +310,9 @@ fn date(at: OffsetDateTime) -> String {
     let format = format_description!(
         "[weekday repr:short], [day] [month repr:short]. [year] [hour]:[minute]:[second] -0000"
     );
-    at.to_offset(time::UtcOffset::UTC).format(&format).unwrap_or_default()
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&format)
+        .unwrap_or_default()
 }
 
 /// `H:MM:SS`; "" while it has not ended.
@@ -299,8 +334,16 @@ mod tests {
     fn times_are_maas_s() {
         let at = OffsetDateTime::from_unix_timestamp(1_709_633_410).unwrap();
         assert_eq!(date(at), "Tue, 05 Mar. 2024 10:10:10 -0000");
-        for (secs, want) in [(0, "0:00:00"), (61, "0:01:01"), (3600, "1:00:00"), (-5, "0:00:00")] {
-            assert_eq!(runtime(Some(at), Some(at + time::Duration::seconds(secs))), want);
+        for (secs, want) in [
+            (0, "0:00:00"),
+            (61, "0:01:01"),
+            (3600, "1:00:00"),
+            (-5, "0:00:00"),
+        ] {
+            assert_eq!(
+                runtime(Some(at), Some(at + time::Duration::seconds(secs))),
+                want
+            );
         }
         assert_eq!(runtime(Some(at), None), "");
     }

@@ -102,13 +102,18 @@ fn find<'a>(request: &Request, networks: &'a Networks) -> Result<&'a Subnet, Api
 
 async fn list(request: Request) -> Reply {
     let networks = Networks::load(&mut *request.app.db().await?).await?;
-    let views = networks.subnets.iter().map(|subnet| networks.subnet_view(subnet));
+    let views = networks
+        .subnets
+        .iter()
+        .map(|subnet| networks.subnet_view(subnet));
     Ok(answer(&views.collect()))
 }
 
 async fn one(request: &Request, id: i32) -> Reply {
     let networks = Networks::load(&mut *request.app.db().await?).await?;
-    let subnet = networks.subnet(id).ok_or_else(|| ApiError::no_such("Subnet"))?;
+    let subnet = networks
+        .subnet(id)
+        .ok_or_else(|| ApiError::no_such("Subnet"))?;
     Ok(answer(&networks.subnet_view(subnet)))
 }
 
@@ -131,8 +136,7 @@ struct Wanted {
 
 impl Wanted {
     fn read(form: &Form, networks: &Networks) -> Result<Self, ApiError> {
-        let cidr: Option<IpNet> =
-            form.parsed("cidr", "Enter a valid network: 10.0.0.0/24.")?;
+        let cidr: Option<IpNet> = form.parsed("cidr", "Enter a valid network: 10.0.0.0/24.")?;
         if let Some(cidr) = cidr
             && cidr.trunc() != cidr
         {
@@ -149,7 +153,9 @@ impl Wanted {
             dns_servers: servers_field(form, "dns_servers")?,
             ntp_servers: servers_field(form, "ntp_servers")?,
             disabled_boot_architectures: form.has("disabled_boot_architectures").then(|| {
-                form.list("disabled_boot_architectures").map(str::to_owned).collect()
+                form.list("disabled_boot_architectures")
+                    .map(str::to_owned)
+                    .collect()
             }),
         })
     }
@@ -196,7 +202,10 @@ fn vlan_field(form: &Form, networks: &Networks) -> Result<Option<i32>, ApiError>
     });
     match found {
         Some(vlan) => Ok(Some(vlan.id)),
-        None => Err(ApiError::field("vid", "No VLAN with this vid in this fabric.")),
+        None => Err(ApiError::field(
+            "vid",
+            "No VLAN with this vid in this fabric.",
+        )),
     }
 }
 
@@ -222,7 +231,10 @@ fn check(
     ranges: &[Range],
 ) -> Result<(), ApiError> {
     if gateway.is_some_and(|gateway| !cidr.contains(&gateway)) {
-        return Err(ApiError::field("gateway_ip", "gateway IP must be within CIDR range."));
+        return Err(ApiError::field(
+            "gateway_ip",
+            "gateway IP must be within CIDR range.",
+        ));
     }
     let overlaps = |other: &&Subnet| {
         Some(other.id) != id && (other.cidr.contains(&cidr) || cidr.contains(&other.cidr))
@@ -239,12 +251,18 @@ fn check(
         if !cidr.contains(&range.start_ip) || !cidr.contains(&range.end_ip) {
             return Err(ApiError::field(
                 "cidr",
-                format!("The range {} to {} would be outside.", range.start_ip, range.end_ip),
+                format!(
+                    "The range {} to {} would be outside.",
+                    range.start_ip, range.end_ip
+                ),
             ));
         }
         let inside = |gateway| (range.start_ip..=range.end_ip).contains(&gateway);
         if range.is_dynamic() && gateway.is_some_and(inside) {
-            return Err(ApiError::field("gateway_ip", "The gateway is inside a dynamic range."));
+            return Err(ApiError::field(
+                "gateway_ip",
+                "The gateway is inside a dynamic range.",
+            ));
         }
     }
     Ok(())
@@ -263,8 +281,15 @@ async fn create(request: Request) -> Reply {
         network::create_fabric(&mut tx, None, "", "").await?;
         networks = Networks::load(&mut tx).await?;
     }
-    let first = networks.vlans.iter().find(|vlan| vlan.vid == 0).map(|vlan| vlan.id);
-    let vlan_id = wanted.vlan_id.or(first).ok_or_else(|| ApiError::required("vlan"))?;
+    let first = networks
+        .vlans
+        .iter()
+        .find(|vlan| vlan.vid == 0)
+        .map(|vlan| vlan.id);
+    let vlan_id = wanted
+        .vlan_id
+        .or(first)
+        .ok_or_else(|| ApiError::required("vlan"))?;
     let id = network::create_subnet(&mut tx, vlan_id, cidr, &wanted.change(form)?).await?;
     event(&mut tx, &request, format!("Subnet {cidr} created")).await?;
     tx.commit().await?;
@@ -283,8 +308,10 @@ async fn update(request: Request) -> Reply {
     let subnet = find(&request, &networks)?;
     let wanted = Wanted::read(form, &networks)?;
     let ranges = network::ranges(&mut tx).await?;
-    let (cidr, gateway) =
-        (wanted.cidr.unwrap_or(subnet.cidr), wanted.gateway_ip.unwrap_or(subnet.gateway_ip));
+    let (cidr, gateway) = (
+        wanted.cidr.unwrap_or(subnet.cidr),
+        wanted.gateway_ip.unwrap_or(subnet.gateway_ip),
+    );
     check(Some(subnet.id), cidr, gateway, &networks, &ranges)?;
     let id = subnet.id;
     network::update_subnet(&mut tx, id, &wanted.change(form)?).await?;
@@ -324,14 +351,25 @@ impl Use {
             .filter(|range| range.subnet_id == subnet.id)
             .map(|range| {
                 let span = (number_of(range.start_ip), number_of(range.end_ip));
-                (span, if range.is_dynamic() { "dynamic" } else { "reserved" })
+                (
+                    span,
+                    if range.is_dynamic() {
+                        "dynamic"
+                    } else {
+                        "reserved"
+                    },
+                )
             })
             .collect();
         if let Some(gateway) = subnet.gateway_ip {
             taken.push(((number_of(gateway), number_of(gateway)), "gateway-ip"));
         }
         taken.sort_unstable();
-        Ok(Self { cidr: subnet.cidr, span: host_span(&subnet.cidr), taken })
+        Ok(Self {
+            cidr: subnet.cidr,
+            span: host_span(&subnet.cidr),
+            taken,
+        })
     }
 
     fn free(&self) -> Vec<(u128, u128)> {
@@ -360,22 +398,37 @@ fn count(span: (u128, u128)) -> u64 {
 
 async fn reserved(request: Request) -> Reply {
     let used = Use::load(&request).await?;
-    let views = used.taken.iter().map(|(span, purpose)| used.range_view(*span, Some(purpose)));
+    let views = used
+        .taken
+        .iter()
+        .map(|(span, purpose)| used.range_view(*span, Some(purpose)));
     Ok(answer(&views.collect()))
 }
 
 async fn unreserved(request: Request) -> Reply {
     let used = Use::load(&request).await?;
-    Ok(answer(&used.free().into_iter().map(|span| used.range_view(span, None)).collect()))
+    Ok(answer(
+        &used
+            .free()
+            .into_iter()
+            .map(|span| used.range_view(span, None))
+            .collect(),
+    ))
 }
 
 async fn statistics(request: Request) -> Reply {
     let used = Use::load(&request).await?;
     let free = used.free();
-    let available = free.iter().fold(0u64, |sum, span| sum.saturating_add(count(*span)));
+    let available = free
+        .iter()
+        .fold(0u64, |sum, span| sum.saturating_add(count(*span)));
     let largest = free.iter().map(|span| count(*span)).max().unwrap_or(0);
     let total = count(used.span);
-    let usage = if total == 0 { 0.0 } else { 1.0 - available as f64 / total as f64 };
+    let usage = if total == 0 {
+        0.0
+    } else {
+        1.0 - available as f64 / total as f64
+    };
     let like = used.cidr.network();
     Ok(answer(&json!({
         "num_available": available,
@@ -395,5 +448,7 @@ async fn ip_addresses(request: Request) -> Reply {
     let mut db = request.app.db().await?;
     let networks = Networks::load(&mut db).await?;
     let id = find(&request, &networks)?.id;
-    Ok(answer(&ipaddress::views(&mut db, &networks, Some(id)).await?.into()))
+    Ok(answer(
+        &ipaddress::views(&mut db, &networks, Some(id)).await?.into(),
+    ))
 }

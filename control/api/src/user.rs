@@ -31,7 +31,13 @@ pub fn resources() -> Vec<Resource> {
                      :param password: Its password.\n:param is_superuser: Whether it is an administrator.",
                     handler!(create),
                 ),
-                Operation::new("GET", Some("whoami"), VIEW, "Read the current user.", handler!(whoami)),
+                Operation::new(
+                    "GET",
+                    Some("whoami"),
+                    VIEW,
+                    "Read the current user.",
+                    handler!(whoami),
+                ),
             ],
         },
         Resource {
@@ -41,7 +47,13 @@ pub fn resources() -> Vec<Resource> {
             doc: "Manage a user account.",
             operations: vec![
                 Operation::new("GET", None, VIEW, "Read a user.", handler!(read)),
-                Operation::new("DELETE", None, ADMINISTER, "Delete a user.", handler!(delete)),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    ADMINISTER,
+                    "Delete a user.",
+                    handler!(delete),
+                ),
             ],
         },
     ]
@@ -75,7 +87,9 @@ async fn whoami(request: Request) -> Reply {
 
 async fn read(request: Request) -> Reply {
     let found = account::find(&mut *request.app.db().await?, request.path("username")).await?;
-    Ok(answer(&account_view(&found.ok_or_else(|| ApiError::no_such("User"))?)))
+    Ok(answer(&account_view(
+        &found.ok_or_else(|| ApiError::no_such("User"))?,
+    )))
 }
 
 async fn create(request: Request) -> Reply {
@@ -100,10 +114,17 @@ async fn create(request: Request) -> Reply {
         .map_err(|error| ApiError::field("password", error.to_string()))?;
 
     let mut tx = request.app.begin().await?;
-    let new = NewAccount { username, email, password_hash: &hash, is_admin };
+    let new = NewAccount {
+        username,
+        email,
+        password_hash: &hash,
+        is_admin,
+    };
     let made = account::create(&mut tx, &new).await?;
     let text = format!("User {username} created");
-    let event = NewEvent::new(EventType::AccountChanged).by(request.username()).text(text);
+    let event = NewEvent::new(EventType::AccountChanged)
+        .by(request.username())
+        .text(text);
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     Ok(answer(&account_view(&made)))
@@ -112,7 +133,9 @@ async fn create(request: Request) -> Reply {
 async fn delete(request: Request) -> Reply {
     let username = request.path("username");
     if username == request.username() {
-        return Err(ApiError::bad_request("An administrator cannot delete itself."));
+        return Err(ApiError::bad_request(
+            "An administrator cannot delete itself.",
+        ));
     }
     let mut tx = request.app.begin().await?;
     let found = account::find(&mut tx, username).await?;
@@ -125,7 +148,9 @@ async fn delete(request: Request) -> Reply {
     }
     account::delete(&mut tx, username).await?;
     let text = format!("User {username} deleted");
-    let event = NewEvent::new(EventType::AccountChanged).by(request.username()).text(text);
+    let event = NewEvent::new(EventType::AccountChanged)
+        .by(request.username())
+        .text(text);
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     Ok(deleted())

@@ -107,7 +107,9 @@ async fn read(request: Request) -> Reply {
 async fn create(request: Request) -> Reply {
     let fabric_id = request.path_id("fabric_id", "Fabric")?;
     let form = &request.form;
-    let vid = form.integer("vid")?.ok_or_else(|| ApiError::required("vid"))?;
+    let vid = form
+        .integer("vid")?
+        .ok_or_else(|| ApiError::required("vid"))?;
     let change = VlanChange {
         vid: Some(vid),
         name: form.filled("name"),
@@ -117,11 +119,20 @@ async fn create(request: Request) -> Reply {
     };
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
-    if !network::fabrics(&mut tx).await?.iter().any(|fabric| fabric.id == fabric_id) {
+    if !network::fabrics(&mut tx)
+        .await?
+        .iter()
+        .any(|fabric| fabric.id == fabric_id)
+    {
         return Err(ApiError::no_such("Fabric"));
     }
     let id = network::create_vlan(&mut tx, fabric_id, &change).await?;
-    event(&mut tx, &request, format!("VLAN {vid} created on fabric {fabric_id}")).await?;
+    event(
+        &mut tx,
+        &request,
+        format!("VLAN {vid} created on fabric {fabric_id}"),
+    )
+    .await?;
     tx.commit().await?;
     one(&request, id).await
 }
@@ -161,7 +172,9 @@ async fn update(request: Request) -> Reply {
     }
     let has_dynamic_range = network::ranges(&mut tx).await?.iter().any(|range| {
         range.is_dynamic()
-            && networks.subnet(range.subnet_id).is_some_and(|subnet| subnet.vlan_id == vlan.id)
+            && networks
+                .subnet(range.subnet_id)
+                .is_some_and(|subnet| subnet.vlan_id == vlan.id)
     });
     check(vlan, &change, has_dynamic_range, &networks)?;
     let id = vlan.id;
@@ -177,7 +190,9 @@ async fn rack_field(
     form: &Form,
     name: &str,
 ) -> Result<Option<Option<String>>, ApiError> {
-    let Some(value) = form.get(name).map(str::trim) else { return Ok(None) };
+    let Some(value) = form.get(name).map(str::trim) else {
+        return Ok(None);
+    };
     if value.is_empty() {
         return Ok(Some(None));
     }
@@ -204,10 +219,15 @@ fn check(
 ) -> Result<(), ApiError> {
     let dhcp_on = change.dhcp_on.unwrap_or(vlan.dhcp_on);
     let primary = change.primary_rack.unwrap_or(vlan.primary_rack.as_deref());
-    let secondary = change.secondary_rack.unwrap_or(vlan.secondary_rack.as_deref());
+    let secondary = change
+        .secondary_rack
+        .unwrap_or(vlan.secondary_rack.as_deref());
     let relay = change.relay_vlan.unwrap_or(vlan.relay_vlan);
     if dhcp_on && relay.is_some() {
-        return Err(ApiError::field("relay_vlan", "'relay_vlan' can only be set when dhcp is off."));
+        return Err(ApiError::field(
+            "relay_vlan",
+            "'relay_vlan' can only be set when dhcp is off.",
+        ));
     }
     if dhcp_on && primary.is_none() {
         return Err(ApiError::field(

@@ -8,8 +8,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 /// Unreserved characters of RFC 5849 §3.6 stay as they are.
-const OAUTH: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const OAUTH: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// An API key as MAAS writes it: `consumer:token:secret`.
 #[derive(Clone)]
@@ -25,9 +28,11 @@ impl std::str::FromStr for ApiKey {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.trim().split(':').map(str::to_owned);
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(consumer), Some(token), Some(secret), None) => {
-                Ok(Self { consumer, token, secret })
-            }
+            (Some(consumer), Some(token), Some(secret), None) => Ok(Self {
+                consumer,
+                token,
+                secret,
+            }),
             _ => bail!("an API key has three parts, consumer:token:secret"),
         }
     }
@@ -36,7 +41,9 @@ impl std::str::FromStr for ApiKey {
 impl ApiKey {
     /// OAuth 1.0 PLAINTEXT (RFC 5849 §3.4.4): the signature is `&` and the token's secret.
     fn authorization(&self) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_secs());
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |past| past.as_secs());
         let nonce: u128 = rand::random();
         let signature = format!("&{}", self.secret);
         let quoted = |text: &str| utf8_percent_encode(text, OAUTH).to_string();
@@ -74,17 +81,26 @@ impl Client {
     }
 
     pub async fn get(&self, path: &str, query: Fields<'_>) -> anyhow::Result<Value> {
-        let request = self.http.request(Method::GET, self.address(path)).query(query);
+        let request = self
+            .http
+            .request(Method::GET, self.address(path))
+            .query(query);
         self.answer(request, path).await
     }
 
     pub async fn post(&self, path: &str, fields: Fields<'_>) -> anyhow::Result<Value> {
-        let request = self.http.request(Method::POST, self.address(path)).form(fields);
+        let request = self
+            .http
+            .request(Method::POST, self.address(path))
+            .form(fields);
         self.answer(request, path).await
     }
 
     pub async fn put(&self, path: &str, fields: Fields<'_>) -> anyhow::Result<Value> {
-        let request = self.http.request(Method::PUT, self.address(path)).form(fields);
+        let request = self
+            .http
+            .request(Method::PUT, self.address(path))
+            .form(fields);
         self.answer(request, path).await
     }
 
@@ -98,7 +114,8 @@ impl Client {
     }
 
     pub async fn delete(&self, path: &str) -> anyhow::Result<Value> {
-        self.answer(self.http.request(Method::DELETE, self.address(path)), path).await
+        self.answer(self.http.request(Method::DELETE, self.address(path)), path)
+            .await
     }
 
     /// `machines/` is under the API; a path with a leading slash is taken as it is.
@@ -114,9 +131,15 @@ impl Client {
             Some(key) => request.header("authorization", key.authorization()),
             None => request,
         };
-        let response = request.send().await.with_context(|| format!("asking {}", self.url))?;
+        let response = request
+            .send()
+            .await
+            .with_context(|| format!("asking {}", self.url))?;
         let status = response.status();
-        let body = response.text().await.with_context(|| format!("reading {path}"))?;
+        let body = response
+            .text()
+            .await
+            .with_context(|| format!("reading {path}"))?;
         if !status.is_success() {
             bail!("{}", refusal(status, &body));
         }
@@ -134,14 +157,20 @@ fn refusal(status: StatusCode, body: &str) -> String {
     };
     let lines = fields.iter().map(|(field, messages)| {
         let text = match messages {
-            Value::Array(messages) => {
-                messages.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
-            }
+            Value::Array(messages) => messages
+                .iter()
+                .filter_map(Value::as_str)
+                .collect::<Vec<_>>()
+                .join(" "),
             other => other.to_string(),
         };
         format!("{field}: {text}")
     });
-    format!("{} ({})", lines.collect::<Vec<_>>().join("\n"), status.as_u16())
+    format!(
+        "{} ({})",
+        lines.collect::<Vec<_>>().join("\n"),
+        status.as_u16()
+    )
 }
 
 #[cfg(test)]
@@ -159,13 +188,20 @@ mod tests {
     #[test]
     fn the_signature_is_percent_encoded() {
         let key: ApiKey = "ck:tk:s+/".parse().expect("three parts");
-        assert!(key.authorization().contains("oauth_signature=\"%26s%2B%2F\""));
+        assert!(
+            key.authorization()
+                .contains("oauth_signature=\"%26s%2B%2F\"")
+        );
     }
 
     #[test]
     fn refusals_are_told_in_the_regions_words() {
         let cases = [
-            (400, r#"{"cidr": ["Required.", "Odd."]}"#, "cidr: Required. Odd. (400)"),
+            (
+                400,
+                r#"{"cidr": ["Required.", "Odd."]}"#,
+                "cidr: Required. Odd. (400)",
+            ),
             (409, "No machine available.", "No machine available. (409)"),
             (500, "", "the region answered 500 Internal Server Error"),
         ];

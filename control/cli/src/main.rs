@@ -12,7 +12,11 @@ use commands::{image, login, machine, network, rack};
 use output::Output;
 
 #[derive(Parser)]
-#[command(name = "muster", version, about = "Provision bare metal: the operator's command line")]
+#[command(
+    name = "muster",
+    version,
+    about = "Provision bare metal: the operator's command line"
+)]
 struct Arguments {
     /// Tables for people, or JSON for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]

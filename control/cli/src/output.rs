@@ -17,7 +17,9 @@ pub type Column = (&'static str, fn(&Value) -> String);
 impl Output {
     /// Rows of a list.
     pub fn list(self, rows: &Value, columns: &[Column]) {
-        let Output::Table = self else { return json(rows) };
+        let Output::Table = self else {
+            return json(rows);
+        };
         let mut table = Table::new();
         table
             .load_preset(presets::NOTHING)
@@ -31,7 +33,9 @@ impl Output {
 
     /// One thing: a line per column.
     pub fn one(self, row: &Value, columns: &[Column]) {
-        let Output::Table = self else { return json(row) };
+        let Output::Table = self else {
+            return json(row);
+        };
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
         for (title, text) in columns {
@@ -50,7 +54,10 @@ impl Output {
 }
 
 fn json(value: &Value) {
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string()));
+    println!(
+        "{}",
+        serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
+    );
 }
 
 /// The text at a JSON pointer (`/zone/name`); nothing for null.
@@ -58,9 +65,11 @@ pub fn text(row: &Value, pointer: &str) -> String {
     match row.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(items)) => {
-            items.iter().map(|item| text(item, "")).collect::<Vec<_>>().join(", ")
-        }
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| text(item, ""))
+            .collect::<Vec<_>>()
+            .join(", "),
         Some(other) => other.to_string(),
     }
 }

@@ -27,7 +27,9 @@ fn path() -> anyhow::Result<PathBuf> {
 
 impl Profile {
     pub fn load() -> anyhow::Result<Self> {
-        if let (Ok(url), Ok(api_key)) = (std::env::var("MUSTER_URL"), std::env::var("MUSTER_API_KEY")) {
+        if let (Ok(url), Ok(api_key)) =
+            (std::env::var("MUSTER_URL"), std::env::var("MUSTER_API_KEY"))
+        {
             return Ok(Self { url, api_key });
         }
         let path = path()?;

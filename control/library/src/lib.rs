@@ -111,7 +111,11 @@ impl Library {
             path: folder.to_owned(),
             source,
         })?;
-        Ok(Self { folder: folder.to_owned(), pool, uploads: Arc::default() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            pool,
+            uploads: Arc::default(),
+        })
     }
 
     /// Announces a file; true when the library has it already and nothing need be sent.
@@ -148,7 +152,9 @@ impl Library {
             Some(upload) => upload,
             None => self.resume(&sha256, &manifest).await?,
         };
-        let written = self.write_chunk(&sha256, &manifest, &mut upload, chunk).await;
+        let written = self
+            .write_chunk(&sha256, &manifest, &mut upload, chunk)
+            .await;
         let complete = matches!(written, Ok(()) if upload.received == manifest.size_bytes);
         if let Err(error) = written {
             // What is on disk is not known for sure: the next chunk reads it again.
@@ -174,12 +180,21 @@ impl Library {
         let path = self.path(sha256);
         let fail = |doing| {
             let path = path.clone();
-            move |source| LibraryError::Io { doing, path, source }
+            move |source| LibraryError::Io {
+                doing,
+                path,
+                source,
+            }
         };
         let mut file = File::open(&path).await.map_err(fail("opening"))?;
-        file.seek(SeekFrom::Start(offset)).await.map_err(fail("seeking in"))?;
+        file.seek(SeekFrom::Start(offset))
+            .await
+            .map_err(fail("seeking in"))?;
         let mut octets = Vec::with_capacity(length.min(PIECE_BYTES as usize));
-        file.take(length as u64).read_to_end(&mut octets).await.map_err(fail("reading"))?;
+        file.take(length as u64)
+            .read_to_end(&mut octets)
+            .await
+            .map_err(fail("reading"))?;
         Ok(octets)
     }
 
@@ -187,7 +202,9 @@ impl Library {
     pub async fn manifest(&self, sha256: &[u8; 32]) -> Result<Manifest, LibraryError> {
         let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
         let manifest = store::image::manifest(&mut connection, sha256).await?;
-        manifest.filter(|manifest| manifest.complete).ok_or(LibraryError::NotFound)
+        manifest
+            .filter(|manifest| manifest.complete)
+            .ok_or(LibraryError::NotFound)
     }
 
     fn path(&self, sha256: &[u8; 32]) -> PathBuf {
@@ -215,16 +232,27 @@ impl Library {
         let path = self.part_path(sha256);
         let fail = |doing| {
             let path = path.clone();
-            move |source| LibraryError::Io { doing, path, source }
+            move |source| LibraryError::Io {
+                doing,
+                path,
+                source,
+            }
         };
         let result = async {
-            let Ok(mut file) = File::open(&path).await else { return Ok(()) };
+            let Ok(mut file) = File::open(&path).await else {
+                return Ok(());
+            };
             // Only what a committed chunk told of counts: the client goes on from there.
             let mut left = manifest.received_bytes;
             let mut buffer = vec![0; 1 << 20];
             while left > 0 {
-                let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                let read = file.read(&mut buffer[..want]).await.map_err(fail("reading"))?;
+                let want = buffer
+                    .len()
+                    .min(usize::try_from(left).unwrap_or(usize::MAX));
+                let read = file
+                    .read(&mut buffer[..want])
+                    .await
+                    .map_err(fail("reading"))?;
                 if read == 0 {
                     break;
                 }
@@ -248,12 +276,18 @@ impl Library {
         chunk: &[u8],
     ) -> Result<(), LibraryError> {
         if upload.received + chunk.len() as u64 > manifest.size_bytes {
-            return Err(LibraryError::TooLong { size_bytes: manifest.size_bytes });
+            return Err(LibraryError::TooLong {
+                size_bytes: manifest.size_bytes,
+            });
         }
         let path = self.part_path(sha256);
         let fail = |doing| {
             let path = path.clone();
-            move |source| LibraryError::Io { doing, path, source }
+            move |source| LibraryError::Io {
+                doing,
+                path,
+                source,
+            }
         };
         let mut file = File::options()
             .create(true)
@@ -262,7 +296,9 @@ impl Library {
             .open(&path)
             .await
             .map_err(fail("opening"))?;
-        file.seek(SeekFrom::Start(upload.received)).await.map_err(fail("seeking in"))?;
+        file.seek(SeekFrom::Start(upload.received))
+            .await
+            .map_err(fail("seeking in"))?;
         file.write_all(chunk).await.map_err(fail("writing"))?;
         file.flush().await.map_err(fail("writing"))?;
         upload.update(chunk);
@@ -283,15 +319,20 @@ impl Library {
             tokio::fs::remove_file(&part).await.ok();
             store::image::reset_file(&mut tx, &want, size_bytes).await?;
             tx.commit().await.map_err(StoreError::from)?;
-            return Err(LibraryError::Mismatch { want: hex::encode(want), got: hex::encode(got) });
+            return Err(LibraryError::Mismatch {
+                want: hex::encode(want),
+                got: hex::encode(got),
+            });
         }
         // The file first, its manifest after: a complete manifest always has its file.
         let path = self.path(&want);
-        tokio::fs::rename(&part, &path).await.map_err(|source| LibraryError::Io {
-            doing: "renaming",
-            path: part.clone(),
-            source,
-        })?;
+        tokio::fs::rename(&part, &path)
+            .await
+            .map_err(|source| LibraryError::Io {
+                doing: "renaming",
+                path: part.clone(),
+                source,
+            })?;
         store::image::complete_file(&mut tx, &want, &pieces).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(())
@@ -314,18 +355,41 @@ mod tests {
         let hash = sha256(&content);
 
         let library = Library::open(folder.path(), db.pool.clone()).expect("opens");
-        assert!(!library.announce(hash, content.len() as u64).await.expect("announced"));
-        assert!(!library.append(hash, &content[..3_000_000]).await.expect("first chunk"));
-        assert!(matches!(library.manifest(&hash).await, Err(LibraryError::NotFound)));
+        assert!(
+            !library
+                .announce(hash, content.len() as u64)
+                .await
+                .expect("announced")
+        );
+        assert!(
+            !library
+                .append(hash, &content[..3_000_000])
+                .await
+                .expect("first chunk")
+        );
+        assert!(matches!(
+            library.manifest(&hash).await,
+            Err(LibraryError::NotFound)
+        ));
 
         let library = Library::open(folder.path(), db.pool.clone()).expect("opens again");
-        assert!(library.append(hash, &content[3_000_000..]).await.expect("the rest"));
+        assert!(
+            library
+                .append(hash, &content[3_000_000..])
+                .await
+                .expect("the rest")
+        );
         let manifest = library.manifest(&hash).await.expect("complete");
         let pieces: Vec<[u8; 32]> = content.chunks(PIECE_BYTES as usize).map(sha256).collect();
         assert_eq!(manifest.pieces, pieces);
         let tail = library.read(&hash, 8_999_990, 100).await.expect("reads");
         assert_eq!(tail, content[8_999_990..]);
-        assert!(library.announce(hash, content.len() as u64).await.expect("known"));
+        assert!(
+            library
+                .announce(hash, content.len() as u64)
+                .await
+                .expect("known")
+        );
     }
 
     #[tokio::test]
@@ -336,13 +400,22 @@ mod tests {
         let hash = sha256(b"right");
         library.announce(hash, 5).await.expect("announced");
         let wrong = library.append(hash, b"wrong").await;
-        assert!(matches!(wrong, Err(LibraryError::Mismatch { .. })), "{wrong:?}");
+        assert!(
+            matches!(wrong, Err(LibraryError::Mismatch { .. })),
+            "{wrong:?}"
+        );
         assert!(matches!(
             library.append(hash, b"too long").await,
             Err(LibraryError::TooLong { .. })
         ));
         assert!(library.append(hash, b"right").await.expect("accepted"));
-        assert!(matches!(library.append(hash, b"x").await, Err(LibraryError::Complete)));
-        assert!(matches!(library.announce([1; 32], 0).await, Err(LibraryError::Size { .. })));
+        assert!(matches!(
+            library.append(hash, b"x").await,
+            Err(LibraryError::Complete)
+        ));
+        assert!(matches!(
+            library.announce([1; 32], 0).await,
+            Err(LibraryError::Size { .. })
+        ));
     }
 }

@@ -50,13 +50,11 @@ impl Database {
         }
     }
 
-    async fn connect(
-        config: &Config,
-        url: &str,
-        cluster: Option<Cluster>,
-    ) -> anyhow::Result<Self> {
+    async fn connect(config: &Config, url: &str, cluster: Option<Cluster>) -> anyhow::Result<Self> {
         let connections_max = config.database.connections_max.unwrap_or(CONNECTIONS_MAX);
-        let pool = store::connect(url, connections_max).await.context("opening the database")?;
+        let pool = store::connect(url, connections_max)
+            .await
+            .context("opening the database")?;
         Ok(Self { pool, cluster })
     }
 
@@ -66,7 +64,10 @@ impl Database {
         if let Some(mut cluster) = self.cluster
             && let Err(error) = cluster.stop().await
         {
-            tracing::error!(error = &error as &dyn std::error::Error, "stopping PostgreSQL");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "stopping PostgreSQL"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@ mod metrics;
 mod rack_http;
 mod region;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,7 +57,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     start_logging(&config, &metrics)?;
     // One crypto provider in the process. Err: it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match arguments.command {
             Command::Run => region::run(config, metrics).await,
@@ -74,10 +77,13 @@ fn start_logging(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<()> 
     };
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_filter(filter.parse::<EnvFilter>()?);
-    let statements = StatementCounter(metrics.clone()).with_filter(
-        filter::Targets::new().with_target(STATEMENT_TARGET, tracing::Level::DEBUG),
-    );
-    tracing_subscriber::registry().with(log).with(statements).init();
+    let statements = StatementCounter(metrics.clone())
+        .with_filter(filter::Targets::new().with_target(STATEMENT_TARGET, tracing::Level::DEBUG));
+    tracing_subscriber::registry()
+        .with(log)
+        .with(statements)
+        .init();
     Ok(())
 }

@@ -19,9 +19,21 @@ pub struct Metrics {
 impl Metrics {
     pub fn text(&self) -> String {
         let lines = [
-            ("muster_http_requests_total", "HTTP requests answered", &self.requests),
-            ("muster_http_server_errors_total", "of these with a 5xx status", &self.server_errors),
-            ("muster_sql_statements_total", "SQL statements executed", &self.statements),
+            (
+                "muster_http_requests_total",
+                "HTTP requests answered",
+                &self.requests,
+            ),
+            (
+                "muster_http_server_errors_total",
+                "of these with a 5xx status",
+                &self.server_errors,
+            ),
+            (
+                "muster_sql_statements_total",
+                "SQL statements executed",
+                &self.statements,
+            ),
         ];
         let mut text = String::new();
         for (name, help, value) in lines {

@@ -21,7 +21,9 @@ const RANGE_BYTES_MAX: u64 = PIECE_BYTES as u64;
 
 /// The whole of the rack listener: `region` serves everything but the images.
 pub fn router(library: Library, region: Router) -> Router {
-    let images = Router::new().route("/images/{sha256}", get(image)).with_state(library);
+    let images = Router::new()
+        .route("/images/{sha256}", get(image))
+        .with_state(library);
     region.layer(middleware::from_fn(attest)).merge(images)
 }
 
@@ -66,11 +68,17 @@ async fn image(
     let range = text(&headers, "range").unwrap_or("bytes=0-");
     let Some((first, last)) = byte_range(range, manifest.size_bytes) else {
         let all = format!("bytes */{}", manifest.size_bytes);
-        let reply = (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, all)]);
+        let reply = (
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            [(header::CONTENT_RANGE, all)],
+        );
         return reply.into_response();
     };
     let length = (last - first + 1).min(RANGE_BYTES_MAX);
-    let octets = match library.read(&hash, first, usize::try_from(length).unwrap_or(0)).await {
+    let octets = match library
+        .read(&hash, first, usize::try_from(length).unwrap_or(0))
+        .await
+    {
         Ok(octets) if octets.len() as u64 == length => octets,
         Ok(_) => return refuse(LibraryError::NotFound), // shorter than its manifest: damaged
         Err(error) => return refuse(error),
@@ -80,7 +88,10 @@ async fn image(
     let mut reply = Response::new(Body::from(octets));
     *reply.status_mut() = StatusCode::PARTIAL_CONTENT;
     let headers = reply.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     if let Ok(range) = HeaderValue::from_str(&range) {
         headers.insert(header::CONTENT_RANGE, range);
     }
@@ -91,7 +102,10 @@ fn refuse(error: LibraryError) -> Response {
     match error {
         LibraryError::NotFound => (StatusCode::NOT_FOUND, "Not in the library.").into_response(),
         error => {
-            tracing::error!(error = &error as &dyn std::error::Error, "reading the image library");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "reading the image library"
+            );
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -102,7 +116,11 @@ fn byte_range(range: &str, size_bytes: u64) -> Option<(u64, u64)> {
     let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
     let first: u64 = first.parse().ok()?;
     let end = size_bytes.checked_sub(1)?;
-    let last = if last.is_empty() { end } else { last.parse::<u64>().ok()?.min(end) };
+    let last = if last.is_empty() {
+        end
+    } else {
+        last.parse::<u64>().ok()?.min(end)
+    };
     (first <= last).then_some((first, last))
 }
 

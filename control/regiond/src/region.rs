@@ -66,7 +66,10 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         let text = move || async move { metrics.text() };
         region.clone().route("/MAAS/metrics", get(text))
     };
-    let public = counted.layer(middleware::from_fn_with_state(metrics.clone(), metrics::count));
+    let public = counted.layer(middleware::from_fn_with_state(
+        metrics.clone(),
+        metrics::count,
+    ));
     let for_racks = rack_http::router(library, region)
         .layer(middleware::from_fn_with_state(metrics, metrics::count));
 
@@ -128,8 +131,12 @@ async fn stop_signal() -> anyhow::Result<()> {
 /// the routing table.
 fn host_addresses() -> anyhow::Result<Vec<IpAddr>> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    let found = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
-    let address = found.context("this host has no route: set `advertise` in regiond.toml")?.ip();
+    let found = socket
+        .connect("192.0.2.1:9")
+        .and_then(|()| socket.local_addr());
+    let address = found
+        .context("this host has no route: set `advertise` in regiond.toml")?
+        .ip();
     Ok(vec![address])
 }
 

@@ -75,10 +75,12 @@ pub async fn set_password(
 
 /// How many machines the account owns: an owner is not deleted.
 pub async fn machine_count(db: &mut PgConnection, id: i32) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar("select count(*) from machine where owner_id = $1")
-        .bind(id)
-        .fetch_one(db)
-        .await?)
+    Ok(
+        sqlx::query_scalar("select count(*) from machine where owner_id = $1")
+            .bind(id)
+            .fetch_one(db)
+            .await?,
+    )
 }
 
 /// Deletes the account and its tokens. Says whether there was one.
@@ -98,10 +100,17 @@ mod tests {
     async fn accounts_are_unique_by_name() {
         let db = crate::testing::database().await;
         let mut connection = db.pool.acquire().await.unwrap();
-        let new =
-            NewAccount { username: "ada", email: "ada@example.com", password_hash: "!", is_admin: true };
+        let new = NewAccount {
+            username: "ada",
+            email: "ada@example.com",
+            password_hash: "!",
+            is_admin: true,
+        };
         let made = create(&mut connection, &new).await.unwrap();
-        assert_eq!(find(&mut connection, "ada").await.unwrap().unwrap().id, made.id);
+        assert_eq!(
+            find(&mut connection, "ada").await.unwrap().unwrap().id,
+            made.id
+        );
         let again = create(&mut connection, &new).await;
         assert!(
             matches!(&again, Err(StoreError::Constraint { constraint }) if constraint == "account_username_key")

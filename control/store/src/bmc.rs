@@ -35,12 +35,17 @@ impl fmt::Debug for Bmc {
 
 impl Bmc {
     /// All parameters. For one power operation, or for an administrator who asks; never logged.
-    pub fn parameters_with_secrets(&self, sealer: &Sealer) -> Result<Map<String, Value>, StoreError> {
+    pub fn parameters_with_secrets(
+        &self,
+        sealer: &Sealer,
+    ) -> Result<Map<String, Value>, StoreError> {
         let mut parameters = self.parameters.clone();
         if let Some(sealed) = &self.secrets_sealed {
             let secrets = sealer.open(&context_of(self.id), sealed)?;
-            let secrets: Map<String, Value> = serde_json::from_slice(&secrets)
-                .map_err(|_| StoreError::Corrupt { what: "BMC secrets" })?;
+            let secrets: Map<String, Value> =
+                serde_json::from_slice(&secrets).map_err(|_| StoreError::Corrupt {
+                    what: "BMC secrets",
+                })?;
             parameters.extend(secrets);
         }
         Ok(parameters)
@@ -84,7 +89,8 @@ pub async fn get(db: &mut PgConnection, id: i32) -> Result<Bmc, StoreError> {
     .bind(id)
     .fetch_optional(db)
     .await?;
-    row.ok_or_else(|| StoreError::not_found("BMC", id))?.try_into()
+    row.ok_or_else(|| StoreError::not_found("BMC", id))?
+        .try_into()
 }
 
 pub async fn of_machine(
@@ -122,7 +128,10 @@ pub async fn set_for_machine(
     let id: i32 = match bmc_id {
         Some(id) => {
             if old_address != parameters.address {
-                sqlx::query("delete from bmc_route where bmc_id = $1").bind(id).execute(&mut *db).await?;
+                sqlx::query("delete from bmc_route where bmc_id = $1")
+                    .bind(id)
+                    .execute(&mut *db)
+                    .await?;
             }
             id
         }
@@ -142,8 +151,9 @@ pub async fn set_for_machine(
     let sealed = if parameters.secret.is_empty() {
         None
     } else {
-        let secrets = serde_json::to_vec(&parameters.secret)
-            .map_err(|_| StoreError::Corrupt { what: "BMC secrets" })?;
+        let secrets = serde_json::to_vec(&parameters.secret).map_err(|_| StoreError::Corrupt {
+            what: "BMC secrets",
+        })?;
         Some(sealer.seal(&context_of(id), &secrets)?)
     };
     sqlx::query(
@@ -161,10 +171,12 @@ pub async fn set_for_machine(
 
 /// Deletes a BMC that no machine has any more.
 pub async fn delete_unused(db: &mut PgConnection, id: i32) -> Result<(), StoreError> {
-    sqlx::query("delete from bmc where id = $1 and not exists (select from machine where bmc_id = $1)")
-        .bind(id)
-        .execute(db)
-        .await?;
+    sqlx::query(
+        "delete from bmc where id = $1 and not exists (select from machine where bmc_id = $1)",
+    )
+    .bind(id)
+    .execute(db)
+    .await?;
     Ok(())
 }
 

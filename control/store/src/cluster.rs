@@ -19,7 +19,9 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub enum ClusterError {
     #[error("{folder} is in use by another process: one regiond per folder")]
     InUse { folder: PathBuf },
-    #[error("no PostgreSQL server binaries found: install the Debian package postgresql, or set database.url")]
+    #[error(
+        "no PostgreSQL server binaries found: install the Debian package postgresql, or set database.url"
+    )]
     NoBinaries,
     #[error("there is no user `postgres`, and PostgreSQL does not run as root: set database.url")]
     NoUser,
@@ -30,7 +32,10 @@ pub enum ClusterError {
     )]
     NotTraversable { folder: PathBuf, user: String },
     #[error("{program} failed: {output}")]
-    Program { program: &'static str, output: String },
+    Program {
+        program: &'static str,
+        output: String,
+    },
     #[error("{doing} {path}")]
     Io {
         doing: &'static str,
@@ -57,7 +62,11 @@ impl Cluster {
     pub async fn start(folder: &Path) -> Result<Self, ClusterError> {
         let fail = |doing, path: &Path| {
             let path = path.to_owned();
-            move |source| ClusterError::Io { doing, path, source }
+            move |source| ClusterError::Io {
+                doing,
+                path,
+                source,
+            }
         };
         std::fs::create_dir_all(folder).map_err(fail("creating", folder))?;
         let folder = folder.canonicalize().map_err(fail("resolving", folder))?;
@@ -77,14 +86,24 @@ impl Cluster {
         }
 
         let binaries = server_binaries().ok_or(ClusterError::NoBinaries)?;
-        let user = if is_root() { Some(postgres_user().ok_or(ClusterError::NoUser)?) } else { None };
+        let user = if is_root() {
+            Some(postgres_user().ok_or(ClusterError::NoUser)?)
+        } else {
+            None
+        };
         if let Some((uid, gid)) = user {
             chown(&folder, Some(uid), Some(gid)).map_err(fail("changing the owner of", &folder))?;
         }
         std::fs::set_permissions(&folder, Permissions::from_mode(0o700))
             .map_err(fail("changing the mode of", &folder))?;
 
-        let mut cluster = Self { folder, binaries, user, adopted: false, _lock: lock };
+        let mut cluster = Self {
+            folder,
+            binaries,
+            user,
+            adopted: false,
+            _lock: lock,
+        };
         cluster.check_traversable().await?;
         if cluster.is_running().await {
             cluster.adopted = true;
@@ -109,7 +128,11 @@ impl Cluster {
     /// Ends the server: open transactions are rolled back, everything committed stays.
     pub async fn stop(&mut self) -> Result<(), ClusterError> {
         let data = self.data();
-        self.run("pg_ctl", &["-D", &data.to_string_lossy(), "-m", "fast", "-w", "stop"]).await
+        self.run(
+            "pg_ctl",
+            &["-D", &data.to_string_lossy(), "-m", "fast", "-w", "stop"],
+        )
+        .await
     }
 
     fn data(&self) -> PathBuf {
@@ -119,13 +142,22 @@ impl Cluster {
     /// PostgreSQL's own word for it: `pg_ctl status` reads the pid file and asks the kernel.
     async fn is_running(&self) -> bool {
         let data = self.data();
-        self.run("pg_ctl", &["-D", &data.to_string_lossy(), "status"]).await.is_ok()
+        self.run("pg_ctl", &["-D", &data.to_string_lossy(), "status"])
+            .await
+            .is_ok()
     }
 
     async fn check_traversable(&self) -> Result<(), ClusterError> {
-        let Some((uid, gid)) = self.user else { return Ok(()) };
+        let Some((uid, gid)) = self.user else {
+            return Ok(());
+        };
         let mut command = Command::new("/usr/bin/test");
-        command.arg("-x").arg(&self.folder).uid(uid).gid(gid).current_dir("/");
+        command
+            .arg("-x")
+            .arg(&self.folder)
+            .uid(uid)
+            .gid(gid)
+            .current_dir("/");
         match command.status().await {
             Ok(status) if status.success() => Ok(()),
             _ => Err(ClusterError::NotTraversable {
@@ -148,7 +180,14 @@ impl Cluster {
         let data = data.to_string_lossy().into_owned();
         self.run(
             "initdb",
-            &["-D", &data, "--auth=trust", "--username=muster", "--encoding=UTF8", "--no-locale"],
+            &[
+                "-D",
+                &data,
+                "--auth=trust",
+                "--username=muster",
+                "--encoding=UTF8",
+                "--no-locale",
+            ],
         )
         .await
     }
@@ -183,15 +222,24 @@ impl Cluster {
     async fn run(&self, program: &'static str, arguments: &[&str]) -> Result<(), ClusterError> {
         let mut command = Command::new(self.binaries.join(program));
         // PostgreSQL looks at its working directory; ours may be closed to its user.
-        command.args(arguments).current_dir("/").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
         // pg_ctl's child keeps inherited descriptors: pipes would never see their end. A file will do.
         let output_path = self.folder.join(format!("{program}.out"));
-        let fail = |source| ClusterError::Io { doing: "writing", path: output_path.clone(), source };
+        let fail = |source| ClusterError::Io {
+            doing: "writing",
+            path: output_path.clone(),
+            source,
+        };
         let output = File::create(&output_path).map_err(fail)?;
-        command.stdout(output.try_clone().map_err(fail)?).stderr(output);
+        command
+            .stdout(output.try_clone().map_err(fail)?)
+            .stderr(output);
         let status = command.status().await.map_err(|source| ClusterError::Io {
             doing: "running",
             path: self.binaries.join(program),
@@ -201,7 +249,10 @@ impl Cluster {
             return Ok(());
         }
         let output = std::fs::read_to_string(&output_path).unwrap_or_default();
-        Err(ClusterError::Program { program, output: output.trim().to_owned() })
+        Err(ClusterError::Program {
+            program,
+            output: output.trim().to_owned(),
+        })
     }
 }
 
@@ -265,12 +316,17 @@ mod tests {
         let first = Cluster::start(&folder).await.expect("starts");
         assert!(!first.adopted());
         let second = Cluster::start(&folder).await;
-        assert!(matches!(second, Err(ClusterError::InUse { .. })), "{second:?}");
+        assert!(
+            matches!(second, Err(ClusterError::InUse { .. })),
+            "{second:?}"
+        );
 
         drop(first); // as when regiond is killed: the lock goes, the server stays
         let mut third = Cluster::start(&folder).await.expect("adopts");
         assert!(third.adopted());
-        let pool = crate::connect(&third.url(), 2).await.expect("migrates and answers");
+        let pool = crate::connect(&third.url(), 2)
+            .await
+            .expect("migrates and answers");
         pool.close().await;
         third.stop().await.expect("stops");
         assert!(!third.is_running().await);

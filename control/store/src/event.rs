@@ -77,7 +77,10 @@ pub async fn record_all(db: &mut PgConnection, events: &[NewEvent]) -> Result<()
     if events.is_empty() {
         return Ok(());
     }
-    let texts: Vec<String> = events.iter().map(|event| storable(&event.description)).collect();
+    let texts: Vec<String> = events
+        .iter()
+        .map(|event| storable(&event.description))
+        .collect();
     sqlx::query(
         "insert into event (at, type, level, machine, rack, mac, username, description)
          select coalesce(e.at, clock_timestamp()), e.type, e.level, m.system_id, r.system_id,
@@ -90,17 +93,42 @@ pub async fn record_all(db: &mut PgConnection, events: &[NewEvent]) -> Result<()
          order by e.position",
     )
     .bind(events.iter().map(|event| event.at).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.kind.name()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.kind.level().number()).collect::<Vec<_>>())
+    .bind(
+        events
+            .iter()
+            .map(|event| event.kind.name())
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        events
+            .iter()
+            .map(|event| event.kind.level().number())
+            .collect::<Vec<_>>(),
+    )
     .bind(
         events
             .iter()
             .map(|event| event.machine.map(|machine| machine.to_string()))
             .collect::<Vec<_>>(),
     )
-    .bind(events.iter().map(|event| event.rack.as_deref()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.mac.map(to_db_mac)).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.username.as_str()).collect::<Vec<_>>())
+    .bind(
+        events
+            .iter()
+            .map(|event| event.rack.as_deref())
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        events
+            .iter()
+            .map(|event| event.mac.map(to_db_mac))
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        events
+            .iter()
+            .map(|event| event.username.as_str())
+            .collect::<Vec<_>>(),
+    )
     .bind(texts)
     .execute(db)
     .await?;
@@ -186,10 +214,14 @@ pub async fn query(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Event>,
          from event e left join machine m on m.system_id = e.machine where true",
     );
     if !filter.machines.is_empty() {
-        sql.push(" and e.machine = any(").push_bind(filter.machines.clone()).push(")");
+        sql.push(" and e.machine = any(")
+            .push_bind(filter.machines.clone())
+            .push(")");
     }
     if !filter.hostnames.is_empty() {
-        sql.push(" and m.hostname = any(").push_bind(filter.hostnames.clone()).push(")");
+        sql.push(" and m.hostname = any(")
+            .push_bind(filter.hostnames.clone())
+            .push(")");
     }
     if !filter.macs.is_empty() {
         let macs: Vec<_> = filter.macs.iter().copied().map(to_db_mac).collect();
@@ -200,7 +232,9 @@ pub async fn query(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Event>,
             .push(")))");
     }
     if !filter.kinds.is_empty() {
-        sql.push(" and e.type = any(").push_bind(filter.kinds.clone()).push(")");
+        sql.push(" and e.type = any(")
+            .push_bind(filter.kinds.clone())
+            .push(")");
     }
     if let Some(username) = &filter.username {
         sql.push(" and e.username = ").push_bind(username.clone());
@@ -215,7 +249,11 @@ pub async fn query(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Event>,
         sql.push(" and e.id > ").push_bind(after);
     }
     let oldest_first = filter.after.is_some() && filter.before.is_none();
-    sql.push(if oldest_first { " order by e.id limit " } else { " order by e.id desc limit " });
+    sql.push(if oldest_first {
+        " order by e.id limit "
+    } else {
+        " order by e.id desc limit "
+    });
     sql.push_bind(filter.limit);
     let mut rows: Vec<EventRow> = sql.build_query_as().fetch_all(db).await?;
     if oldest_first {

@@ -72,7 +72,9 @@ pub struct Change {
 
 /// Makes the caller's new transaction one consistent, read-only view: what follows reads values and horizon alike.
 pub async fn read_consistently(db: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("set transaction isolation level repeatable read, read only").execute(db).await?;
+    sqlx::query("set transaction isolation level repeatable read, read only")
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -83,7 +85,9 @@ pub async fn horizon(db: &mut PgConnection) -> Result<u64, StoreError> {
     let xmin: String = sqlx::query_scalar("select pg_snapshot_xmin(pg_current_snapshot())::text")
         .fetch_one(db)
         .await?;
-    xmin.parse().map_err(|_| StoreError::Corrupt { what: "snapshot xmin" })
+    xmin.parse().map_err(|_| StoreError::Corrupt {
+        what: "snapshot xmin",
+    })
 }
 
 /// Visible changes of transactions from `since` on, oldest first, `limit` at most.
@@ -105,7 +109,9 @@ pub async fn changes(
     rows.into_iter()
         .filter_map(|(id, xid, kind, key)| {
             let kind = Kind::from_word(&kind)?;
-            let xid = xid.parse().map_err(|_| StoreError::Corrupt { what: "transaction id" });
+            let xid = xid.parse().map_err(|_| StoreError::Corrupt {
+                what: "transaction id",
+            });
             Some(xid.map(|xid| Change { id, xid, kind, key }))
         })
         .collect()
@@ -176,7 +182,9 @@ pub async fn served_vlans(
     rows.into_iter()
         .map(|(rack, vlan, vid, mtu, is_primary, interface, address)| {
             let small = |n: i32| {
-                u16::try_from(n).map_err(|_| StoreError::Corrupt { what: "VLAN number or MTU" })
+                u16::try_from(n).map_err(|_| StoreError::Corrupt {
+                    what: "VLAN number or MTU",
+                })
             };
             Ok(ServedVlan {
                 rack,
@@ -306,7 +314,10 @@ pub async fn machines(
     let rows = match which {
         Which::All => sqlx::query(sql("")).fetch_all(db).await?,
         Which::Ids(ids) => {
-            sqlx::query(sql("where m.system_id = any($1)")).bind(ids).fetch_all(db).await?
+            sqlx::query(sql("where m.system_id = any($1)"))
+                .bind(ids)
+                .fetch_all(db)
+                .await?
         }
         Which::OnVlans(vlans) => {
             let on = "where m.system_id in (select machine from interface where vlan_id = any($1))";
@@ -314,7 +325,10 @@ pub async fn machines(
         }
         Which::Mac(mac) => {
             let has = "where m.system_id = (select machine from interface where mac = $1)";
-            sqlx::query(sql(has)).bind(MacAddress::new(mac)).fetch_all(db).await?
+            sqlx::query(sql(has))
+                .bind(MacAddress::new(mac))
+                .fetch_all(db)
+                .await?
         }
     };
     rows.iter()
@@ -460,5 +474,8 @@ pub async fn machines_of_macs(
             .bind(macs)
             .fetch_all(db)
             .await?;
-    Ok(rows.into_iter().map(|(mac, machine)| (mac.bytes(), machine)).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(mac, machine)| (mac.bytes(), machine))
+        .collect())
 }

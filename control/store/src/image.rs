@@ -51,7 +51,9 @@ pub struct ResourceName<'a> {
 }
 
 fn hash(octets: &[u8]) -> Result<[u8; 32], StoreError> {
-    octets.try_into().map_err(|_| StoreError::Corrupt { what: "SHA-256" })
+    octets
+        .try_into()
+        .map_err(|_| StoreError::Corrupt { what: "SHA-256" })
 }
 
 fn size(octets: i64) -> u64 {
@@ -65,7 +67,10 @@ fn manifest_of(row: &sqlx::postgres::PgRow) -> Result<Manifest, StoreError> {
         size_bytes: size(row.try_get("size_bytes")?),
         received_bytes: size(row.try_get("received_bytes")?),
         piece_bytes: row.try_get::<i32, _>("piece_bytes")?.unsigned_abs(),
-        pieces: pieces.iter().map(|piece| hash(piece)).collect::<Result<_, _>>()?,
+        pieces: pieces
+            .iter()
+            .map(|piece| hash(piece))
+            .collect::<Result<_, _>>()?,
         complete: row.try_get("complete")?,
     })
 }
@@ -228,7 +233,9 @@ pub async fn resources(db: &mut PgConnection) -> Result<Vec<BootResource>, Store
                 files: Vec::new(),
             });
         }
-        let Some(file_id) = row.try_get::<Option<i32>, _>("file_id")? else { continue };
+        let Some(file_id) = row.try_get::<Option<i32>, _>("file_id")? else {
+            continue;
+        };
         let file = BootResourceFile {
             id: file_id,
             filetype: row.try_get("filetype")?,
@@ -244,7 +251,9 @@ pub async fn resources(db: &mut PgConnection) -> Result<Vec<BootResource>, Store
 
 /// Removes the resource; its files stay in the library. False when there is none.
 pub async fn delete_resource(db: &mut PgConnection, id: i32) -> Result<bool, StoreError> {
-    let gone = sqlx::query("delete from boot_resource where id = $1").bind(id).execute(&mut *db);
+    let gone = sqlx::query("delete from boot_resource where id = $1")
+        .bind(id)
+        .execute(&mut *db);
     let gone = gone.await?.rows_affected() > 0;
     feed::changed(db, Kind::Settings, "").await?;
     Ok(gone)
@@ -296,7 +305,11 @@ pub async fn loaders(db: &mut PgConnection) -> Result<Vec<(String, [u8; 32], u64
     .await?;
     rows.iter()
         .map(|row| {
-            Ok((row.try_get("path")?, hash(row.try_get("sha256")?)?, size(row.try_get("size_bytes")?)))
+            Ok((
+                row.try_get("path")?,
+                hash(row.try_get("sha256")?)?,
+                size(row.try_get("size_bytes")?),
+            ))
         })
         .collect()
 }
@@ -323,13 +336,27 @@ mod tests {
             assert!(!manifest.complete);
         }
         let id = ensure_resource(&mut tx, NAME, "").await.unwrap();
-        assert_eq!(ensure_resource(&mut tx, NAME, "Debian 12").await.unwrap(), id);
-        let file = set_resource_file(&mut tx, id, "squashfs", &old).await.unwrap();
-        assert_eq!(set_resource_file(&mut tx, id, "squashfs", &new).await.unwrap(), file);
-        set_resource_file(&mut tx, id, "boot-kernel", &old).await.unwrap();
+        assert_eq!(
+            ensure_resource(&mut tx, NAME, "Debian 12").await.unwrap(),
+            id
+        );
+        let file = set_resource_file(&mut tx, id, "squashfs", &old)
+            .await
+            .unwrap();
+        assert_eq!(
+            set_resource_file(&mut tx, id, "squashfs", &new)
+                .await
+                .unwrap(),
+            file
+        );
+        set_resource_file(&mut tx, id, "boot-kernel", &old)
+            .await
+            .unwrap();
 
         received(&mut tx, &new, 8).await.unwrap();
-        complete_file(&mut tx, &old, &[[3; 32], [4; 32], [5; 32]]).await.unwrap();
+        complete_file(&mut tx, &old, &[[3; 32], [4; 32], [5; 32]])
+            .await
+            .unwrap();
         let listed = resources(&mut tx).await.unwrap();
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].title, "Debian 12");
@@ -338,14 +365,31 @@ mod tests {
             .iter()
             .map(|f| (f.filetype.as_str(), f.sha256, f.received_bytes, f.complete))
             .collect();
-        assert_eq!(files, [("boot-kernel", old, 10, true), ("squashfs", new, 8, false)]);
-        let found = resource_file(&mut tx, id, file).await.unwrap().expect("there is one");
+        assert_eq!(
+            files,
+            [("boot-kernel", old, 10, true), ("squashfs", new, 8, false)]
+        );
+        let found = resource_file(&mut tx, id, file)
+            .await
+            .unwrap()
+            .expect("there is one");
         assert_eq!((found.sha256, found.pieces.len()), (new, 0));
-        assert!(resource_file(&mut tx, id + 1, file).await.unwrap().is_none());
+        assert!(
+            resource_file(&mut tx, id + 1, file)
+                .await
+                .unwrap()
+                .is_none()
+        );
 
         assert!(delete_resource(&mut tx, id).await.unwrap());
         assert!(!delete_resource(&mut tx, id).await.unwrap());
-        assert!(manifest(&mut tx, &old).await.unwrap().expect("files stay").complete);
+        assert!(
+            manifest(&mut tx, &old)
+                .await
+                .unwrap()
+                .expect("files stay")
+                .complete
+        );
     }
 
     #[tokio::test]

@@ -77,8 +77,10 @@ pub async fn replace(
     inventory: &Inventory,
     boot: BootInterface,
 ) -> Result<Vec<Mac>, StoreError> {
-    let hardware_info = serde_json::to_value(&inventory.hardware_info)
-        .map_err(|_| StoreError::Corrupt { what: "hardware_info" })?;
+    let hardware_info =
+        serde_json::to_value(&inventory.hardware_info).map_err(|_| StoreError::Corrupt {
+            what: "hardware_info",
+        })?;
     sqlx::query(
         "update machine set architecture = case when $2 = '' then architecture else $2 end,
              cpu_count = $3, cpu_speed = $4, memory_mib = $5,
@@ -106,7 +108,10 @@ async fn replace_numa_nodes(
     machine: &SystemId,
     nodes: &[NumaNode],
 ) -> Result<(), StoreError> {
-    sqlx::query("delete from numa_node where machine = $1").bind(machine.as_str()).execute(&mut *db).await?;
+    sqlx::query("delete from numa_node where machine = $1")
+        .bind(machine.as_str())
+        .execute(&mut *db)
+        .await?;
     for node in nodes {
         sqlx::query(
             "insert into numa_node (machine, index, memory_mib, cores) values ($1, $2, $3, $4)
@@ -171,12 +176,17 @@ async fn merge_interfaces(
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
-    let macs: Vec<MacAddress> = interfaces.iter().map(|i| MacAddress::new(i.mac.octets())).collect();
-    sqlx::query("delete from interface where machine = $1 and type = 'physical' and mac <> all($2)")
-        .bind(machine.as_str())
-        .bind(macs)
-        .execute(&mut *db)
-        .await?;
+    let macs: Vec<MacAddress> = interfaces
+        .iter()
+        .map(|i| MacAddress::new(i.mac.octets()))
+        .collect();
+    sqlx::query(
+        "delete from interface where machine = $1 and type = 'physical' and mac <> all($2)",
+    )
+    .bind(machine.as_str())
+    .bind(macs)
+    .execute(&mut *db)
+    .await?;
     // Names may have changed places (eth0, eth1): all make room first.
     sqlx::query("update interface set name = '~' || id where machine = $1 and type = 'physical'")
         .bind(machine.as_str())

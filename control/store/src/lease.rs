@@ -15,7 +15,8 @@ use std::net::IpAddr;
 
 use lease::region::{Asker, BlockState, Effect, RowState, Time, Verdict, decide};
 use lease::{
-    BATCH_ROWS_MAX, Batch, BlockId, Client, ClientKey, Epoch, Outcome, Refusal, SpoolId, Write, WriteKind,
+    BATCH_ROWS_MAX, Batch, BlockId, Client, ClientKey, Epoch, Outcome, Refusal, SpoolId, Write,
+    WriteKind,
 };
 use mac_address::MacAddress;
 use sqlx::{PgConnection, PgPool, Row as _};
@@ -40,15 +41,20 @@ pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outc
         return Ok(outcomes(&verdicts, state.now));
     }
     let refused = vec![Outcome::Refused(Refusal::StaleEpoch); batch.writes.len()];
-    let forgotten = state.floor.is_none_or(|floor| key_seq(batch.key.seq) <= floor);
+    let forgotten = state
+        .floor
+        .is_none_or(|floor| key_seq(batch.key.seq) <= floor);
     // A spool id that was never attached has no epochs; below the floor a repeat can't be told from a first time.
     // While the database may have lost commits, only facts are taken.
     if forgotten || (state.held && !batch.drained) || batch.writes.len() > BATCH_ROWS_MAX {
         return Ok(refused);
     }
     let mut table = Table::lock(&mut tx, rack, &batch.writes).await?;
-    let mut verdicts: Vec<Verdict> =
-        batch.writes.iter().map(|write| table.write(write, batch.drained, state.now)).collect();
+    let mut verdicts: Vec<Verdict> = batch
+        .writes
+        .iter()
+        .map(|write| table.write(write, batch.drained, state.now))
+        .collect();
     let taken = table.save(&mut tx, state.now).await?;
     for (write, verdict) in batch.writes.iter().zip(&mut verdicts) {
         // Came between our look and our write; the row's own condition refused it.
@@ -60,7 +66,9 @@ pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outc
         // The same batch through another region process was first.
         tx.rollback().await?;
         let state = key_state(&mut *pool.acquire().await?, rack, batch).await?;
-        return Ok(state.answered.map_or(refused, |verdicts| outcomes(&verdicts, state.now)));
+        return Ok(state
+            .answered
+            .map_or(refused, |verdicts| outcomes(&verdicts, state.now)));
     }
     tx.commit().await?;
     for (write, verdict) in batch.writes.iter().zip(&verdicts) {
@@ -75,7 +83,10 @@ pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outc
 }
 
 fn outcomes(verdicts: &[Verdict], now: Time) -> Vec<Outcome> {
-    verdicts.iter().map(|verdict| verdict.outcome(now)).collect()
+    verdicts
+        .iter()
+        .map(|verdict| verdict.outcome(now))
+        .collect()
 }
 
 // ---------------------------------------------------------------- keys
@@ -87,7 +98,11 @@ struct KeyState {
     held: bool,
 }
 
-async fn key_state(db: &mut PgConnection, rack: &str, batch: &Batch) -> Result<KeyState, StoreError> {
+async fn key_state(
+    db: &mut PgConnection,
+    rack: &str,
+    batch: &Batch,
+) -> Result<KeyState, StoreError> {
     let row = sqlx::query(
         "select now() as now, s.floor, b.verdicts, b.ends, coalesce(d.hold_until > now(), false) as held
          from (select 1) as one
@@ -120,10 +135,19 @@ async fn remember(
     batch: &Batch,
     verdicts: &[Verdict],
 ) -> Result<bool, StoreError> {
-    let codes: Vec<i16> = verdicts.iter().map(|verdict| encode_verdict(*verdict)).collect();
+    let codes: Vec<i16> = verdicts
+        .iter()
+        .map(|verdict| encode_verdict(*verdict))
+        .collect();
     let ends: Vec<OffsetDateTime> = verdicts
         .iter()
-        .filter_map(|verdict| if let Verdict::Durable { end } = verdict { Some(to_database(*end)) } else { None })
+        .filter_map(|verdict| {
+            if let Verdict::Durable { end } = verdict {
+                Some(to_database(*end))
+            } else {
+                None
+            }
+        })
         .collect();
     let done = sqlx::query(
         "insert into lease_batch (rack, spool_id, seq, verdicts, ends)
@@ -170,14 +194,24 @@ fn encode_verdict(verdict: Verdict) -> i16 {
 }
 
 fn decode_verdicts(codes: &[i16], ends: &[OffsetDateTime]) -> Result<Vec<Verdict>, StoreError> {
-    let corrupt = || StoreError::Corrupt { what: "answer of a lease batch" };
+    let corrupt = || StoreError::Corrupt {
+        what: "answer of a lease batch",
+    };
     let mut ends = ends.iter();
     let decode = |code: &i16| match *code {
-        0 => ends.next().map(|end| Verdict::Durable { end: from_database(*end) }).ok_or_else(corrupt),
+        0 => ends
+            .next()
+            .map(|end| Verdict::Durable {
+                end: from_database(*end),
+            })
+            .ok_or_else(corrupt),
         1 => Ok(Verdict::Done),
         code => {
             let index = usize::try_from(code - 16).map_err(|_| corrupt())?;
-            REFUSALS.get(index).map(|refusal| Verdict::Refused(*refusal)).ok_or_else(corrupt)
+            REFUSALS
+                .get(index)
+                .map(|refusal| Verdict::Refused(*refusal))
+                .ok_or_else(corrupt)
         }
     };
     codes.iter().map(decode).collect()
@@ -204,11 +238,17 @@ struct Held {
 }
 
 impl Table {
-    async fn lock(db: &mut PgConnection, rack: &str, writes: &[Write]) -> Result<Table, StoreError> {
+    async fn lock(
+        db: &mut PgConnection,
+        rack: &str,
+        writes: &[Write],
+    ) -> Result<Table, StoreError> {
         let mut ids: Vec<i64> = writes.iter().map(|write| block_id(write.block)).collect();
         ids.sort_unstable();
         ids.dedup();
-        let yields = writes.iter().any(|write| matches!(write.kind, WriteKind::Yield));
+        let yields = writes
+            .iter()
+            .any(|write| matches!(write.kind, WriteKind::Yield));
         let blocks = lock_blocks(db, rack, &ids, yields).await?;
 
         let mut addresses: Vec<IpAddr> = writes.iter().map(|write| write.address).collect();
@@ -229,15 +269,26 @@ impl Table {
                 quarantined_until: optional_time(row.try_get("quarantined_until")?),
                 released: row.try_get("released")?,
             };
-            let held = Held { row: Some(state), stood: true, ..Held::default() };
+            let held = Held {
+                row: Some(state),
+                stood: true,
+                ..Held::default()
+            };
             rows.insert(row.try_get("address")?, held);
         }
-        Ok(Table { blocks, rows, given_up: Vec::new() })
+        Ok(Table {
+            blocks,
+            rows,
+            given_up: Vec::new(),
+        })
     }
 
     fn write(&mut self, write: &Write, drained: bool, now: Time) -> Verdict {
         let id = block_id(write.block);
-        let row = self.rows.get(&write.address).and_then(|held| held.row.as_ref());
+        let row = self
+            .rows
+            .get(&write.address)
+            .and_then(|held| held.row.as_ref());
         let (verdict, effect) = decide(write, drained, self.blocks.get(&id), row, now);
         let change = match effect {
             Effect::Keep => return verdict,
@@ -277,14 +328,19 @@ impl Table {
             }
         }
         if !gone.is_empty() {
-            sqlx::query("delete from lease where address = any($1)").bind(&gone).execute(&mut *db).await?;
+            sqlx::query("delete from lease where address = any($1)")
+                .bind(&gone)
+                .execute(&mut *db)
+                .await?;
         }
         let taken = put.save(&mut *db).await?;
         if !self.given_up.is_empty() {
-            sqlx::query("update lease_block set owner = null, epoch = epoch + 1 where id = any($1)")
-                .bind(&self.given_up)
-                .execute(&mut *db)
-                .await?;
+            sqlx::query(
+                "update lease_block set owner = null, epoch = epoch + 1 where id = any($1)",
+            )
+            .bind(&self.given_up)
+            .execute(&mut *db)
+            .await?;
         }
         Ok(taken)
     }
@@ -304,10 +360,15 @@ async fn lock_blocks(
                         where v.id = b.vlan_id and $2 in (via.primary_rack, via.secondary_rack)) as serves
          from lease_block b where b.id = any($1) order by b.id for share of b";
     // A batch that gives blocks up extends nothing.
-    const EXCLUSIVE: &str = "select b.id, b.epoch, coalesce(b.owner = $2, false) as owned, b.vlan_id, b.first, b.count,
+    const EXCLUSIVE: &str =
+        "select b.id, b.epoch, coalesce(b.owner = $2, false) as owned, b.vlan_id, b.first, b.count,
                 b.quarantined_until, false as serves
          from lease_block b where b.id = any($1) order by b.id for update of b";
-    let rows = sqlx::query(if exclusive { EXCLUSIVE } else { SHARED }).bind(ids).bind(rack).fetch_all(db).await?;
+    let rows = sqlx::query(if exclusive { EXCLUSIVE } else { SHARED })
+        .bind(ids)
+        .bind(rack)
+        .fetch_all(db)
+        .await?;
     let mut blocks = BTreeMap::new();
     for row in rows {
         let asker = match (row.try_get("owned")?, row.try_get("serves")?) {
@@ -356,18 +417,33 @@ impl Columns {
         let vlan = match (&row.client, blocks.get(&held.block)) {
             (Some(client), _) => client.vlan,
             (None, Some(block)) => block.vlan,
-            (None, None) => return Err(StoreError::Corrupt { what: "lease without a block" }),
+            (None, None) => {
+                return Err(StoreError::Corrupt {
+                    what: "lease without a block",
+                });
+            }
         };
-        let (kind, key) = row.client.as_ref().map(|client| encode_key(&client.key)).unzip();
+        let (kind, key) = row
+            .client
+            .as_ref()
+            .map(|client| encode_key(&client.key))
+            .unzip();
         self.addresses.push(address);
         self.blocks.push(held.block);
-        self.vlans.push(i32::try_from(vlan).map_err(|_| StoreError::Corrupt { what: "VLAN id" })?);
+        self.vlans
+            .push(i32::try_from(vlan).map_err(|_| StoreError::Corrupt { what: "VLAN id" })?);
         self.kinds.push(kind);
-        self.macs.push(row.client.as_ref().and_then(|client| mac_of(&client.key)).map(MacAddress::new));
+        self.macs.push(
+            row.client
+                .as_ref()
+                .and_then(|client| mac_of(&client.key))
+                .map(MacAddress::new),
+        );
         self.keys.push(key);
         self.ends.push(to_database(row.end));
         let rests = row.quarantined_until != Time::NEVER;
-        self.quarantines.push(rests.then(|| to_database(row.quarantined_until)));
+        self.quarantines
+            .push(rests.then(|| to_database(row.quarantined_until)));
         self.released.push(row.released);
         self.hostnames.push(held.hostname.clone());
         self.granted.push(held.granted.then(|| to_database(now)));
@@ -414,7 +490,11 @@ impl Columns {
         .bind(&self.granted)
         .fetch_all(db)
         .await?;
-        Ok(self.addresses.into_iter().filter(|address| !written.contains(address)).collect())
+        Ok(self
+            .addresses
+            .into_iter()
+            .filter(|address| !written.contains(address))
+            .collect())
     }
 }
 
@@ -423,15 +503,22 @@ impl Columns {
 fn client_of_row(row: &sqlx::postgres::PgRow) -> Result<Option<Client>, StoreError> {
     let kind: Option<i16> = row.try_get("client_kind")?;
     let key: Option<Vec<u8>> = row.try_get("client_key")?;
-    let (Some(kind), Some(key)) = (kind, key) else { return Ok(None) };
-    let corrupt = StoreError::Corrupt { what: "client of a lease" };
+    let (Some(kind), Some(key)) = (kind, key) else {
+        return Ok(None);
+    };
+    let corrupt = StoreError::Corrupt {
+        what: "client of a lease",
+    };
     let key = match kind {
         0 => ClientKey::Mac(key.try_into().map_err(|_| corrupt)?),
         1 => ClientKey::ClientId(key.into()),
         2 => ClientKey::DuidIaid(key.into()),
         _ => return Err(corrupt),
     };
-    Ok(Some(Client { vlan: vlan_of(row.try_get("vlan_id")?), key }))
+    Ok(Some(Client {
+        vlan: vlan_of(row.try_get("vlan_id")?),
+        key,
+    }))
 }
 
 fn encode_key(key: &ClientKey) -> (i16, Vec<u8>) {
@@ -483,5 +570,8 @@ fn vlan_of(id: i32) -> u32 {
 }
 
 fn spool_id_of(octets: &[u8]) -> Result<SpoolId, StoreError> {
-    octets.try_into().map(SpoolId).map_err(|_| StoreError::Corrupt { what: "spool id" })
+    octets
+        .try_into()
+        .map(SpoolId)
+        .map_err(|_| StoreError::Corrupt { what: "spool id" })
 }

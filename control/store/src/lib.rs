@@ -49,7 +49,9 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error.as_database_error().and_then(|e| e.constraint()) {
-            Some(constraint) => StoreError::Constraint { constraint: constraint.to_owned() },
+            Some(constraint) => StoreError::Constraint {
+                constraint: constraint.to_owned(),
+            },
             None => StoreError::Database(error),
         }
     }
@@ -57,12 +59,17 @@ impl From<sqlx::Error> for StoreError {
 
 impl StoreError {
     pub fn not_found(kind: &'static str, id: impl ToString) -> Self {
-        StoreError::NotFound { kind, id: id.to_string() }
+        StoreError::NotFound {
+            kind,
+            id: id.to_string(),
+        }
     }
 
     /// Whether the same statement may work if tried again: PostgreSQL restarting, a serialisation failure.
     pub fn is_transient(&self) -> bool {
-        let StoreError::Database(error) = self else { return false };
+        let StoreError::Database(error) = self else {
+            return false;
+        };
         match error {
             sqlx::Error::Io(_)
             | sqlx::Error::PoolTimedOut
@@ -99,5 +106,8 @@ pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreErr
 }
 
 pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
-    MIGRATOR.run(pool).await.map_err(|error| StoreError::Database(error.into()))
+    MIGRATOR
+        .run(pool)
+        .await
+        .map_err(|error| StoreError::Database(error.into()))
 }

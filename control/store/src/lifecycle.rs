@@ -52,7 +52,10 @@ impl FromRow<'_, PgRow> for Life {
             domain: row.try_get("domain")?,
             status: status("status")?,
             previous_status: status("previous_status")?,
-            power_state: row.try_get::<&str, _>("power_state")?.parse().unwrap_or(PowerState::Unknown),
+            power_state: row
+                .try_get::<&str, _>("power_state")?
+                .parse()
+                .unwrap_or(PowerState::Unknown),
             bmc_id: row.try_get("bmc_id")?,
             power_type: row.try_get("power_type")?,
             boot_id: row.try_get("boot_id")?,
@@ -66,14 +69,19 @@ impl FromRow<'_, PgRow> for Life {
 }
 
 pub(crate) fn system_id_of(row: &PgRow, column: &str) -> Result<SystemId, sqlx::Error> {
-    row.try_get::<&str, _>(column)?.parse().map_err(|error| sqlx::Error::ColumnDecode {
-        index: column.to_owned(),
-        source: Box::new(error),
-    })
+    row.try_get::<&str, _>(column)?
+        .parse()
+        .map_err(|error| sqlx::Error::ColumnDecode {
+            index: column.to_owned(),
+            source: Box::new(error),
+        })
 }
 
 fn ids(texts: Vec<String>) -> Result<Vec<SystemId>, StoreError> {
-    let parse = |text: String| text.parse().map_err(|_| StoreError::Corrupt { what: "system id" });
+    let parse = |text: String| {
+        text.parse()
+            .map_err(|_| StoreError::Corrupt { what: "system id" })
+    };
     texts.into_iter().map(parse).collect()
 }
 
@@ -88,7 +96,8 @@ impl Life {
     }
 }
 
-const LIFE: &str = "m.system_id, m.hostname, m.domain, m.status, m.previous_status, m.power_state, m.bmc_id,
+const LIFE: &str =
+    "m.system_id, m.hostname, m.domain, m.status, m.previous_status, m.power_state, m.bmc_id,
      coalesce((select b.power_type from bmc b where b.id = m.bmc_id), '') as power_type,
      m.boot_id, m.enable_ssh, m.locked,
      extract(epoch from now() - m.status_changed)::float8 as since_change,

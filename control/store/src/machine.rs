@@ -70,12 +70,16 @@ pub struct Machine {
 impl Machine {
     /// "amd64" of "amd64/generic".
     pub fn arch(&self) -> &str {
-        self.architecture.split_once('/').map_or(self.architecture.as_str(), |(arch, _)| arch)
+        self.architecture
+            .split_once('/')
+            .map_or(self.architecture.as_str(), |(arch, _)| arch)
     }
 
     /// "generic" of "amd64/generic".
     pub fn subarch(&self) -> &str {
-        self.architecture.split_once('/').map_or("generic", |(_, subarch)| subarch)
+        self.architecture
+            .split_once('/')
+            .map_or("generic", |(_, subarch)| subarch)
     }
 
     pub fn fqdn(&self) -> String {
@@ -134,11 +138,14 @@ const SELECT: &str =
      where true";
 
 fn system_id(text: &str) -> Result<SystemId, StoreError> {
-    text.parse().map_err(|_| StoreError::Corrupt { what: "system id" })
+    text.parse()
+        .map_err(|_| StoreError::Corrupt { what: "system id" })
 }
 
 fn status(number: i32) -> Result<MachineStatus, StoreError> {
-    MachineStatus::from_number(number).ok_or(StoreError::Corrupt { what: "machine status" })
+    MachineStatus::from_number(number).ok_or(StoreError::Corrupt {
+        what: "machine status",
+    })
 }
 
 impl TryFrom<MachineRow> for Machine {
@@ -206,9 +213,12 @@ async fn one(
     locking: &'static str,
 ) -> Result<Machine, StoreError> {
     let mut sql = QueryBuilder::<Postgres>::new(SELECT);
-    sql.push(" and m.system_id = ").push_bind(id.as_str()).push(locking);
+    sql.push(" and m.system_id = ")
+        .push_bind(id.as_str())
+        .push(locking);
     let row: Option<MachineRow> = sql.build_query_as().fetch_optional(db).await?;
-    row.ok_or_else(|| StoreError::not_found("machine", id))?.try_into()
+    row.ok_or_else(|| StoreError::not_found("machine", id))?
+        .try_into()
 }
 
 /// Which machines; every part that is not empty must hold.
@@ -264,15 +274,24 @@ fn push_conditions(sql: &mut QueryBuilder<Postgres>, filter: &Filter) {
         statuses.iter().map(|status| status.number()).collect()
     };
     if !filter.statuses.is_empty() {
-        sql.push(" and m.status = any(").push_bind(numbers(&filter.statuses)).push(")");
+        sql.push(" and m.status = any(")
+            .push_bind(numbers(&filter.statuses))
+            .push(")");
     }
     if !filter.not_statuses.is_empty() {
-        sql.push(" and m.status <> all(").push_bind(numbers(&filter.not_statuses)).push(")");
+        sql.push(" and m.status <> all(")
+            .push_bind(numbers(&filter.not_statuses))
+            .push(")");
     }
     if !filter.power_states.is_empty() {
-        let states: Vec<&'static str> =
-            filter.power_states.iter().map(|state| state.as_str()).collect();
-        sql.push(" and m.power_state = any(").push_bind(states).push(")");
+        let states: Vec<&'static str> = filter
+            .power_states
+            .iter()
+            .map(|state| state.as_str())
+            .collect();
+        sql.push(" and m.power_state = any(")
+            .push_bind(states)
+            .push(")");
     }
     if !filter.macs.is_empty() {
         sql.push(" and m.system_id in (select machine from interface where mac = any(")
@@ -304,10 +323,11 @@ pub async fn find_by_hostname(
     db: &mut PgConnection,
     hostname: &str,
 ) -> Result<Option<SystemId>, StoreError> {
-    let id: Option<String> = sqlx::query_scalar("select system_id from machine where hostname = $1")
-        .bind(hostname)
-        .fetch_optional(db)
-        .await?;
+    let id: Option<String> =
+        sqlx::query_scalar("select system_id from machine where hostname = $1")
+            .bind(hostname)
+            .fetch_optional(db)
+            .await?;
     id.map(|id| system_id(&id)).transpose()
 }
 
@@ -440,7 +460,11 @@ pub async fn delete(db: &mut PgConnection, id: &SystemId) -> Result<(), StoreErr
 }
 
 fn found(done: sqlx::postgres::PgQueryResult, id: &SystemId) -> Result<(), StoreError> {
-    if done.rows_affected() == 0 { Err(StoreError::not_found("machine", id)) } else { Ok(()) }
+    if done.rows_affected() == 0 {
+        Err(StoreError::not_found("machine", id))
+    } else {
+        Ok(())
+    }
 }
 
 async fn changed(db: &mut PgConnection, id: &SystemId) -> Result<(), StoreError> {

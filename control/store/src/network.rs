@@ -34,9 +34,11 @@ pub struct Fabric {
 }
 
 pub async fn fabrics(db: &mut PgConnection) -> Result<Vec<Fabric>, StoreError> {
-    Ok(sqlx::query_as("select id, name, description, class_type from fabric order by id")
-        .fetch_all(db)
-        .await?)
+    Ok(
+        sqlx::query_as("select id, name, description, class_type from fabric order by id")
+            .fetch_all(db)
+            .await?,
+    )
 }
 
 /// Creates a fabric with its untagged VLAN. Without a name it is called `fabric-<id>`.
@@ -57,8 +59,16 @@ pub async fn create_fabric(
         .bind(class_type)
         .execute(&mut *db)
         .await?;
-    create_vlan(db, id, &VlanChange { vid: Some(0), name: Some("untagged"), ..VlanChange::default() })
-        .await?;
+    create_vlan(
+        db,
+        id,
+        &VlanChange {
+            vid: Some(0),
+            name: Some("untagged"),
+            ..VlanChange::default()
+        },
+    )
+    .await?;
     Ok(id)
 }
 
@@ -89,7 +99,10 @@ pub async fn delete_fabric(db: &mut PgConnection, id: i32) -> Result<(), StoreEr
         .bind(id)
         .fetch_all(&mut *db)
         .await?;
-    let done = sqlx::query("delete from fabric where id = $1").bind(id).execute(&mut *db).await?;
+    let done = sqlx::query("delete from fabric where id = $1")
+        .bind(id)
+        .execute(&mut *db)
+        .await?;
     found(done, "fabric", id)?;
     for vlan in vlans {
         link_changed(db, vlan).await?;
@@ -102,7 +115,11 @@ fn found(
     kind: &'static str,
     id: i32,
 ) -> Result<(), StoreError> {
-    if done.rows_affected() == 0 { Err(StoreError::not_found(kind, id)) } else { Ok(()) }
+    if done.rows_affected() == 0 {
+        Err(StoreError::not_found(kind, id))
+    } else {
+        Ok(())
+    }
 }
 
 //---------------------------------------------------------------- VLANs
@@ -205,7 +222,10 @@ pub async fn update_vlan(
 
 /// Deletes a VLAN. One with subnets: constraint `subnet_vlan_id_fkey`.
 pub async fn delete_vlan(db: &mut PgConnection, id: i32) -> Result<(), StoreError> {
-    let done = sqlx::query("delete from vlan where id = $1").bind(id).execute(&mut *db).await?;
+    let done = sqlx::query("delete from vlan where id = $1")
+        .bind(id)
+        .execute(&mut *db)
+        .await?;
     found(done, "vlan", id)?;
     link_changed(db, id).await
 }
@@ -265,7 +285,10 @@ pub async fn subnets(db: &mut PgConnection) -> Result<Vec<Subnet>, StoreError> {
     rows.into_iter()
         .map(|row| {
             Ok(Subnet {
-                cidr: row.cidr.parse().map_err(|_| StoreError::Corrupt { what: "subnet" })?,
+                cidr: row
+                    .cidr
+                    .parse()
+                    .map_err(|_| StoreError::Corrupt { what: "subnet" })?,
                 id: row.id,
                 vlan_id: row.vlan_id,
                 name: row.name,
@@ -322,8 +345,17 @@ pub async fn create_subnet(
     .bind(new.name.unwrap_or(&cidr))
     .fetch_one(&mut *db)
     .await?;
-    update_subnet(db, id, &SubnetChange { vlan_id: None, cidr: None, name: None, ..new.clone() })
-        .await?;
+    update_subnet(
+        db,
+        id,
+        &SubnetChange {
+            vlan_id: None,
+            cidr: None,
+            name: None,
+            ..new.clone()
+        },
+    )
+    .await?;
     Ok(id)
 }
 
@@ -387,10 +419,11 @@ pub async fn delete_subnet(db: &mut PgConnection, id: i32) -> Result<(), StoreEr
     for range in ranges {
         delete_range(db, range).await?;
     }
-    let vlan: Option<i32> = sqlx::query_scalar("delete from subnet where id = $1 returning vlan_id")
-        .bind(id)
-        .fetch_optional(&mut *db)
-        .await?;
+    let vlan: Option<i32> =
+        sqlx::query_scalar("delete from subnet where id = $1 returning vlan_id")
+            .bind(id)
+            .fetch_optional(&mut *db)
+            .await?;
     link_changed(db, vlan.ok_or_else(|| StoreError::not_found("subnet", id))?).await
 }
 
@@ -439,7 +472,11 @@ pub async fn create_range(db: &mut PgConnection, new: &NewRange<'_>) -> Result<i
          values ($1, $2, $3, $4, $5, $6) returning id",
     )
     .bind(new.subnet_id)
-    .bind(if new.is_dynamic { "dynamic" } else { "reserved" })
+    .bind(if new.is_dynamic {
+        "dynamic"
+    } else {
+        "reserved"
+    })
     .bind(new.start_ip)
     .bind(new.end_ip)
     .bind(new.comment)
@@ -467,7 +504,12 @@ pub async fn update_range(
     .bind(comment)
     .fetch_optional(&mut *db)
     .await?;
-    range_changed(db, id, subnet_id.ok_or_else(|| StoreError::not_found("iprange", id))?).await
+    range_changed(
+        db,
+        id,
+        subnet_id.ok_or_else(|| StoreError::not_found("iprange", id))?,
+    )
+    .await
 }
 
 pub async fn delete_range(db: &mut PgConnection, id: i32) -> Result<(), StoreError> {
@@ -476,7 +518,12 @@ pub async fn delete_range(db: &mut PgConnection, id: i32) -> Result<(), StoreErr
             .bind(id)
             .fetch_optional(&mut *db)
             .await?;
-    range_changed(db, id, subnet_id.ok_or_else(|| StoreError::not_found("iprange", id))?).await
+    range_changed(
+        db,
+        id,
+        subnet_id.ok_or_else(|| StoreError::not_found("iprange", id))?,
+    )
+    .await
 }
 
 async fn range_changed(db: &mut PgConnection, id: i32, subnet_id: i32) -> Result<(), StoreError> {

@@ -53,18 +53,22 @@ pub enum TokenRefusal {
 const RACK: &str = "system_id, hostname, description, version, created, last_seen, revoked";
 
 pub async fn get(db: impl PgExecutor<'_>, system_id: &str) -> Result<Rack, StoreError> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("select {RACK} from rack where system_id = $1")))
-        .bind(system_id)
-        .fetch_optional(db)
-        .await?
-        .ok_or_else(|| StoreError::not_found("rack", system_id))
+    sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        "select {RACK} from rack where system_id = $1"
+    )))
+    .bind(system_id)
+    .fetch_optional(db)
+    .await?
+    .ok_or_else(|| StoreError::not_found("rack", system_id))
 }
 
 /// All racks, by hostname.
 pub async fn list(db: impl PgExecutor<'_>) -> Result<Vec<Rack>, StoreError> {
-    Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!("select {RACK} from rack order by hostname")))
-        .fetch_all(db)
-        .await?)
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
+        "select {RACK} from rack order by hostname"
+    )))
+    .fetch_all(db)
+    .await?)
 }
 
 pub async fn set_description(
@@ -86,7 +90,10 @@ pub async fn set_description(
 /// Forgets a rack with its certificates. Its links close as after `revoke`.
 pub async fn delete(db: &mut PgConnection, system_id: &str) -> Result<(), StoreError> {
     revoke(db, system_id).await?;
-    sqlx::query("delete from rack where system_id = $1").bind(system_id).execute(&mut *db).await?;
+    sqlx::query("delete from rack where system_id = $1")
+        .bind(system_id)
+        .execute(&mut *db)
+        .await?;
     Ok(())
 }
 
@@ -192,7 +199,9 @@ async fn insert(db: &mut PgConnection, hostname: &str) -> Result<String, StoreEr
             return Ok(system_id);
         }
     }
-    Err(StoreError::Corrupt { what: "list of rack ids (no free one found)" })
+    Err(StoreError::Corrupt {
+        what: "list of rack ids (no free one found)",
+    })
 }
 
 /// Two billion ids: sixteen taken ones in a row do not happen by chance.
@@ -262,10 +271,11 @@ pub async fn invalid_certificates(
 
 /// Ends a rack's certificates; its links close within a second of the commit.
 pub async fn revoke(db: &mut PgConnection, system_id: &str) -> Result<(), StoreError> {
-    let done = sqlx::query("update rack set revoked = coalesce(revoked, now()) where system_id = $1")
-        .bind(system_id)
-        .execute(&mut *db)
-        .await?;
+    let done =
+        sqlx::query("update rack set revoked = coalesce(revoked, now()) where system_id = $1")
+            .bind(system_id)
+            .execute(&mut *db)
+            .await?;
     if done.rows_affected() == 0 {
         return Err(StoreError::not_found("rack", system_id));
     }
@@ -362,9 +372,15 @@ mod tests {
         let db = testing::database().await;
         let mut tx = db.pool.begin().await.unwrap();
         let hour = Duration::from_secs(3600);
-        create_token(&mut tx, &[1; 32], None, None, hour).await.unwrap();
-        create_token(&mut tx, &[2; 32], Some("r2"), None, hour).await.unwrap();
-        create_token(&mut tx, &[3; 32], None, None, Duration::ZERO).await.unwrap();
+        create_token(&mut tx, &[1; 32], None, None, hour)
+            .await
+            .unwrap();
+        create_token(&mut tx, &[2; 32], Some("r2"), None, hour)
+            .await
+            .unwrap();
+        create_token(&mut tx, &[3; 32], None, None, Duration::ZERO)
+            .await
+            .unwrap();
         let first = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
         assert_eq!(first.len(), 6);
         for (hash, host, refusal) in [
@@ -382,13 +398,21 @@ mod tests {
         let db = testing::database().await;
         let mut tx = db.pool.begin().await.unwrap();
         let hour = Duration::from_secs(3600);
-        create_token(&mut tx, &[1; 32], None, None, hour).await.unwrap();
-        create_token(&mut tx, &[2; 32], None, None, hour).await.unwrap();
+        create_token(&mut tx, &[1; 32], None, None, hour)
+            .await
+            .unwrap();
+        create_token(&mut tx, &[2; 32], None, None, hour)
+            .await
+            .unwrap();
         let id = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
         let end = OffsetDateTime::now_utc() + hour;
         assert!(add_certificate(&mut tx, &id, b"one", end).await.unwrap());
         assert!(is_certificate_valid(&mut *tx, &id, b"one").await.unwrap());
-        assert!(!is_certificate_valid(&mut *tx, "other", b"one").await.unwrap());
+        assert!(
+            !is_certificate_valid(&mut *tx, "other", b"one")
+                .await
+                .unwrap()
+        );
         assert_eq!(enrol(&mut tx, &[2; 32], "r1").await.unwrap().unwrap(), id);
         assert!(!is_certificate_valid(&mut *tx, &id, b"one").await.unwrap());
         assert!(add_certificate(&mut tx, &id, b"two", end).await.unwrap());
@@ -404,7 +428,9 @@ mod tests {
     async fn hello_reports_changed_interfaces_once() {
         let db = testing::database().await;
         let mut tx = db.pool.begin().await.unwrap();
-        create_token(&mut tx, &[1; 32], None, None, Duration::from_secs(60)).await.unwrap();
+        create_token(&mut tx, &[1; 32], None, None, Duration::from_secs(60))
+            .await
+            .unwrap();
         let id = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
         let eth = |name: &str, address: &str| Interface {
             name: name.into(),

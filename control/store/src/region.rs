@@ -22,7 +22,12 @@ pub struct Process {
 
 /// Writes or renews a process's row and removes those not renewed for a minute.
 pub async fn keep_alive(db: &mut PgConnection, process: &Process) -> Result<(), StoreError> {
-    let addresses: Vec<IpNetwork> = process.addresses.iter().copied().map(IpNetwork::from).collect();
+    let addresses: Vec<IpNetwork> = process
+        .addresses
+        .iter()
+        .copied()
+        .map(IpNetwork::from)
+        .collect();
     sqlx::query(
         "insert into region_process (id, hostname, pid, addresses, rpc_port, rack_http_port)
          values ($1, $2, $3, $4, $5, $6)
@@ -45,7 +50,10 @@ pub async fn keep_alive(db: &mut PgConnection, process: &Process) -> Result<(), 
 
 /// A process that ends says so.
 pub async fn remove(db: impl PgExecutor<'_>, id: Uuid) -> Result<(), StoreError> {
-    sqlx::query("delete from region_process where id = $1").bind(id).execute(db).await?;
+    sqlx::query("delete from region_process where id = $1")
+        .bind(id)
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -61,7 +69,9 @@ pub async fn live(db: impl PgExecutor<'_>) -> Result<Vec<Process>, StoreError> {
     rows.into_iter()
         .map(|(id, hostname, pid, addresses, rpc_port, rack_http_port)| {
             let port = |port: i32| {
-                u16::try_from(port).map_err(|_| StoreError::Corrupt { what: "region port" })
+                u16::try_from(port).map_err(|_| StoreError::Corrupt {
+                    what: "region port",
+                })
             };
             Ok(Process {
                 id,

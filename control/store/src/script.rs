@@ -66,10 +66,11 @@ pub struct ScriptResult {
 impl FromRow<'_, PgRow> for ScriptResult {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
         let number: i32 = row.try_get("status")?;
-        let status = ScriptStatus::from_number(number).ok_or_else(|| sqlx::Error::ColumnDecode {
-            index: "status".into(),
-            source: format!("no script status {number}").into(),
-        })?;
+        let status =
+            ScriptStatus::from_number(number).ok_or_else(|| sqlx::Error::ColumnDecode {
+                index: "status".into(),
+                source: format!("no script status {number}").into(),
+            })?;
         let applied: Option<Vec<u8>> = row.try_get("applied")?;
         Ok(ScriptResult {
             id: row.try_get("id")?,
@@ -155,7 +156,10 @@ pub async fn create_set(
     .fetch_one(&mut *db)
     .await?;
     let names: Vec<&str> = scripts.iter().map(|script| script.name).collect();
-    let timeouts: Vec<i32> = scripts.iter().map(|script| seconds(script.timeout)).collect();
+    let timeouts: Vec<i32> = scripts
+        .iter()
+        .map(|script| seconds(script.timeout))
+        .collect();
     sqlx::query(
         "insert into script_result (set_id, name, timeout_secs)
          select $1, name, timeout from unnest($2::text[], $3::int[]) as script (name, timeout)",
@@ -356,7 +360,11 @@ pub async fn update(
 }
 
 fn numbers(which: impl Fn(ScriptStatus) -> bool) -> Vec<i32> {
-    ScriptStatus::ALL.into_iter().filter(|status| which(*status)).map(ScriptStatus::number).collect()
+    ScriptStatus::ALL
+        .into_iter()
+        .filter(|status| which(*status))
+        .map(ScriptStatus::number)
+        .collect()
 }
 
 fn since(secs: f64) -> Duration {

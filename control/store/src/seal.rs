@@ -29,7 +29,11 @@ const CANARY: &str = "canary";
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     #[error("reading or making the region key {path}")]
-    KeyFile { path: PathBuf, #[source] source: io::Error },
+    KeyFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the region key {path} is not {KEY_BYTES} octets long")]
     KeyLength { path: PathBuf },
     #[error("the region key {path} may be read by others (mode {mode:03o}); it must be 600")]
@@ -53,14 +57,19 @@ pub struct Sealer {
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sealer").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Sealer")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
 impl Sealer {
     /// Reads the key file, or makes one when there is none. Two processes that start at once agree on one key.
     pub fn load_or_create(path: &Path) -> Result<Self, SealError> {
-        let key_file = |source| SealError::KeyFile { path: path.to_owned(), source };
+        let key_file = |source| SealError::KeyFile {
+            path: path.to_owned(),
+            source,
+        };
         let random = SystemRandom::new();
         if !path.try_exists().map_err(key_file)? {
             let mut key = [0; KEY_BYTES];
@@ -70,21 +79,37 @@ impl Sealer {
         let file = std::fs::File::open(path).map_err(key_file)?;
         let mode = file.metadata().map_err(key_file)?.mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(SealError::KeyMode { path: path.to_owned(), mode });
+            return Err(SealError::KeyMode {
+                path: path.to_owned(),
+                mode,
+            });
         }
         let mut key = Vec::with_capacity(KEY_BYTES + 1);
-        file.take(KEY_BYTES as u64 + 1).read_to_end(&mut key).map_err(key_file)?;
-        let key: [u8; KEY_BYTES] =
-            key.try_into().map_err(|_| SealError::KeyLength { path: path.to_owned() })?;
-        Ok(Self { key: aead_key(&key), random, path: path.to_owned() })
+        file.take(KEY_BYTES as u64 + 1)
+            .read_to_end(&mut key)
+            .map_err(key_file)?;
+        let key: [u8; KEY_BYTES] = key.try_into().map_err(|_| SealError::KeyLength {
+            path: path.to_owned(),
+        })?;
+        Ok(Self {
+            key: aead_key(&key),
+            random,
+            path: path.to_owned(),
+        })
     }
 
     /// A sealer with a random key that no file holds: for tests of what needs one.
     pub fn ephemeral() -> Self {
         let random = SystemRandom::new();
         let mut key = [0; KEY_BYTES];
-        random.fill(&mut key).expect("the operating system gives random numbers");
-        Self { key: aead_key(&key), random, path: PathBuf::new() }
+        random
+            .fill(&mut key)
+            .expect("the operating system gives random numbers");
+        Self {
+            key: aead_key(&key),
+            random,
+            path: PathBuf::new(),
+        }
     }
 
     /// Makes sure that this is the key of this database: the first region leaves a canary, later ones open it.
@@ -92,7 +117,9 @@ impl Sealer {
         let canary = secret_or_insert(db, self, CANARY, CANARY.as_bytes()).await;
         match canary {
             Ok(canary) if canary == CANARY.as_bytes() => Ok(()),
-            Ok(_) | Err(StoreError::Sealed) => Err(SealError::WrongKey { path: self.path.clone() }),
+            Ok(_) | Err(StoreError::Sealed) => Err(SealError::WrongKey {
+                path: self.path.clone(),
+            }),
             Err(error) => Err(error.into()),
         }
     }
@@ -101,7 +128,9 @@ impl Sealer {
     pub fn seal(&self, context: &str, secret: &[u8]) -> Result<Vec<u8>, StoreError> {
         let mut data_key = [0; KEY_BYTES];
         let mut nonces = [[0; NONCE_LEN]; 2];
-        self.random.fill(&mut data_key).map_err(|_| StoreError::Sealed)?;
+        self.random
+            .fill(&mut data_key)
+            .map_err(|_| StoreError::Sealed)?;
         for nonce in &mut nonces {
             self.random.fill(nonce).map_err(|_| StoreError::Sealed)?;
         }
@@ -120,7 +149,9 @@ impl Sealer {
 
     /// Opens what `seal` made with this key and context; anything else is [`StoreError::Sealed`].
     pub fn open(&self, context: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let (header, value) = sealed.split_at_checked(HEADER_BYTES).ok_or(StoreError::Sealed)?;
+        let (header, value) = sealed
+            .split_at_checked(HEADER_BYTES)
+            .ok_or(StoreError::Sealed)?;
         let (version, header) = header.split_at(1);
         let (wrap_nonce, header) = header.split_at(NONCE_LEN);
         let (wrapped, value_nonce) = header.split_at(KEY_BYTES + TAG_BYTES);
@@ -143,8 +174,12 @@ fn seal_in_place(
     context: &str,
     bytes: &mut Vec<u8>,
 ) -> Result<(), StoreError> {
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context), bytes)
-        .map_err(|_| StoreError::Sealed)
+    key.seal_in_place_append_tag(
+        Nonce::assume_unique_for_key(nonce),
+        Aad::from(context),
+        bytes,
+    )
+    .map_err(|_| StoreError::Sealed)
 }
 
 fn open_in_place(
@@ -154,8 +189,10 @@ fn open_in_place(
     mut bytes: Vec<u8>,
 ) -> Result<Vec<u8>, StoreError> {
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| StoreError::Sealed)?;
-    let length =
-        key.open_in_place(nonce, Aad::from(context), &mut bytes).map_err(|_| StoreError::Sealed)?.len();
+    let length = key
+        .open_in_place(nonce, Aad::from(context), &mut bytes)
+        .map_err(|_| StoreError::Sealed)?
+        .len();
     bytes.truncate(length);
     Ok(bytes)
 }
@@ -165,8 +202,11 @@ fn open_in_place(
 fn create(path: &Path, key: &[u8; KEY_BYTES]) -> io::Result<()> {
     let aside = path.with_extension(format!("new-{}", std::process::id()));
     let written = (|| {
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&aside)?;
         file.write_all(key)?;
         file.sync_all()?;
         match std::fs::hard_link(&aside, path) {
@@ -176,7 +216,10 @@ fn create(path: &Path, key: &[u8; KEY_BYTES]) -> io::Result<()> {
     })();
     std::fs::remove_file(&aside).ok();
     written?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(())
@@ -199,7 +242,9 @@ pub async fn secret(
             .bind(name)
             .fetch_optional(db)
             .await?;
-    sealed.map(|sealed| sealer.open(&context_of(name), &sealed)).transpose()
+    sealed
+        .map(|sealed| sealer.open(&context_of(name), &sealed))
+        .transpose()
 }
 
 /// The region secret `name`: what is stored already, else `candidate`, which is stored then. Processes that do
@@ -251,8 +296,14 @@ mod tests {
         let (sealer, other) = (Sealer::ephemeral(), Sealer::ephemeral());
         let sealed = sealer.seal("bmc:1", b"hush").unwrap();
         assert_eq!(sealer.open("bmc:1", &sealed).unwrap(), b"hush");
-        assert!(matches!(sealer.open("bmc:2", &sealed), Err(StoreError::Sealed)));
-        assert!(matches!(other.open("bmc:1", &sealed), Err(StoreError::Sealed)));
+        assert!(matches!(
+            sealer.open("bmc:2", &sealed),
+            Err(StoreError::Sealed)
+        ));
+        assert!(matches!(
+            other.open("bmc:1", &sealed),
+            Err(StoreError::Sealed)
+        ));
         assert!(!sealed.windows(4).any(|window| window == b"hush"));
         assert_ne!(sealed, sealer.seal("bmc:1", b"hush").unwrap());
     }
@@ -262,7 +313,10 @@ mod tests {
         let sealer = Sealer::ephemeral();
         let sealed = sealer.seal("a", b"hush").unwrap();
         for length in 0..sealed.len() {
-            assert!(sealer.open("a", &sealed[..length]).is_err(), "cut to {length}");
+            assert!(
+                sealer.open("a", &sealed[..length]).is_err(),
+                "cut to {length}"
+            );
         }
         for index in 0..sealed.len() {
             let mut damaged = sealed.clone();
@@ -275,16 +329,33 @@ mod tests {
     fn the_key_file_is_made_once_and_kept_private() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("region.key");
-        let sealed = Sealer::load_or_create(&path).unwrap().seal("a", b"hush").unwrap();
+        let sealed = Sealer::load_or_create(&path)
+            .unwrap()
+            .seal("a", b"hush")
+            .unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(Sealer::load_or_create(&path).unwrap().open("a", &sealed).unwrap(), b"hush");
+        assert_eq!(
+            Sealer::load_or_create(&path)
+                .unwrap()
+                .open("a", &sealed)
+                .unwrap(),
+            b"hush"
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(matches!(Sealer::load_or_create(&path), Err(SealError::KeyMode { .. })));
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .unwrap();
+        assert!(matches!(
+            Sealer::load_or_create(&path),
+            Err(SealError::KeyMode { .. })
+        ));
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
         std::fs::write(&path, b"short").unwrap();
-        assert!(matches!(Sealer::load_or_create(&path), Err(SealError::KeyLength { .. })));
+        assert!(matches!(
+            Sealer::load_or_create(&path),
+            Err(SealError::KeyLength { .. })
+        ));
     }
 
     #[tokio::test]
@@ -294,7 +365,10 @@ mod tests {
         let (sealer, other) = (Sealer::ephemeral(), Sealer::ephemeral());
         sealer.verify(&mut connection).await.unwrap();
         sealer.verify(&mut connection).await.unwrap();
-        assert!(matches!(other.verify(&mut connection).await, Err(SealError::WrongKey { .. })));
+        assert!(matches!(
+            other.verify(&mut connection).await,
+            Err(SealError::WrongKey { .. })
+        ));
     }
 
     #[tokio::test]
@@ -304,10 +378,20 @@ mod tests {
         let sealer = Sealer::ephemeral();
         assert_eq!(secret(&mut connection, &sealer, "ca").await.unwrap(), None);
         for candidate in [b"one", b"two"] {
-            let kept = secret_or_insert(&mut connection, &sealer, "ca", candidate).await.unwrap();
+            let kept = secret_or_insert(&mut connection, &sealer, "ca", candidate)
+                .await
+                .unwrap();
             assert_eq!(kept, b"one");
         }
-        put_secret(&mut connection, &sealer, "ca", b"three").await.unwrap();
-        assert_eq!(secret(&mut connection, &sealer, "ca").await.unwrap().unwrap(), b"three");
+        put_secret(&mut connection, &sealer, "ca", b"three")
+            .await
+            .unwrap();
+        assert_eq!(
+            secret(&mut connection, &sealer, "ca")
+                .await
+                .unwrap()
+                .unwrap(),
+            b"three"
+        );
     }
 }

@@ -7,10 +7,12 @@ use crate::{StoreError, feed};
 
 /// The value of `name`; none while nobody has set it.
 pub async fn get(db: &mut PgConnection, name: &str) -> Result<Option<Value>, StoreError> {
-    Ok(sqlx::query_scalar("select value from setting where name = $1")
-        .bind(name)
-        .fetch_optional(db)
-        .await?)
+    Ok(
+        sqlx::query_scalar("select value from setting where name = $1")
+            .bind(name)
+            .fetch_optional(db)
+            .await?,
+    )
 }
 
 /// A text setting, or `default` while it is unset or not a text.
@@ -23,7 +25,11 @@ pub async fn text(db: &mut PgConnection, name: &str, default: &str) -> Result<St
 
 /// All settings that have been set.
 pub async fn all(db: &mut PgConnection) -> Result<Vec<(String, Value)>, StoreError> {
-    Ok(sqlx::query_as("select name, value from setting order by name").fetch_all(db).await?)
+    Ok(
+        sqlx::query_as("select name, value from setting order by name")
+            .fetch_all(db)
+            .await?,
+    )
 }
 
 pub async fn set(db: &mut PgConnection, name: &str, value: &Value) -> Result<(), StoreError> {
@@ -67,12 +73,31 @@ mod tests {
         let mut connection = db.pool.acquire().await.unwrap();
         assert_eq!(get(&mut connection, "maas_name").await.unwrap(), None);
         assert_eq!(text(&mut connection, "maas_name", "x").await.unwrap(), "x");
-        assert_eq!(get_or_insert(&mut connection, "uuid", &json!("a")).await.unwrap(), "a");
-        assert_eq!(get_or_insert(&mut connection, "uuid", &json!("b")).await.unwrap(), "a");
-        set(&mut connection, "maas_name", &json!("lab")).await.unwrap();
-        assert_eq!(text(&mut connection, "maas_name", "x").await.unwrap(), "lab");
-        let names: Vec<_> =
-            all(&mut connection).await.unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            get_or_insert(&mut connection, "uuid", &json!("a"))
+                .await
+                .unwrap(),
+            "a"
+        );
+        assert_eq!(
+            get_or_insert(&mut connection, "uuid", &json!("b"))
+                .await
+                .unwrap(),
+            "a"
+        );
+        set(&mut connection, "maas_name", &json!("lab"))
+            .await
+            .unwrap();
+        assert_eq!(
+            text(&mut connection, "maas_name", "x").await.unwrap(),
+            "lab"
+        );
+        let names: Vec<_> = all(&mut connection)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["maas_name", "uuid"]);
     }
 }

@@ -27,7 +27,9 @@ pub async fn database() -> TestDatabase {
         Err(_) => {
             let folder =
                 std::env::temp_dir().join(format!("muster-test-{}", uuid::Uuid::new_v4().simple()));
-            let cluster = Cluster::start(&folder).await.expect("a private PostgreSQL cluster starts");
+            let cluster = Cluster::start(&folder)
+                .await
+                .expect("a private PostgreSQL cluster starts");
             (cluster.url(), Some((cluster, folder)))
         }
     };
@@ -47,7 +49,13 @@ pub async fn database() -> TestDatabase {
         .await
         .expect("the new database answers");
     crate::migrate(&pool).await.expect("the migrations apply");
-    TestDatabase { pool, url, name, admin, cluster }
+    TestDatabase {
+        pool,
+        url,
+        name,
+        admin,
+        cluster,
+    }
 }
 
 impl Drop for TestDatabase {
@@ -56,7 +64,9 @@ impl Drop for TestDatabase {
         let cluster = self.cluster.take();
         // Drop can't await and the test's runtime may be a current-thread one: a thread of its own.
         let cleanup = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             let Ok(runtime) = runtime else { return };
             runtime.block_on(async move {
                 if let Some((mut cluster, folder)) = cluster {
@@ -64,7 +74,10 @@ impl Drop for TestDatabase {
                     std::fs::remove_dir_all(folder).ok();
                 } else if let Ok(mut connection) = PgConnection::connect_with(&admin).await {
                     let sql = format!("drop database if exists {name} with (force)");
-                    sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.ok();
+                    sqlx::query(AssertSqlSafe(sql))
+                        .execute(&mut connection)
+                        .await
+                        .ok();
                 }
             });
         });

@@ -46,13 +46,18 @@ impl Credentials {
 
     /// `consumer:token:secret`, the form that people copy.
     pub fn api_key(&self) -> String {
-        format!("{}:{}:{}", self.consumer_key, self.token_key, self.token_secret)
+        format!(
+            "{}:{}:{}",
+            self.consumer_key, self.token_key, self.token_secret
+        )
     }
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("token_key", &self.token_key).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("token_key", &self.token_key)
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,8 +90,10 @@ pub async fn create(
     name: &str,
 ) -> Result<Credentials, StoreError> {
     let credentials = Credentials::random();
-    let sealed =
-        sealer.seal(&context_of(&credentials.token_key), credentials.token_secret.as_bytes())?;
+    let sealed = sealer.seal(
+        &context_of(&credentials.token_key),
+        credentials.token_secret.as_bytes(),
+    )?;
     sqlx::query(
         "insert into api_token (token_key, consumer_key, secret_sealed, account_id, name)
          values ($1, $2, $3, $4, $5)",
@@ -113,7 +120,11 @@ pub async fn find_or_create(
         .bind(account_id)
         .execute(&mut *db)
         .await?;
-    match list(db, sealer, account_id).await?.into_iter().find(|token| token.name == name) {
+    match list(db, sealer, account_id)
+        .await?
+        .into_iter()
+        .find(|token| token.name == name)
+    {
         Some(token) => Ok(token.credentials),
         None => create(db, sealer, account_id, name).await,
     }
@@ -137,7 +148,14 @@ pub async fn list(
             let secret = sealer.open(&context_of(&token_key), &sealed)?;
             let token_secret =
                 String::from_utf8(secret).map_err(|_| StoreError::Corrupt { what: "API token" })?;
-            Ok(ApiToken { name, credentials: Credentials { consumer_key, token_key, token_secret } })
+            Ok(ApiToken {
+                name,
+                credentials: Credentials {
+                    consumer_key,
+                    token_key,
+                    token_secret,
+                },
+            })
         })
         .collect()
 }
@@ -198,7 +216,11 @@ pub async fn lookup(
     .await?;
     row.map(|row| {
         let token_secret = sealer.open(&context_of(token_key), &row.secret_sealed)?;
-        Ok(ApiCaller { consumer_key: row.consumer_key, token_secret, account: row.account })
+        Ok(ApiCaller {
+            consumer_key: row.consumer_key,
+            token_secret,
+            account: row.account,
+        })
     })
     .transpose()
 }
@@ -255,7 +277,11 @@ impl MachineToken {
     pub fn secret_matches(&self, secret: &str) -> bool {
         let hash = Sha256::digest(secret.as_bytes());
         self.secret_hash.len() == hash.len()
-            && hash.iter().zip(&self.secret_hash).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+            && hash
+                .iter()
+                .zip(&self.secret_hash)
+                .fold(0, |sum, (a, b)| sum | (a ^ b))
+                == 0
     }
 }
 
@@ -318,7 +344,10 @@ pub async fn lookup_machine(
     .await?;
     row.map(|row| {
         Ok(MachineToken {
-            machine: row.machine.parse().map_err(|_| StoreError::Corrupt { what: "system id" })?,
+            machine: row
+                .machine
+                .parse()
+                .map_err(|_| StoreError::Corrupt { what: "system id" })?,
             token_key: row.token_key,
             consumer_key: row.consumer_key,
             boot_id: row.boot_id,
@@ -333,11 +362,12 @@ pub async fn lookup_machine(
 
 /// Ends every token of a machine (its boot is over). Says how many there were.
 pub async fn revoke_machine(db: &mut PgConnection, machine: &SystemId) -> Result<u64, StoreError> {
-    let done =
-        sqlx::query("update machine_token set revoked = now() where machine = $1 and revoked is null")
-            .bind(machine.as_str())
-            .execute(db)
-            .await?;
+    let done = sqlx::query(
+        "update machine_token set revoked = now() where machine = $1 and revoked is null",
+    )
+    .bind(machine.as_str())
+    .execute(db)
+    .await?;
     Ok(done.rows_affected())
 }
 

@@ -41,7 +41,9 @@ impl WorkState {
 
     fn from_text(text: &str) -> Option<Self> {
         use WorkState::*;
-        [Queued, Claimed, Done, Failed, Cancelled].into_iter().find(|state| state.as_str() == text)
+        [Queued, Claimed, Done, Failed, Cancelled]
+            .into_iter()
+            .find(|state| state.as_str() == text)
     }
 }
 
@@ -145,11 +147,13 @@ pub async fn cancel(
 }
 
 pub async fn get(db: impl PgExecutor<'_>, id: i64) -> Result<Work, StoreError> {
-    sqlx::query_as(AssertSqlSafe(format!("select {WORK} from work where id = $1")))
-        .bind(id)
-        .fetch_optional(db)
-        .await?
-        .ok_or_else(|| StoreError::not_found("work", id))
+    sqlx::query_as(AssertSqlSafe(format!(
+        "select {WORK} from work where id = $1"
+    )))
+    .bind(id)
+    .fetch_optional(db)
+    .await?
+    .ok_or_else(|| StoreError::not_found("work", id))
 }
 
 /// A machine's work, newest first.

@@ -23,7 +23,7 @@ use store::seal::Sealer;
 use store::work::{self, Work, WorkState};
 use store::{StoreError, lifecycle};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -41,8 +41,10 @@ const CLAIM: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Over the rack's time limit: the way there and back, and the record of the outcome.
 const CLAIM_MARGIN: Duration = Duration::from_secs(10);
-/// Longest sleep of the loop: expired claims of other processes are looked for this often.
+/// Longest sleep of the loop.
 const TIMER: Duration = Duration::from_secs(5);
+/// Between two looks for claims of processes that died.
+const RELEASE: Duration = Duration::from_secs(1);
 const MONITOR: Duration = Duration::from_secs(2);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 /// While no rack is connected.
@@ -121,13 +123,17 @@ impl<L: PowerLink> Runner<L> {
     async fn run(self, cancel: CancellationToken) {
         let mut operations = JoinSet::new();
         let mut listener = None;
+        let mut released = None;
         while !cancel.is_cancelled() {
             if listener.is_none() {
                 listener = self.listen().await;
             }
             while operations.try_join_next().is_some() {}
-            if let Err(error) = work::release_expired(&self.pool).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "releasing expired claims");
+            if released.is_none_or(|at: Instant| at.elapsed() >= RELEASE) {
+                released = Some(Instant::now());
+                if let Err(error) = work::release_expired(&self.pool).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "releasing expired claims");
+                }
             }
             let free = OPERATIONS_MAX - operations.len();
             let claimed = self.claim(free.min(CLAIM_BATCH)).await;
@@ -187,7 +193,7 @@ impl<L: PowerLink> Runner<L> {
     /// One claimed piece of work, with its heartbeat.
     async fn operate(self, work: Work) {
         let Some(token) = work.claim_token else { return };
-        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+        let mut beat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         let operation = self.attempt(&work, token);
         tokio::pin!(operation);
         loop {
@@ -446,7 +452,12 @@ fn command_of(command: PowerCommand) -> link::PowerCommand {
 /// Whether the listener lives: its connection may have gone with PostgreSQL.
 async fn next_notification(listener: &mut Option<PgListener>) -> bool {
     match listener {
-        Some(listener) => matches!(listener.try_recv().await, Ok(Some(_))),
+        Some(listener) => {
+            let alive = matches!(listener.try_recv().await, Ok(Some(_)));
+            // One look serves all that was queued meanwhile.
+            while listener.next_buffered().is_some() {}
+            alive
+        }
         None => std::future::pending().await,
     }
 }

@@ -419,18 +419,15 @@ async fn attempts_are_bounded() {
     let racks = Racks::new(&[("near", Answer::Fails(PowerFailureClass::Timeout))]);
     region.commission().await.unwrap();
     region.start(&racks);
-    // Back-off is for the clock on the wall, not for a test.
-    for _ in 0..200 {
-        sqlx::query("update work set not_before = now() where state = 'queued'")
-            .execute(region.pool())
-            .await
-            .unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if region.life().await.status != MachineStatus::Commissioning {
-            break;
-        }
-    }
-    region.wait_status(MachineStatus::FailedCommissioning).await;
+    region
+        .wait_for("failed", async |region| {
+            // Back-off is for the clock on the wall, not for a test.
+            for sql in ["update work set not_before = now() where state = 'queued'", "notify muster_work"] {
+                sqlx::query(sql).execute(region.pool()).await.unwrap();
+            }
+            region.life().await.status == MachineStatus::FailedCommissioning
+        })
+        .await;
     assert_eq!(racks.calls().len(), workflow::outcome::ATTEMPTS_MAX as usize);
 }
 

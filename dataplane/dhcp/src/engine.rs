@@ -1,10 +1,11 @@
 //! The engine: attach, messages in, outcomes in, time in; replies, writes and events out.
 //!
-//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3);
-//! `engine/lease.rs` turns outcomes into ACKs and takes addresses back.
+//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3)
+//! by the questions in `engine/rules.rs`; `engine/lease.rs` turns outcomes into ACKs and takes addresses back.
 
 mod lease;
 mod message;
+mod rules;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -417,6 +418,19 @@ impl Engine {
             _ => None,
         }
     }
+}
+
+/// The shard, of `shards`, that owns the client of `query`. The kernel's filter steers by chaddr, so a client that
+/// is known by its client id may have to be handed over; any other shard drops it as [`Drop::OtherShard`].
+pub fn owner<C: Config>(
+    query: &View<'_>,
+    received: &Received<'_>,
+    config: &C,
+    shards: u32,
+) -> Result<u32, Drop> {
+    let (link, home) = choose_link(query, received, config)?;
+    let client = crate::identity(query, link.vlan, home.client_id_identity)?;
+    Ok(shard_of(&client.key, shards))
 }
 
 /// One message with everything that belongs to it.

@@ -28,6 +28,6 @@ mod table;
 pub use config::{BootReply, Config, Link, Range, RangeKind, Received, Reservation, Role, Subnet};
 pub use counters::{Counters, Drop, Sent};
 pub use destination::{Destination, reply_destination};
-pub use engine::{Engine, Limits, Shard, Usage};
+pub use engine::{Engine, Limits, Shard, Usage, owner};
 pub use identity::{identity, shard_of, shard_of_mac};
 pub use outbox::{Event, EventKind, Out, Outbox, Reply, Ticket};

@@ -63,6 +63,7 @@ struct Entry {
 pub(crate) struct PendingTable {
     entries: Vec<Entry>,
     free: Vec<u32>,
+    #[expect(clippy::vec_box, reason = "they move to and fro without a copy")]
     buffers: Vec<Box<[u8; MESSAGE_BYTES_MAX]>>,
     max: usize,
 }

@@ -32,7 +32,10 @@ pub(crate) struct DhcpSide {
 
 impl DhcpSide {
     pub fn new(config: &Config, now: Instant) -> Self {
-        let shard = dhcp::Shard { index: config.index, count: config.count };
+        let shard = dhcp::Shard {
+            index: config.index,
+            count: config.count,
+        };
         Self {
             engine: dhcp::Engine::new(shard, config.dhcp, config.seed, now),
             outbox: dhcp::Outbox::new(REPLIES_MAX),
@@ -64,14 +67,18 @@ impl DhcpSide {
         if !self.outbox.has_room() {
             self.flush(core, driver);
         }
-        self.engine.on_outcome(ticket, outcome, core.now, &mut self.outbox);
+        self.engine
+            .on_outcome(ticket, outcome, core.now, &mut self.outbox);
     }
 
     /// One received message. The replies wait for `flush`.
     pub fn on_datagram(&mut self, datagram: &Datagram, octets: &[u8], core: &mut Core) {
         let (payload, source, destination) = if datagram.service == Service::DhcpFrame {
-            let checksum =
-                if datagram.checksum_missing { Checksum::NotReady } else { Checksum::Verify };
+            let checksum = if datagram.checksum_missing {
+                Checksum::NotReady
+            } else {
+                Checksum::Verify
+            };
             match udp::Datagram::parse_packet(octets, checksum) {
                 Ok(packet) => (packet.payload, *packet.source.ip(), *packet.target.ip()),
                 Err(_) => {
@@ -100,8 +107,12 @@ impl DhcpSide {
             core.counters.dhcp_no_link += 1;
             return;
         };
-        let received = Received { link: &link.dhcp, source, destination };
-        let chosen = crate::lookup::boot_choice(&query, &link.dhcp, snapshot, &core.config);
+        let received = Received {
+            link: &link.dhcp,
+            source,
+            destination,
+        };
+        let chosen = crate::lookup::boot_choice(&query, &link.dhcp, snapshot);
         if query.message_type() == Some(MessageType::Request)
             && let Some(mac) = query.mac()
             && (self.choices.len() < CHOICES_MAX || self.choices.contains_key(&mac))
@@ -128,7 +139,12 @@ impl DhcpSide {
                     send(&reply, buffer, self.identification, core, driver);
                 }
                 Out::Lease { ticket, write } => {
-                    if core.mail.to_link.push(ToLink::Lease { ticket, write }).is_err() {
+                    if core
+                        .mail
+                        .to_link
+                        .push(ToLink::Lease { ticket, write })
+                        .is_err()
+                    {
                         core.counters.leases_refused += 1;
                         self.refused.push(ticket);
                     }
@@ -152,7 +168,8 @@ impl DhcpSide {
         // Nobody will answer these; their clients ask again.
         for ticket in self.refused.drain(..) {
             let outcome = Outcome::Refused(Refusal::Mute);
-            self.engine.on_outcome(ticket, outcome, core.now, &mut self.outbox);
+            self.engine
+                .on_outcome(ticket, outcome, core.now, &mut self.outbox);
         }
     }
 }
@@ -166,11 +183,17 @@ fn send(
 ) {
     let mac = match reply.destination {
         Destination::Frame { mac, .. } => Some(mac),
-        Destination::Udp { ip: Ipv4Addr::BROADCAST, .. } => Some(Mac::BROADCAST),
+        Destination::Udp {
+            ip: Ipv4Addr::BROADCAST,
+            ..
+        } => Some(Mac::BROADCAST),
         Destination::Udp { .. } => None,
     };
     let (octets, target) = if let Some(mac) = mac {
-        let device = core.snapshot.link_by_vlan(reply.vlan).and_then(|link| link.index);
+        let device = core
+            .snapshot
+            .link_by_vlan(reply.vlan)
+            .and_then(|link| link.index);
         let Some(interface) = device else {
             core.counters.dhcp_no_device += 1;
             return;
@@ -179,13 +202,31 @@ fn send(
             core.counters.dhcp_no_device += 1;
             return;
         };
-        (packet, Target::Frame { interface, mac: mac.0 })
+        (
+            packet,
+            Target::Frame {
+                interface,
+                mac: mac.0,
+            },
+        )
     } else {
         let to = SocketAddrV4::new(reply.destination.ip(), reply.destination.port());
-        (reply.payload(buffer), Target::Dhcp { from: reply.server, to })
+        (
+            reply.payload(buffer),
+            Target::Dhcp {
+                from: reply.server,
+                to,
+            },
+        )
     };
-    let train = Train { bytes: octets.len(), segment_bytes: octets.len() };
-    if driver.send(&target, train, &mut |slot| slot.copy_from_slice(octets)).is_err() {
+    let train = Train {
+        bytes: octets.len(),
+        segment_bytes: octets.len(),
+    };
+    if driver
+        .send(&target, train, &mut |slot| slot.copy_from_slice(octets))
+        .is_err()
+    {
         core.counters.dhcp_no_slot += 1;
     }
 }

@@ -45,13 +45,7 @@ pub trait Driver {
     fn stream_send(&mut self, stream: StreamId, bytes: Bytes, more: bool);
 
     /// Sends at most `length` octets of the object's file; the completion says how many it was.
-    fn stream_send_file(
-        &mut self,
-        stream: StreamId,
-        object: Arc<Object>,
-        offset: u64,
-        length: u64,
-    );
+    fn stream_send_file(&mut self, stream: StreamId, object: Arc<Object>, offset: u64, length: u64);
 
     /// Takes the connection away; [`Completion::Taken`] brings it with whatever arrived meanwhile.
     fn stream_take(&mut self, stream: StreamId);

@@ -59,7 +59,10 @@ impl HttpSide {
 
     /// Nothing is being sent or waited for.
     pub fn is_quiet(&self) -> bool {
-        self.table.iter().flatten().all(|http| http.connection.is_idle())
+        self.table
+            .iter()
+            .flatten()
+            .all(|http| http.connection.is_idle())
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -92,13 +95,22 @@ impl HttpSide {
         if self.count == 0 {
             self.next_scan = core.now + SCAN_EVERY;
         }
-        let http = Http { stream, peer, local, connection, noted: false, leaving: None };
+        let http = Http {
+            stream,
+            peer,
+            local,
+            connection,
+            noted: false,
+            leaving: None,
+        };
         let old = self.table[index].replace(Box::new(http));
         self.count += usize::from(old.is_none());
     }
 
     pub fn on_received(&mut self, stream: StreamId, octets: &[u8]) {
-        let Some(http) = get(&mut self.table, stream) else { return };
+        let Some(http) = get(&mut self.table, stream) else {
+            return;
+        };
         match &mut http.leaving {
             Some(read) => read.extend_from_slice(octets),
             None => http.connection.on_bytes(octets, &mut self.counters),
@@ -106,7 +118,9 @@ impl HttpSide {
     }
 
     pub fn on_ended(&mut self, stream: StreamId, broken: bool, driver: &mut impl Driver) {
-        let Some(http) = get(&mut self.table, stream) else { return };
+        let Some(http) = get(&mut self.table, stream) else {
+            return;
+        };
         if broken && http.leaving.is_none() {
             driver.stream_close(stream, Close::Abort);
             self.remove(stream);
@@ -128,18 +142,19 @@ impl HttpSide {
     }
 
     /// The driver gave the connection up: it goes to the work thread with every octet that was read.
-    pub fn on_taken(
-        &mut self,
-        stream: StreamId,
-        socket: OwnedFd,
-        late: Vec<u8>,
-        core: &mut Core,
-    ) {
-        let Some(http) = self.remove(stream) else { return };
+    pub fn on_taken(&mut self, stream: StreamId, socket: OwnedFd, late: Vec<u8>, core: &mut Core) {
+        let Some(http) = self.remove(stream) else {
+            return;
+        };
         self.takes -= usize::from(http.leaving.is_some());
         let mut read = http.leaving.unwrap_or_default();
         read.extend_from_slice(&late);
-        let hand_off = ToWork::HandOff { socket, peer: http.peer, local: http.local, read };
+        let hand_off = ToWork::HandOff {
+            socket,
+            peer: http.peer,
+            local: http.local,
+            read,
+        };
         // Room was there when the take began, and only we fill it.
         match core.mail.to_work.push(hand_off) {
             Ok(()) => core.counters.hand_offs += 1,
@@ -156,10 +171,13 @@ impl HttpSide {
         driver: &mut impl Driver,
     ) {
         loop {
-            let Some(http) = get(&mut self.table, stream) else { return };
+            let Some(http) = get(&mut self.table, stream) else {
+                return;
+            };
             if http.leaving.is_some() {
                 return;
             }
+            let now = core.now;
             let mut catalog = HttpCatalog {
                 client: http.peer.ip(),
                 local: http.local.ip(),
@@ -167,7 +185,9 @@ impl HttpSide {
                 core: &mut *core,
                 engine,
             };
-            let step = http.connection.step(core_now(&catalog), &mut catalog, &mut self.counters);
+            let step = http
+                .connection
+                .step(now, &mut catalog, &mut self.counters);
             if let Some(served) = http.connection.take_served() {
                 tell(&served, http.peer.ip(), core, engine);
             }
@@ -177,7 +197,11 @@ impl HttpSide {
                     driver.stream_send(stream, bytes, more);
                     return;
                 }
-                Step::SendFile { object, offset, length } => {
+                Step::SendFile {
+                    object,
+                    offset,
+                    length,
+                } => {
                     driver.stream_send_file(stream, object, offset, length);
                     return;
                 }
@@ -241,10 +265,6 @@ fn get(table: &mut [Option<Box<Http>>], stream: StreamId) -> Option<&mut Http> {
     (http.stream == stream).then_some(http)
 }
 
-fn core_now(catalog: &HttpCatalog<'_>) -> Instant {
-    catalog.core.now
-}
-
 /// One line in the event log per file that left whole.
 fn tell(served: &Served, client: IpAddr, core: &mut Core, engine: &dhcp::Engine) {
     let path = served.path.trim_start_matches('/');
@@ -280,8 +300,11 @@ impl Catalog for HttpCatalog<'_> {
         match self.core.find(&asked, self.engine) {
             Lookup::Object(object) => Found::Object(object),
             Lookup::Bytes { body, text } => {
-                let content_type =
-                    if text { "text/plain; charset=utf-8" } else { "application/octet-stream" };
+                let content_type = if text {
+                    "text/plain; charset=utf-8"
+                } else {
+                    "application/octet-stream"
+                };
                 Found::Bytes { body, content_type }
             }
             Lookup::NotFound => Found::NotFound,

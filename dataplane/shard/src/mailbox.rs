@@ -31,21 +31,34 @@ pub const TO_WORK_MAX: usize = 1024;
 pub enum ToShard {
     /// The rack's blocks and rows at an attach; each shard takes its own part. `sent`: when the attach left for the
     /// region, from which the rows' times count.
-    Attach { blocks: Arc<[Block]>, rows: Arc<[Row]>, sent: Instant, until: Instant },
+    Attach {
+        blocks: Arc<[Block]>,
+        rows: Arc<[Row]>,
+        sent: Instant,
+        until: Instant,
+    },
     /// The blocks are no longer ours: mute until the next attach.
     Forget,
     /// The blocks may be served until then.
     Until(Instant),
     /// The answer to a [`ToLink::Lease`].
-    Outcome { ticket: dhcp::Ticket, outcome: Outcome },
+    Outcome {
+        ticket: dhcp::Ticket,
+        outcome: Outcome,
+    },
     /// The answer to a [`ToLink::BootConfig`]; `None`: nothing boots there.
-    Machine { ticket: u64, machine: Option<Arc<boot::Machine>> },
+    Machine {
+        ticket: u64,
+        machine: Option<Arc<boot::Machine>>,
+    },
     /// Pieces or loaders arrived, or a fill failed: look at what waits.
     Progress,
     /// The packet sockets of this shard, in place of those it had.
     Links(Vec<LinkSocket>),
     /// Take nothing new, finish what runs, stop at the deadline at the latest.
-    Drain { deadline: Instant },
+    Drain {
+        deadline: Instant,
+    },
     Stop,
 }
 
@@ -53,9 +66,15 @@ pub enum ToShard {
 #[derive(Debug)]
 pub enum ToLink {
     /// Wants a [`ToShard::Outcome`], unless the ticket is `Ticket::UNAWAITED`.
-    Lease { ticket: dhcp::Ticket, write: Write },
+    Lease {
+        ticket: dhcp::Ticket,
+        write: Write,
+    },
     /// Wants a [`ToShard::Machine`] within seconds. Coalesced: one per machine at a time.
-    BootConfig { ticket: u64, query: BootQuery },
+    BootConfig {
+        ticket: u64,
+        query: BootQuery,
+    },
     Event(Event),
 }
 
@@ -90,7 +109,12 @@ pub enum ToWork {
     /// A client waits for this file.
     Want([u8; 32]),
     /// A connection that is not the shard's, with the octets already read.
-    HandOff { socket: OwnedFd, peer: SocketAddr, local: SocketAddr, read: Vec<u8> },
+    HandOff {
+        socket: OwnedFd,
+        peer: SocketAddr,
+        local: SocketAddr,
+        read: Vec<u8>,
+    },
 }
 
 /// Wakes one thread. Its owner's loop, with the descriptor polled or awaited (`AsRawFd`: fit for tokio's `AsyncFd`):
@@ -111,7 +135,10 @@ pub struct Bell {
 impl Bell {
     pub fn new() -> io::Result<Arc<Self>> {
         let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { fd, parked: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            fd,
+            parked: AtomicBool::new(false),
+        }))
     }
 
     /// Owner: "I sleep once my queues are empty". Look at every queue after this, and sleep only if all are empty.
@@ -165,7 +192,9 @@ pub struct Sender<T> {
 impl<T> Sender<T> {
     /// Leaves a message and wakes the owner if it sleeps. A full queue gives the message back.
     pub fn push(&mut self, message: T) -> Result<(), T> {
-        self.queue.push(message).map_err(|rtrb::PushError::Full(message)| message)?;
+        self.queue
+            .push(message)
+            .map_err(|rtrb::PushError::Full(message)| message)?;
         self.bell.ring();
         Ok(())
     }
@@ -253,15 +282,33 @@ pub fn mailboxes(
     let (to_link, link_from_shard) = queue(TO_LINK_MAX, link);
     let (to_work, work_from_shard) = queue(TO_WORK_MAX, work);
     Ok((
-        ShardMailbox { bell, from_link, from_work, to_link, to_work },
-        LinkMailbox { to_shard: link_to_shard, from_shard: link_from_shard },
-        WorkMailbox { to_shard: work_to_shard, from_shard: work_from_shard },
+        ShardMailbox {
+            bell,
+            from_link,
+            from_work,
+            to_link,
+            to_work,
+        },
+        LinkMailbox {
+            to_shard: link_to_shard,
+            from_shard: link_from_shard,
+        },
+        WorkMailbox {
+            to_shard: work_to_shard,
+            from_shard: work_from_shard,
+        },
     ))
 }
 
 fn queue<T>(capacity: usize, bell: &Arc<Bell>) -> (Sender<T>, Receiver<T>) {
     let (producer, consumer) = rtrb::RingBuffer::new(capacity);
-    (Sender { queue: producer, bell: Arc::clone(bell) }, Receiver { queue: consumer })
+    (
+        Sender {
+            queue: producer,
+            bell: Arc::clone(bell),
+        },
+        Receiver { queue: consumer },
+    )
 }
 
 #[cfg(test)]
@@ -274,7 +321,10 @@ mod tests {
 
     fn rings(bell: &Bell, wait: i64) -> bool {
         let mut fds = [PollFd::new(bell, PollFlags::IN)];
-        let wait = Timespec { tv_sec: wait, tv_nsec: 0 };
+        let wait = Timespec {
+            tv_sec: wait,
+            tv_nsec: 0,
+        };
         poll(&mut fds, Some(&wait)).unwrap() == 1
     }
 
@@ -292,7 +342,10 @@ mod tests {
         bell.unpark();
         assert!(!rings(&bell, 0));
         assert_eq!(sender.push(3), Err(3));
-        assert_eq!((receiver.pop(), receiver.pop(), receiver.pop()), (Some(1), Some(2), None));
+        assert_eq!(
+            (receiver.pop(), receiver.pop(), receiver.pop()),
+            (Some(1), Some(2), None)
+        );
     }
 
     #[test]

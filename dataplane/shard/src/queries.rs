@@ -162,7 +162,10 @@ impl Queries {
                 break;
             }
             self.waiting.pop_front();
-            if self.entry(ticket).is_some_and(|entry| matches!(entry.state, State::Waiting(_))) {
+            if self
+                .entry(ticket)
+                .is_some_and(|entry| matches!(entry.state, State::Waiting(_)))
+            {
                 self.unanswered += 1;
                 disappointed.extend(self.settle(ticket, State::Silent, now + SILENCE_KEEP));
             }
@@ -189,7 +192,9 @@ impl Queries {
     }
 
     fn settle(&mut self, ticket: u64, state: State, until: Instant) -> Vec<Waiter> {
-        let Some(entry) = self.entry(ticket) else { return Vec::new() };
+        let Some(entry) = self.entry(ticket) else {
+            return Vec::new();
+        };
         if !matches!(entry.state, State::Waiting(_)) && !matches!(entry.state, State::Silent) {
             return Vec::new();
         }
@@ -205,7 +210,10 @@ impl Queries {
     /// Drops the oldest answer. False if there is none, only calls.
     fn make_room(&mut self) -> bool {
         while let Some((_, ticket)) = self.kept.pop_front() {
-            if self.entry(ticket).is_some_and(|entry| !matches!(entry.state, State::Waiting(_))) {
+            if self
+                .entry(ticket)
+                .is_some_and(|entry| !matches!(entry.state, State::Waiting(_)))
+            {
                 self.remove(index_of(ticket));
                 return true;
             }
@@ -242,34 +250,66 @@ mod tests {
     }
 
     fn stream(index: u32) -> Waiter {
-        Waiter::Http(StreamId { index, generation: 0 })
+        Waiter::Http(StreamId {
+            index,
+            generation: 0,
+        })
     }
 
     #[test]
     fn one_call_serves_all_who_wait() {
         let (mut queries, now) = (Queries::default(), Instant::now());
-        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else { panic!() };
-        assert!(matches!(queries.look_up(&query(1), stream(2), now), Answer::Waiting));
-        assert!(matches!(queries.look_up(&query(1), stream(2), now), Answer::Waiting));
-        assert!(matches!(queries.look_up(&query(2), stream(3), now), Answer::Ask(_)));
+        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else {
+            panic!()
+        };
+        assert!(matches!(
+            queries.look_up(&query(1), stream(2), now),
+            Answer::Waiting
+        ));
+        assert!(matches!(
+            queries.look_up(&query(1), stream(2), now),
+            Answer::Waiting
+        ));
+        assert!(matches!(
+            queries.look_up(&query(2), stream(3), now),
+            Answer::Ask(_)
+        ));
         assert_eq!(queries.on_answer(ticket, None, now), [stream(1), stream(2)]);
         assert!(queries.on_answer(ticket, None, now).is_empty());
-        assert!(matches!(queries.look_up(&query(1), stream(1), now), Answer::Nothing));
+        assert!(matches!(
+            queries.look_up(&query(1), stream(1), now),
+            Answer::Nothing
+        ));
         let later = now + ANSWER_KEEP;
-        assert!(matches!(queries.look_up(&query(1), stream(1), later), Answer::Ask(_)));
+        assert!(matches!(
+            queries.look_up(&query(1), stream(1), later),
+            Answer::Ask(_)
+        ));
     }
 
     #[test]
     fn silence_ends_the_wait_and_is_not_asked_again_at_once() {
         let (mut queries, now) = (Queries::default(), Instant::now());
-        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else { panic!() };
-        assert!(queries.expire(now + ANSWER_WAIT - Duration::from_millis(1)).is_empty());
+        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else {
+            panic!()
+        };
+        assert!(
+            queries
+                .expire(now + ANSWER_WAIT - Duration::from_millis(1))
+                .is_empty()
+        );
         let later = queries.next_deadline().unwrap();
         assert_eq!(queries.expire(later), [stream(1)]);
-        assert!(matches!(queries.look_up(&query(1), stream(1), later), Answer::Unavailable));
+        assert!(matches!(
+            queries.look_up(&query(1), stream(1), later),
+            Answer::Unavailable
+        ));
         // A late answer is still welcome.
         assert!(queries.on_answer(ticket, None, later).is_empty());
-        assert!(matches!(queries.look_up(&query(1), stream(1), later), Answer::Nothing));
+        assert!(matches!(
+            queries.look_up(&query(1), stream(1), later),
+            Answer::Nothing
+        ));
         assert_eq!(queries.unanswered, 1);
     }
 
@@ -297,9 +337,15 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(matches!(queries.look_up(&other(0), stream(0), now), Answer::Unavailable));
+        assert!(matches!(
+            queries.look_up(&other(0), stream(0), now),
+            Answer::Unavailable
+        ));
         queries.on_answer(tickets[0], None, now);
-        assert!(matches!(queries.look_up(&other(0), stream(0), now), Answer::Ask(_)));
+        assert!(matches!(
+            queries.look_up(&other(0), stream(0), now),
+            Answer::Ask(_)
+        ));
         queries.expire(now + ANSWER_WAIT);
         queries.expire(now + ANSWER_WAIT + SILENCE_KEEP);
         assert!(queries.entries.is_empty() && queries.by_key.is_empty());

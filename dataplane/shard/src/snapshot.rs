@@ -12,12 +12,8 @@ use images::Object;
 use lease::VlanId;
 use wire::ethernet::Mac;
 
-type Map<K, V> = imbl::GenericHashMap<
-    K,
-    V,
-    foldhash::quality::RandomState,
-    imbl::shared_ptr::DefaultSharedPtr,
->;
+type Map<K, V> =
+    imbl::GenericHashMap<K, V, foldhash::quality::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
 
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -25,18 +21,11 @@ pub struct Snapshot {
     reservations: Map<(VlanId, Mac), Arc<dhcp::Reservation>>,
     reserved: Map<(VlanId, Ipv4Addr), Arc<dhcp::Reservation>>,
     by_mac: Map<[u8; 6], Arc<boot::Machine>>,
-    by_id: Map<Arc<str>, Known>,
+    by_id: Map<Arc<str>, Arc<boot::Machine>>,
     pub files: Map<[u8; 32], Arc<Object>>,
     /// By path without a leading slash.
     pub loaders: Map<Arc<str>, Arc<Loader>>,
     pub settings: Arc<boot::Settings>,
-}
-
-/// A machine and the MACs it is found by.
-#[derive(Clone, Debug)]
-struct Known {
-    machine: Arc<boot::Machine>,
-    macs: Arc<[[u8; 6]]>,
 }
 
 /// A link of this rack and the device it is reached by.
@@ -59,7 +48,10 @@ pub struct Loader {
 
 impl Loader {
     pub fn absent(sha256: [u8; 32]) -> Self {
-        Self { sha256, bytes: OnceLock::new() }
+        Self {
+            sha256,
+            bytes: OnceLock::new(),
+        }
     }
 }
 
@@ -87,7 +79,9 @@ impl Snapshot {
             links.by_vlan.insert(link.dhcp.vlan, at);
             for subnet in &link.dhcp.subnets {
                 let net = subnet.net;
-                links.by_address.insert(net.network(), (net.broadcast(), at));
+                links
+                    .by_address
+                    .insert(net.network(), (net.broadcast(), at));
             }
         }
         links.all = all;
@@ -96,7 +90,10 @@ impl Snapshot {
 
     /// The link of the device with this kernel index.
     pub fn link_by_interface(&self, index: u32) -> Option<&Link> {
-        self.links.by_index.get(&index).map(|at| &self.links.all[*at])
+        self.links
+            .by_index
+            .get(&index)
+            .map(|at| &self.links.all[*at])
     }
 
     pub fn link_by_vlan(&self, vlan: VlanId) -> Option<&Link> {
@@ -114,13 +111,17 @@ impl Snapshot {
         self.remove_reservation(reservation.vlan, reservation.mac);
         let reservation = Arc::new(reservation);
         let (vlan, mac, address) = (reservation.vlan, reservation.mac, reservation.address);
-        self.reservations.insert((vlan, mac), Arc::clone(&reservation));
+        self.reservations
+            .insert((vlan, mac), Arc::clone(&reservation));
         self.reserved.insert((vlan, address), reservation);
     }
 
     pub fn remove_reservation(&mut self, vlan: VlanId, mac: Mac) {
         if let Some(old) = self.reservations.remove(&(vlan, mac))
-            && self.reserved.get(&(vlan, old.address)).is_some_and(|at| at.mac == mac)
+            && self
+                .reserved
+                .get(&(vlan, old.address))
+                .is_some_and(|at| at.mac == mac)
         {
             self.reserved.remove(&(vlan, old.address));
         }
@@ -133,7 +134,9 @@ impl Snapshot {
 
     /// The MAC an address is set aside for.
     pub fn reserved_mac(&self, vlan: VlanId, address: Ipv4Addr) -> Option<Mac> {
-        self.reserved.get(&(vlan, address)).map(|reservation| reservation.mac)
+        self.reserved
+            .get(&(vlan, address))
+            .map(|reservation| reservation.mac)
     }
 
     pub fn machine_by_mac(&self, mac: &[u8; 6]) -> Option<&Arc<boot::Machine>> {
@@ -141,28 +144,35 @@ impl Snapshot {
     }
 
     pub fn machine_by_id(&self, system_id: &str) -> Option<&Arc<boot::Machine>> {
-        self.by_id.get(system_id).map(|known| &known.machine)
+        self.by_id.get(system_id)
     }
 
     pub fn machine_count(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Adds or replaces the machine with this system id; `macs` are its interfaces'.
-    pub fn insert_machine(&mut self, system_id: &str, macs: &[[u8; 6]], machine: Arc<boot::Machine>) {
-        self.remove_machine(system_id);
-        for mac in macs {
-            self.by_mac.insert(*mac, Arc::clone(&machine));
+    /// Adds or replaces the machine with this system id, found by all its MACs.
+    pub fn insert_machine(&mut self, machine: Arc<boot::Machine>) {
+        self.remove_machine(&machine.system_id);
+        for mac in &machine.macs {
+            self.by_mac.insert(mac.0, Arc::clone(&machine));
         }
-        self.by_id.insert(system_id.into(), Known { machine, macs: macs.into() });
+        self.by_id
+            .insert(machine.system_id.as_str().into(), machine);
     }
 
     pub fn remove_machine(&mut self, system_id: &str) {
-        let Some(old) = self.by_id.remove(system_id) else { return };
-        for mac in old.macs.iter() {
+        let Some(old) = self.by_id.remove(system_id) else {
+            return;
+        };
+        for mac in &old.macs {
             // The MAC may have moved to another machine since.
-            if self.by_mac.get(mac).is_some_and(|machine| Arc::ptr_eq(machine, &old.machine)) {
-                self.by_mac.remove(mac);
+            if self
+                .by_mac
+                .get(&mac.0)
+                .is_some_and(|machine| Arc::ptr_eq(machine, &old))
+            {
+                self.by_mac.remove(&mac.0);
             }
         }
     }
@@ -174,11 +184,15 @@ impl dhcp::Config for Snapshot {
     }
 
     fn reservation(&self, vlan: VlanId, mac: Mac) -> Option<&dhcp::Reservation> {
-        self.reservations.get(&(vlan, mac)).map(|reservation| &**reservation)
+        self.reservations
+            .get(&(vlan, mac))
+            .map(|reservation| &**reservation)
     }
 
     fn reserved(&self, vlan: VlanId, address: Ipv4Addr) -> Option<&dhcp::Reservation> {
-        self.reserved.get(&(vlan, address)).map(|reservation| &**reservation)
+        self.reserved
+            .get(&(vlan, address))
+            .map(|reservation| &**reservation)
     }
 
     fn is_known(&self, mac: Mac) -> bool {

@@ -53,7 +53,10 @@ pub struct SharedStats(Arc<Mutex<Stats>>);
 impl SharedStats {
     pub fn get(&self) -> Stats {
         // A panic while copying numbers leaves numbers.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn set(&self, stats: Stats) {

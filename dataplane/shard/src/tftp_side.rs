@@ -35,12 +35,16 @@ impl<D: Driver> Host for TftpHost<'_, D> {
         train: Train,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), NoSlot> {
-        let target = Target::Tftp { from: peer.local, to: peer.client };
+        let target = Target::Tftp {
+            from: peer.local,
+            to: peer.client,
+        };
         self.driver.send(&target, train, fill)
     }
 
     fn ended(&mut self, ended: Ended<'_>) {
-        if ended.outcome != Outcome::Finished || !self.core.snapshot.loaders.contains_key(ended.file)
+        if ended.outcome != Outcome::Finished
+            || !self.core.snapshot.loaders.contains_key(ended.file)
         {
             return; // boot configs have their own event
         }

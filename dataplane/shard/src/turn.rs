@@ -88,7 +88,11 @@ impl<D: Driver> Shard<D> {
 
     /// One turn. Never awaits.
     pub fn turn(&mut self) -> io::Result<()> {
-        let wait = if self.core.mail.park() { self.wait() } else { Duration::ZERO };
+        let wait = if self.core.mail.park() {
+            self.wait()
+        } else {
+            Duration::ZERO
+        };
         let mut done = mem::take(&mut self.done);
         let polled = self.driver.poll(wait, &mut done);
         self.core.mail.bell.unpark();
@@ -98,7 +102,9 @@ impl<D: Driver> Shard<D> {
         self.load_snapshot();
 
         for _ in 0..MAIL_PER_TURN_MAX {
-            let Some(message) = self.core.mail.pop() else { break };
+            let Some(message) = self.core.mail.pop() else {
+                break;
+            };
             self.on_mail(message);
         }
         for completion in done.drain(..) {
@@ -121,7 +127,9 @@ impl<D: Driver> Shard<D> {
             self.draining,
         ];
         match due.into_iter().flatten().min() {
-            Some(at) => at.saturating_duration_since(self.driver.now()).min(WAIT_MAX),
+            Some(at) => at
+                .saturating_duration_since(self.driver.now())
+                .min(WAIT_MAX),
             None => WAIT_MAX,
         }
     }
@@ -136,14 +144,22 @@ impl<D: Driver> Shard<D> {
 
     fn on_mail(&mut self, message: ToShard) {
         match message {
-            ToShard::Attach { blocks, rows, sent, until } => {
+            ToShard::Attach {
+                blocks,
+                rows,
+                sent,
+                until,
+            } => {
                 let (snapshot, now) = (Arc::clone(&self.core.snapshot), self.core.now);
-                self.dhcp.engine.attach(&blocks, &rows, until, sent, &*snapshot, now);
+                self.dhcp
+                    .engine
+                    .attach(&blocks, &rows, until, sent, &*snapshot, now);
             }
             ToShard::Forget => self.dhcp.engine.forget(),
             ToShard::Until(until) => self.dhcp.engine.set_until(until),
             ToShard::Outcome { ticket, outcome } => {
-                self.dhcp.on_outcome(ticket, outcome, &mut self.core, &mut self.driver);
+                self.dhcp
+                    .on_outcome(ticket, outcome, &mut self.core, &mut self.driver);
             }
             ToShard::Machine { ticket, machine } => {
                 let waiters = self.core.queries.on_answer(ticket, machine, self.core.now);
@@ -162,8 +178,13 @@ impl<D: Driver> Shard<D> {
     fn on_completion(&mut self, completion: Completion) {
         match completion {
             Completion::Datagram(datagram) => self.on_datagram(datagram),
-            Completion::Accepted { stream, peer, local } => {
-                self.http.on_accepted(stream, peer, local, &mut self.core, &mut self.driver);
+            Completion::Accepted {
+                stream,
+                peer,
+                local,
+            } => {
+                self.http
+                    .on_accepted(stream, peer, local, &mut self.core, &mut self.driver);
                 self.drive(stream);
             }
             Completion::Received { stream, buffer } => {
@@ -179,7 +200,11 @@ impl<D: Driver> Shard<D> {
                 self.http.on_sent(stream, sent, self.core.now);
                 self.drive(stream);
             }
-            Completion::Taken { stream, socket, read } => {
+            Completion::Taken {
+                stream,
+                socket,
+                read,
+            } => {
                 self.http.on_taken(stream, socket, read, &mut self.core);
             }
             Completion::Mail => {} // looked at in every turn
@@ -187,7 +212,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn drive(&mut self, stream: crate::StreamId) {
-        self.http.drive(stream, &mut self.core, &self.dhcp.engine, &mut self.driver);
+        self.http
+            .drive(stream, &mut self.core, &self.dhcp.engine, &mut self.driver);
     }
 
     fn on_datagram(&mut self, datagram: Datagram) {
@@ -213,11 +239,22 @@ impl<D: Driver> Shard<D> {
         let length = octets.len().min(TFTP_BYTES_MAX);
         copy[..length].copy_from_slice(&octets[..length]);
         let octets = &copy[..length];
-        let peer = tftp::Peer { client: datagram.from, local: datagram.local };
+        let peer = tftp::Peer {
+            client: datagram.from,
+            local: datagram.local,
+        };
         let now = self.core.now;
-        let mtu = self.core.snapshot.link_by_interface(datagram.interface).map(|link| link.dhcp.mtu);
+        let mtu = self
+            .core
+            .snapshot
+            .link_by_interface(datagram.interface)
+            .map(|link| link.dhcp.mtu);
         let engine = &self.dhcp.engine;
-        let mut host = TftpHost { core: &mut self.core, engine, driver: &mut self.driver };
+        let mut host = TftpHost {
+            core: &mut self.core,
+            engine,
+            driver: &mut self.driver,
+        };
         if datagram.service == Service::TftpTransfer {
             self.tftp.on_transfer(peer, octets, now, &mut host);
         } else if self.draining.is_none() {
@@ -249,10 +286,15 @@ impl<D: Driver> Shard<D> {
             self.dhcp.tick(now);
         }
         if self.http.next_deadline().is_some_and(|due| due <= now) {
-            self.http.scan(&mut self.core, &self.dhcp.engine, &mut self.driver);
+            self.http
+                .scan(&mut self.core, &self.dhcp.engine, &mut self.driver);
         }
         let engine = &self.dhcp.engine;
-        let mut host = TftpHost { core: &mut self.core, engine, driver: &mut self.driver };
+        let mut host = TftpHost {
+            core: &mut self.core,
+            engine,
+            driver: &mut self.driver,
+        };
         self.tftp.run(now, &mut host);
         if let Some(deadline) = self.draining {
             let idle = self.tftp.transfer_count() == 0 && self.http.is_quiet();

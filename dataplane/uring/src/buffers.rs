@@ -8,8 +8,8 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::types::BufRingEntry;
 use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -39,7 +39,10 @@ impl Buffers {
         count: u16,
         buffer_bytes: usize,
     ) -> io::Result<Self> {
-        assert!(count.is_power_of_two() && buffer_bytes > 0, "a set of buffers");
+        assert!(
+            count.is_power_of_two() && buffer_bytes > 0,
+            "a set of buffers"
+        );
         let layouts = (
             Layout::from_size_align(usize::from(count) * size_of::<BufRingEntry>(), PAGE_BYTES),
             Layout::from_size_align(usize::from(count) * buffer_bytes, PAGE_BYTES),
@@ -96,7 +99,10 @@ impl Buffers {
         // and stays allocated as long as self. The kernel does not write it: it is held, and leaves `held` only in
         // `give_back`, which needs `&mut self`.
         unsafe {
-            let start = self.memory.as_ptr().add(usize::from(index) * self.buffer_bytes);
+            let start = self
+                .memory
+                .as_ptr()
+                .add(usize::from(index) * self.buffer_bytes);
             std::slice::from_raw_parts(start, self.buffer_bytes)
         }
     }
@@ -116,7 +122,10 @@ impl Buffers {
         // else uses. `tail` is the ring's 16-bit tail, aligned, and written by us alone.
         unsafe {
             let entry = self.ring.as_ptr().add(place);
-            let start = self.memory.as_ptr().add(usize::from(index) * self.buffer_bytes);
+            let start = self
+                .memory
+                .as_ptr()
+                .add(usize::from(index) * self.buffer_bytes);
             (*entry).set_addr(start as u64);
             (*entry).set_len(self.buffer_bytes as u32);
             (*entry).set_bid(index);

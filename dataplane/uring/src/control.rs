@@ -99,7 +99,11 @@ impl Received {
                         data.get(8..12).and_then(|octets| octets.first_chunk::<4>()),
                     ) {
                         let target = Ipv4Addr::from(*target);
-                        let local = if target.is_broadcast() { target } else { (*local).into() };
+                        let local = if target.is_broadcast() {
+                            target
+                        } else {
+                            (*local).into()
+                        };
                         received.local = Some((local.into(), u32::from_ne_bytes(*index)));
                     }
                 }
@@ -116,10 +120,13 @@ impl Received {
                 }
                 (libc::SOL_PACKET, libc::PACKET_AUXDATA) => {
                     // tpacket_auxdata: status, len, snaplen (u32), mac, net, vlan_tci, vlan_tpid (u16).
-                    let word = |at: usize| data.get(at..at + 4).and_then(|octets| octets.first_chunk());
+                    let word =
+                        |at: usize| data.get(at..at + 4).and_then(|octets| octets.first_chunk());
                     if let Some(status) = word(0).map(|octets| u32::from_ne_bytes(*octets)) {
                         received.checksum_missing = status & libc::TP_STATUS_CSUMNOTREADY != 0;
-                        let tci = data.get(16..18).and_then(|octets| octets.first_chunk::<2>());
+                        let tci = data
+                            .get(16..18)
+                            .and_then(|octets| octets.first_chunk::<2>());
                         let vid = tci.map_or(0, |octets| u16::from_ne_bytes(*octets) & 0x0fff);
                         received.tagged = status & libc::TP_STATUS_VLAN_VALID != 0 && vid != 0;
                     }
@@ -186,7 +193,10 @@ impl<'a> ControlWriter<'a> {
         let start = self.length;
         let length = HEADER_BYTES + data.len();
         let end = start + length.next_multiple_of(ALIGN);
-        assert!(end <= SEND_CONTROL_BYTES, "one source (40) and one segment size (24) fit");
+        assert!(
+            end <= SEND_CONTROL_BYTES,
+            "one source (40) and one segment size (24) fit"
+        );
         self.out[start..start + ALIGN].copy_from_slice(&length.to_ne_bytes());
         self.out[start + ALIGN..start + ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
         self.out[start + ALIGN + 4..start + HEADER_BYTES].copy_from_slice(&kind.to_ne_bytes());
@@ -209,7 +219,11 @@ mod tests {
             ("10.0.0.9:2070".parse().unwrap(), false, 16),
             ("10.0.0.9:2070".parse().unwrap(), true, 28),
             ("[fd99::1]:69".parse().unwrap(), true, 28),
-            (SocketAddrV6::new("fe80::1".parse().unwrap(), 69, 0, 7).into(), true, 28),
+            (
+                SocketAddrV6::new("fe80::1".parse().unwrap(), 69, 0, 7).into(),
+                true,
+                28,
+            ),
         ];
         for (address, ipv6, length) in cases {
             let mut name = [0xff; NAME_BYTES];
@@ -254,7 +268,11 @@ mod tests {
             let mut writer = ControlWriter::new(&mut out);
             writer.put(libc::SOL_PACKET, libc::PACKET_AUXDATA, &auxiliary);
             let length = writer.finish();
-            let want = Received { local: None, checksum_missing: true, tagged };
+            let want = Received {
+                local: None,
+                checksum_missing: true,
+                tagged,
+            };
             assert_eq!(Received::parse(&out[..length]), want);
         }
     }

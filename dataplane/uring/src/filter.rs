@@ -43,12 +43,22 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const RETURN_RESULT: u16 = (libc::BPF_RET | libc::BPF_A) as u16;
 
 fn step(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 /// `yes` and `no`: steps to skip.
 fn test(code: u16, k: u32, yes: u8, no: u8) -> sock_filter {
-    sock_filter { code, jt: yes, jf: no, k }
+    sock_filter {
+        code,
+        jt: yes,
+        jf: no,
+        k,
+    }
 }
 
 /// The shard of a message whose chaddr tail is at this offset.
@@ -83,8 +93,7 @@ pub(crate) fn link_filter() -> Vec<sock_filter> {
 
 /// For the fanout group of packet sockets.
 pub(crate) fn link_fanout(shards: u32) -> Vec<sock_filter> {
-    let mut program =
-        hash(NETWORK + IPV4_HEADER + UDP_HEADER + CHADDR_TAIL, shards).to_vec();
+    let mut program = hash(NETWORK + IPV4_HEADER + UDP_HEADER + CHADDR_TAIL, shards).to_vec();
     program.push(step(RETURN_RESULT, 0));
     program
 }
@@ -130,10 +139,17 @@ mod tests {
                 if k == PACKET_TYPE {
                     return Some(kind);
                 }
-                let from =
-                    if k >= NETWORK { network + (k - NETWORK) as usize } else { start + k as usize };
+                let from = if k >= NETWORK {
+                    network + (k - NETWORK) as usize
+                } else {
+                    start + k as usize
+                };
                 let octets = packet.get(from..from + width)?;
-                Some(octets.iter().fold(0, |number, octet| number << 8 | u32::from(*octet)))
+                Some(
+                    octets
+                        .iter()
+                        .fold(0, |number, octet| number << 8 | u32::from(*octet)),
+                )
             };
             let loaded = match instruction.code {
                 LOAD_WORD => Some(load(4)),
@@ -145,10 +161,18 @@ mod tests {
                 (Some(Some(value)), _) => a = value,
                 (Some(None), _) => return 0, // beyond the packet
                 (None, IF_EQUAL) => {
-                    at += usize::from(if a == k { instruction.jt } else { instruction.jf });
+                    at += usize::from(if a == k {
+                        instruction.jt
+                    } else {
+                        instruction.jf
+                    });
                 }
                 (None, IF_ANY_BIT) => {
-                    at += usize::from(if a & k != 0 { instruction.jt } else { instruction.jf });
+                    at += usize::from(if a & k != 0 {
+                        instruction.jt
+                    } else {
+                        instruction.jf
+                    });
                 }
                 (None, MULTIPLY) => a = a.wrapping_mul(k),
                 (None, SHIFT_RIGHT) => a >>= k,
@@ -194,10 +218,20 @@ mod tests {
             ("broadcast", packet([0; 4], mac, 67), 1, true, false),
             ("renewal", packet([0; 4], mac, 67), 0, false, true),
             ("relay", packet(relayed, mac, 67), 0, false, true),
-            ("relay by broadcast", packet(relayed, mac, 67), 1, false, true),
+            (
+                "relay by broadcast",
+                packet(relayed, mac, 67),
+                1,
+                false,
+                true,
+            ),
         ];
         for (case, octets, kind, link, udp) in cases {
-            assert_eq!((link_takes(&octets, kind), udp_takes(&octets, kind)), (link, udp), "{case}");
+            assert_eq!(
+                (link_takes(&octets, kind), udp_takes(&octets, kind)),
+                (link, udp),
+                "{case}"
+            );
         }
     }
 
@@ -244,7 +278,10 @@ mod tests {
                     assert_eq!(takes, shard == want, "{shard} of {shards}");
                 }
             }
-            assert!(seen.iter().all(|count| *count > 0 || shards > 32), "{seen:?}");
+            assert!(
+                seen.iter().all(|count| *count > 0 || shards > 32),
+                "{seen:?}"
+            );
         }
     }
 }

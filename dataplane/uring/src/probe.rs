@@ -32,22 +32,74 @@ pub enum RingError {
 /// The operations this driver submits. Multishot forms have no probe bit; the newest needed operation vouches for them:
 /// SEND_ZC came with 6.0, as did multishot receives.
 const OPERATIONS: [(u8, Missing); 7] = [
-    (opcode::SendMsg::CODE, Missing { feature: "SENDMSG", since: "5.3" }),
-    (opcode::RecvMsgMulti::CODE, Missing { feature: "RECVMSG", since: "5.3" }),
-    (opcode::AcceptMulti::CODE, Missing { feature: "ACCEPT", since: "5.5" }),
-    (opcode::Send::CODE, Missing { feature: "SEND", since: "5.6" }),
-    (opcode::AsyncCancel2::CODE, Missing { feature: "ASYNC_CANCEL", since: "5.5" }),
-    (opcode::PollAdd::CODE, Missing { feature: "POLL_ADD", since: "5.1" }),
-    (opcode::SendZc::CODE, Missing { feature: "multishot receives", since: "6.0" }),
+    (
+        opcode::SendMsg::CODE,
+        Missing {
+            feature: "SENDMSG",
+            since: "5.3",
+        },
+    ),
+    (
+        opcode::RecvMsgMulti::CODE,
+        Missing {
+            feature: "RECVMSG",
+            since: "5.3",
+        },
+    ),
+    (
+        opcode::AcceptMulti::CODE,
+        Missing {
+            feature: "ACCEPT",
+            since: "5.5",
+        },
+    ),
+    (
+        opcode::Send::CODE,
+        Missing {
+            feature: "SEND",
+            since: "5.6",
+        },
+    ),
+    (
+        opcode::AsyncCancel2::CODE,
+        Missing {
+            feature: "ASYNC_CANCEL",
+            since: "5.5",
+        },
+    ),
+    (
+        opcode::PollAdd::CODE,
+        Missing {
+            feature: "POLL_ADD",
+            since: "5.1",
+        },
+    ),
+    (
+        opcode::SendZc::CODE,
+        Missing {
+            feature: "multishot receives",
+            since: "6.0",
+        },
+    ),
 ];
 
 /// Checks a ring for everything this driver uses.
 pub(crate) fn check(ring: &IoUring) -> Result<(), RingError> {
     let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(RingError::Setup)?;
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(RingError::Setup)?;
     let features = [
-        (ring.params().is_feature_nodrop(), "completions that are never dropped", "5.5"),
-        (ring.params().is_feature_ext_arg(), "waits with a timeout (EXT_ARG)", "5.11"),
+        (
+            ring.params().is_feature_nodrop(),
+            "completions that are never dropped",
+            "5.5",
+        ),
+        (
+            ring.params().is_feature_ext_arg(),
+            "waits with a timeout (EXT_ARG)",
+            "5.11",
+        ),
         (ring.params().is_feature_fast_poll(), "fast poll", "5.7"),
     ];
     for (present, feature, since) in features {
@@ -55,7 +107,10 @@ pub(crate) fn check(ring: &IoUring) -> Result<(), RingError> {
             return Err(RingError::Missing(Missing { feature, since }));
         }
     }
-    match OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
+    match OPERATIONS
+        .iter()
+        .find(|(code, _)| !probe.is_supported(*code))
+    {
         Some((_, missing)) => Err(RingError::Missing(*missing)),
         None => Ok(()),
     }

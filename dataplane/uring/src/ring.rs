@@ -6,7 +6,7 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -227,7 +227,12 @@ impl Queue {
             if let Some(kind) = Kind::from_octet((data >> 56) as u8) {
                 let index = (data & 0xffff_ffff) as u32;
                 let (result, flags) = (entry.result(), entry.flags());
-                reaped.push(Reaped { kind, index, result, flags });
+                reaped.push(Reaped {
+                    kind,
+                    index,
+                    result,
+                    flags,
+                });
             }
         }
         Ok(())
@@ -346,12 +351,20 @@ impl Ring {
             leaving: false,
             not_before: None,
         });
-        ring.arm().and_then(|()| ring.queue.ring.submit()).map_err(RingError::Arm)?;
+        ring.arm()
+            .and_then(|()| ring.queue.ring.submit())
+            .map_err(RingError::Arm)?;
         Ok(ring)
     }
 
     fn add_socket(&mut self, fd: OwnedFd, service: Service, interface: u32) -> u32 {
-        let socket = Socket { fd, service, interface, armed: false, leaving: false };
+        let socket = Socket {
+            fd,
+            service,
+            interface,
+            armed: false,
+            leaving: false,
+        };
         let index = self.sockets.insert(socket) as u32; // far fewer sockets than that
         self.unarmed.push(index);
         index
@@ -368,7 +381,9 @@ impl Ring {
             self.bell_armed = true;
         }
         while let Some(index) = self.unarmed.pop() {
-            let Some(socket) = self.sockets.get_mut(index as usize) else { continue };
+            let Some(socket) = self.sockets.get_mut(index as usize) else {
+                continue;
+            };
             if socket.armed || socket.leaving {
                 continue;
             }
@@ -378,10 +393,9 @@ impl Ring {
             };
             let group = self.memory.sets[set].group();
             let template = &raw const *self.memory.template;
-            let receive =
-                opcode::RecvMsgMulti::new(Fd(socket.fd.as_raw_fd()), template, group)
-                    .build()
-                    .user_data(user_data(Kind::Datagrams, index));
+            let receive = opcode::RecvMsgMulti::new(Fd(socket.fd.as_raw_fd()), template, group)
+                .build()
+                .user_data(user_data(Kind::Datagrams, index));
             socket.armed = true;
             // SAFETY: `template` is boxed in `memory`, never written after `new`, and outlives every operation (`drop`).
             unsafe { self.queue.push(&receive)? };
@@ -427,12 +441,9 @@ impl Ring {
             Kind::SendLarge => self.on_large_sent(reaped),
             Kind::StreamReceive | Kind::StreamSend | Kind::StreamWritable | Kind::StreamCancel => {
                 let memory = &mut *self.memory;
-                memory.streams.on_reaped(
-                    reaped,
-                    &mut memory.sets[SET_HTTP],
-                    &mut self.queue,
-                    done,
-                );
+                memory
+                    .streams
+                    .on_reaped(reaped, &mut memory.sets[SET_HTTP], &mut self.queue, done);
             }
             Kind::Cancel => {}
         }
@@ -475,7 +486,9 @@ impl Ring {
     }
 
     fn on_datagram(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
-        let Some(socket) = self.sockets.get_mut(reaped.index as usize) else { return };
+        let Some(socket) = self.sockets.get_mut(reaped.index as usize) else {
+            return;
+        };
         let (service, interface) = (socket.service, socket.interface);
         if !reaped.goes_on() {
             socket.armed = false;
@@ -489,7 +502,8 @@ impl Ring {
             Service::DhcpFrame | Service::Dhcp => SET_DHCP,
             Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
         };
-        let set = &mut self.memory.sets[set_index];
+        let memory = &mut *self.memory;
+        let set = &mut memory.sets[set_index];
         let Some(index) = reaped.buffer() else {
             if reaped.result == -libc::ENOBUFS {
                 self.counters.buffers_exhausted += 1;
@@ -502,7 +516,7 @@ impl Ring {
             set,
             index,
             reaped.result,
-            &self.memory.template,
+            &memory.template,
             service,
             interface,
         );
@@ -516,7 +530,7 @@ impl Ring {
                     Unusable::Tagged => self.counters.frames_tagged += 1,
                     Unusable::Incomplete => self.counters.datagrams_unusable += 1,
                 }
-                self.memory.sets[set_index].give_back(index);
+                set.give_back(index);
             }
         }
     }
@@ -543,7 +557,11 @@ impl Ring {
         match self.memory.streams.insert(fd, &mut self.queue) {
             Some((stream, peer, local)) => {
                 self.counters.accepted += 1;
-                done.push(Completion::Accepted { stream, peer, local });
+                done.push(Completion::Accepted {
+                    stream,
+                    peer,
+                    local,
+                });
             }
             None => self.counters.accept_refused += 1,
         }
@@ -610,7 +628,9 @@ impl Driver for Ring {
             self.arm()?;
         }
         let memory = &mut *self.memory;
-        memory.streams.resume(&memory.sets[SET_HTTP], &mut self.queue, done);
+        memory
+            .streams
+            .resume(&memory.sets[SET_HTTP], &mut self.queue, done);
         let busy = !done.is_empty() || memory.streams.has_files_ready();
         let wait = if busy {
             Duration::ZERO
@@ -628,7 +648,9 @@ impl Driver for Ring {
         }
         self.reaped = reaped;
         let memory = &mut *self.memory;
-        memory.streams.send_files(self.limits.file_bytes_per_poll, &mut self.queue, done);
+        memory
+            .streams
+            .send_files(self.limits.file_bytes_per_poll, &mut self.queue, done);
         memory.streams.end_lingering(self.now, &mut self.queue);
         result
     }
@@ -638,9 +660,13 @@ impl Driver for Ring {
     }
 
     fn bytes(&self, buffer: &Buffer) -> &[u8] {
-        let Some(set) = self.memory.sets.get(usize::from(buffer.set)) else { return &[] };
+        let Some(set) = self.memory.sets.get(usize::from(buffer.set)) else {
+            return &[];
+        };
         let start = buffer.start as usize;
-        set.bytes(buffer.index).get(start..start + buffer.length as usize).unwrap_or(&[])
+        set.bytes(buffer.index)
+            .get(start..start + buffer.length as usize)
+            .unwrap_or(&[])
     }
 
     fn release(&mut self, buffer: Buffer) {
@@ -667,7 +693,9 @@ impl Driver for Ring {
             Target::Dhcp { .. } => (self.dhcp, false),
             Target::Tftp { .. } => (self.transfer, self.transfer_ipv6),
         };
-        let Some(fd) = socket.and_then(|at| self.sockets.get(at as usize)).map(|at| at.fd.as_raw_fd())
+        let Some(fd) = socket
+            .and_then(|at| self.sockets.get(at as usize))
+            .map(|at| at.fd.as_raw_fd())
         else {
             self.counters.sends_failed += 1;
             return Ok(()); // there is no way out, and waiting for a slot would not make one
@@ -688,7 +716,9 @@ impl Driver for Ring {
             self.counters.sends_failed += 1;
             return Ok(()); // longer than any slot: our own bug, and no reason to wait either
         }
-        let index = slots.fill(target, ipv6, train, trains, fill).ok_or(NoSlot)?;
+        let index = slots
+            .fill(target, ipv6, train, trains, fill)
+            .ok_or(NoSlot)?;
         if is_train && !trains {
             self.send_split(index);
             self.memory.large.free(index);
@@ -732,7 +762,9 @@ impl Driver for Ring {
     }
 
     fn stop_accepting(&mut self) {
-        let Some(listener) = &mut self.listener else { return };
+        let Some(listener) = &mut self.listener else {
+            return;
+        };
         if listener.armed {
             listener.leaving = true;
             let target = user_data(Kind::Accept, 0);
@@ -743,7 +775,9 @@ impl Driver for Ring {
     }
 
     fn stream_send(&mut self, stream: StreamId, bytes: Bytes, more: bool) {
-        self.memory.streams.send(stream, bytes, more, &mut self.queue);
+        self.memory
+            .streams
+            .send(stream, bytes, more, &mut self.queue);
     }
 
     fn stream_send_file(
@@ -753,7 +787,9 @@ impl Driver for Ring {
         offset: u64,
         length: u64,
     ) {
-        self.memory.streams.send_file(stream, object, offset, length);
+        self.memory
+            .streams
+            .send_file(stream, object, offset, length);
     }
 
     fn stream_take(&mut self, stream: StreamId) {
@@ -761,7 +797,9 @@ impl Driver for Ring {
     }
 
     fn stream_close(&mut self, stream: StreamId, how: Close) {
-        self.memory.streams.close(stream, how, self.now, &mut self.queue);
+        self.memory
+            .streams
+            .close(stream, how, self.now, &mut self.queue);
     }
 
     fn counters(&self) -> DriverCounters {
@@ -789,14 +827,21 @@ impl Drop for Ring {
             .register_sync_cancel(Some(Timespec::from(DRAIN_WAIT)), CancelBuilder::any());
         loop {
             let mut reaped = Vec::new();
-            if self.queue.reap(Duration::from_millis(10), &mut reaped).is_err() {
+            if self
+                .queue
+                .reap(Duration::from_millis(10), &mut reaped)
+                .is_err()
+            {
                 break;
             }
             for completion in reaped {
                 self.on_drained(completion);
             }
             let armed = self.sockets.iter().any(|(_, socket)| socket.armed)
-                || self.listener.as_ref().is_some_and(|listener| listener.armed)
+                || self
+                    .listener
+                    .as_ref()
+                    .is_some_and(|listener| listener.armed)
                 || self.bell_armed;
             let memory = &*self.memory;
             let in_flight = memory.small.in_flight_count()
@@ -812,7 +857,9 @@ impl Drop for Ring {
             }
         }
         // Not drained in time: the memory stays, for the kernel may still write to it.
-        tracing::warn!("operations of a closed io_uring did not end; their memory is left to the kernel");
+        tracing::warn!(
+            "operations of a closed io_uring did not end; their memory is left to the kernel"
+        );
     }
 }
 

@@ -43,7 +43,10 @@ impl Slots {
                 msg_controllen: 0,
                 msg_flags: 0,
             },
-            vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+            vector: libc::iovec {
+                iov_base: std::ptr::null_mut(),
+                iov_len: 0,
+            },
             name: Aligned([0; NAME_BYTES]),
             control: Aligned([0; SEND_CONTROL_BYTES]),
             octets: vec![0; slot_bytes].into(),
@@ -51,7 +54,11 @@ impl Slots {
             segment_bytes: 0,
             in_flight: false,
         };
-        Self { all: (0..count).map(|_| slot()).collect(), free: (0..count).rev().collect(), slot_bytes }
+        Self {
+            all: (0..count).map(|_| slot()).collect(),
+            free: (0..count).rev().collect(),
+            slot_bytes,
+        }
     }
 
     pub fn slot_bytes(&self) -> usize {
@@ -85,9 +92,7 @@ impl Slots {
         fill(&mut slot.octets[..train.bytes]);
         let mut control = ControlWriter::new(&mut slot.control.0);
         let name_bytes = match *target {
-            Target::Frame { interface, mac } => {
-                put_link_address(interface, mac, &mut slot.name.0)
-            }
+            Target::Frame { interface, mac } => put_link_address(interface, mac, &mut slot.name.0),
             Target::Dhcp { from, to } => {
                 control.source(IpAddr::V4(from), ipv6, 0);
                 put_address(to.into(), ipv6, &mut slot.name.0)
@@ -133,7 +138,11 @@ impl Slots {
 
     /// The completion came, or the slot was never submitted.
     pub fn free(&mut self, index: u32) {
-        let Some(slot) = self.all.get_mut(index as usize).filter(|slot| slot.in_flight) else {
+        let Some(slot) = self
+            .all
+            .get_mut(index as usize)
+            .filter(|slot| slot.in_flight)
+        else {
             return;
         };
         slot.in_flight = false;
@@ -150,13 +159,19 @@ impl Slots {
         header.msg_controllen = source_bytes;
         let mut sent = 0;
         for segment in slot.octets[..slot.bytes].chunks_mut(slot.segment_bytes) {
-            let mut vector =
-                libc::iovec { iov_base: segment.as_mut_ptr().cast(), iov_len: segment.len() };
+            let mut vector = libc::iovec {
+                iov_base: segment.as_mut_ptr().cast(),
+                iov_len: segment.len(),
+            };
             header.msg_iov = &raw mut vector;
             // SAFETY: `header` points at the slot's name and control, which live as long as `slot` is borrowed, and at
             // `vector`, which outlives the call; sendmsg only reads them. A bad descriptor is an error, no harm.
             let result = unsafe {
-                libc::sendmsg(socket, &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                libc::sendmsg(
+                    socket,
+                    &raw const header,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
             };
             sent += usize::from(result >= 0);
         }
@@ -166,13 +181,19 @@ impl Slots {
 
 /// Length of the first control message if that is a source address, else 0.
 fn first_message_bytes(control: &[u8], used: usize) -> usize {
-    let word = |at: usize| control.get(at..at + 4).and_then(|octets| octets.first_chunk::<4>());
+    let word = |at: usize| {
+        control
+            .get(at..at + 4)
+            .and_then(|octets| octets.first_chunk::<4>())
+    };
     let Some(level) = word(size_of::<usize>()).map(|octets| i32::from_ne_bytes(*octets)) else {
         return 0;
     };
     if used == 0 || level == libc::SOL_UDP {
         return 0;
     }
-    let length = control.first_chunk().map_or(0, |octets| usize::from_ne_bytes(*octets));
+    let length = control
+        .first_chunk()
+        .map_or(0, |octets| usize::from_ne_bytes(*octets));
     length.next_multiple_of(size_of::<usize>()).min(used)
 }

@@ -31,7 +31,7 @@ struct Stream {
     generation: u32,
     fd: OwnedFd,
     state: State,
-    send: Send,
+    send: Outgoing,
     /// The multishot receive is in flight.
     receiving: bool,
     /// The client sends no more.
@@ -51,11 +51,15 @@ enum State {
     Closing,
 }
 
-enum Send {
+enum Outgoing {
     None,
     /// Held until the completion: the kernel reads them.
     Bytes(Bytes),
-    File { object: Arc<Object>, offset: u64, length: u64 },
+    File {
+        object: Arc<Object>,
+        offset: u64,
+        length: u64,
+    },
 }
 
 pub(crate) struct Streams {
@@ -108,7 +112,10 @@ impl Streams {
     }
 
     pub fn in_flight_count(&self) -> usize {
-        self.table.iter().map(|(_, stream)| stream.pending as usize).sum()
+        self.table
+            .iter()
+            .map(|(_, stream)| stream.pending as usize)
+            .sum()
     }
 
     pub fn has_files_ready(&self) -> bool {
@@ -130,7 +137,10 @@ impl Streams {
             abort_on_drop(&fd);
             return None;
         }
-        let peer = rustix::net::getpeername(&fd).ok().and_then(to_address)?;
+        let peer = rustix::net::getpeername(&fd)
+            .ok()
+            .flatten()
+            .and_then(to_address)?;
         let local = rustix::net::getsockname(&fd).ok().and_then(to_address)?;
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
@@ -138,7 +148,7 @@ impl Streams {
             generation,
             fd,
             state: State::Open,
-            send: Send::None,
+            send: Outgoing::None,
             receiving: false,
             ended: false,
             pending: 0,
@@ -149,8 +159,13 @@ impl Streams {
 
     /// Arms the multishot receive; without room in the queue it is tried again in the next poll.
     fn receive(&mut self, index: u32, queue: &mut Queue) {
-        let Some(stream) = self.table.get_mut(index as usize) else { return };
-        if stream.receiving || stream.ended || matches!(stream.state, State::Closing) {
+        let Some(stream) = self.table.get_mut(index as usize) else {
+            return;
+        };
+        if stream.receiving
+            || stream.ended
+            || !matches!(stream.state, State::Open | State::Lingering)
+        {
             return;
         }
         let receive = opcode::RecvMulti::new(Fd(stream.fd.as_raw_fd()), SET_HTTP as u16)
@@ -172,10 +187,16 @@ impl Streams {
     // ---------------------------------------------------------------- what the shard asks
 
     pub fn send(&mut self, id: StreamId, bytes: Bytes, more: bool, queue: &mut Queue) {
-        let Some(stream) = self.find(id).filter(|stream| matches!(stream.state, State::Open)) else {
+        let Some(stream) = self
+            .find(id)
+            .filter(|stream| matches!(stream.state, State::Open))
+        else {
             return;
         };
-        assert!(matches!(stream.send, Send::None), "one send at a time on a stream");
+        assert!(
+            matches!(stream.send, Outgoing::None),
+            "one send at a time on a stream"
+        );
         let more = if more { libc::MSG_MORE } else { 0 };
         let (start, length) = (bytes.as_ptr(), bytes.len() as u32); // chunks are far below 4 GiB
         let send = opcode::Send::new(Fd(stream.fd.as_raw_fd()), start, length)
@@ -185,7 +206,7 @@ impl Streams {
         // SAFETY: the octets belong to `bytes`, immutable and reference-counted, which `stream.send` holds from the
         // next line until the completion; the table entry lives as long as `pending` is not zero.
         if unsafe { queue.push(&send) }.is_ok() {
-            stream.send = Send::Bytes(bytes);
+            stream.send = Outgoing::Bytes(bytes);
             stream.pending += 1;
         } else {
             // No room even after a submit: the connection is not worth more.
@@ -194,24 +215,42 @@ impl Streams {
     }
 
     pub fn send_file(&mut self, id: StreamId, object: Arc<Object>, offset: u64, length: u64) {
-        let Some(stream) = self.find(id).filter(|stream| matches!(stream.state, State::Open)) else {
+        let Some(stream) = self
+            .find(id)
+            .filter(|stream| matches!(stream.state, State::Open))
+        else {
             return;
         };
-        assert!(matches!(stream.send, Send::None), "one send at a time on a stream");
-        stream.send = Send::File { object, offset, length };
+        assert!(
+            matches!(stream.send, Outgoing::None),
+            "one send at a time on a stream"
+        );
+        stream.send = Outgoing::File {
+            object,
+            offset,
+            length,
+        };
         // Most often there is room in the socket: no poll before the first try.
         self.ready.push_back(id.index);
     }
 
     pub fn take(&mut self, id: StreamId, queue: &mut Queue) {
-        let Some(stream) = self.find(id).filter(|stream| matches!(stream.state, State::Open)) else {
+        let Some(stream) = self
+            .find(id)
+            .filter(|stream| matches!(stream.state, State::Open))
+        else {
             return;
         };
         stream.state = State::Taking(Vec::new());
         if stream.receiving {
             let target = user_data(Kind::StreamReceive, id.index);
-            if queue.cancel(target, user_data(Kind::StreamCancel, id.index)).is_ok() {
+            if queue
+                .cancel(target, user_data(Kind::StreamCancel, id.index))
+                .is_ok()
+            {
                 stream.pending += 1;
+            } else {
+                self.fail(id.index);
             }
         } else if stream.pending == 0 {
             self.finished.push(id.index);
@@ -223,7 +262,7 @@ impl Streams {
         if matches!(stream.state, State::Closing | State::Lingering) {
             return;
         }
-        if how == Close::Graceful && !stream.ended && matches!(stream.send, Send::None) {
+        if how == Close::Graceful && !stream.ended && matches!(stream.send, Outgoing::None) {
             // Already broken: then its receive says so at once.
             let _ = rustix::net::shutdown(&stream.fd, Shutdown::Write);
             stream.state = State::Lingering;
@@ -238,17 +277,22 @@ impl Streams {
 
     /// Cancels what is in flight; the entry goes with the last completion.
     fn end(&mut self, index: u32, queue: &mut Queue) {
-        let Some(stream) = self.table.get_mut(index as usize) else { return };
+        let Some(stream) = self.table.get_mut(index as usize) else {
+            return;
+        };
         stream.state = State::Closing;
-        if matches!(stream.send, Send::File { .. }) {
-            stream.send = Send::None;
+        if matches!(stream.send, Outgoing::File { .. }) {
+            stream.send = Outgoing::None;
         }
         if stream.pending == 0 {
             self.finished.push(index);
             return;
         }
         let fd = stream.fd.as_raw_fd();
-        if queue.cancel_fd(fd, user_data(Kind::StreamCancel, index)).is_ok() {
+        if queue
+            .cancel_fd(fd, user_data(Kind::StreamCancel, index))
+            .is_ok()
+        {
             stream.pending += 1;
         } else {
             // Ends all operations too, if less directly.
@@ -273,15 +317,20 @@ impl Streams {
         done: &mut Vec<Completion>,
     ) {
         let index = reaped.index;
-        let Some(stream) = self.table.get_mut(index as usize) else { return };
+        let Some(stream) = self.table.get_mut(index as usize) else {
+            return;
+        };
         if !reaped.goes_on() {
             stream.pending -= 1;
         }
-        let id = StreamId { index, generation: stream.generation };
+        let id = StreamId {
+            index,
+            generation: stream.generation,
+        };
         match reaped.kind {
             Kind::StreamReceive => self.on_received(id, reaped, buffers, queue, done),
             Kind::StreamSend => {
-                stream.send = Send::None;
+                stream.send = Outgoing::None;
                 if matches!(stream.state, State::Open) {
                     let sent = u64::try_from(reaped.result).unwrap_or(0);
                     done.push(Completion::StreamSent { stream: id, sent });
@@ -305,7 +354,9 @@ impl Streams {
         queue: &mut Queue,
         done: &mut Vec<Completion>,
     ) {
-        let Some(stream) = self.table.get_mut(id.index as usize) else { return };
+        let Some(stream) = self.table.get_mut(id.index as usize) else {
+            return;
+        };
         if !reaped.goes_on() {
             stream.receiving = false;
         }
@@ -314,7 +365,12 @@ impl Streams {
             let length = u32::try_from(reaped.result).unwrap_or(0);
             match &mut stream.state {
                 State::Open if length > 0 => {
-                    let buffer = Buffer { set: buffers.group(), index, start: 0, length };
+                    let buffer = Buffer {
+                        set: buffers.group(),
+                        index,
+                        start: 0,
+                        length,
+                    };
                     done.push(Completion::Received { stream: id, buffer });
                 }
                 State::Taking(late) => {
@@ -328,7 +384,10 @@ impl Streams {
             0 => {
                 stream.ended = true;
                 if matches!(stream.state, State::Open) {
-                    done.push(Completion::Ended { stream: id, broken: false });
+                    done.push(Completion::Ended {
+                        stream: id,
+                        broken: false,
+                    });
                 }
                 false
             }
@@ -339,7 +398,10 @@ impl Streams {
             result if result < 0 => {
                 stream.ended = true;
                 if matches!(stream.state, State::Open) {
-                    done.push(Completion::Ended { stream: id, broken: true });
+                    done.push(Completion::Ended {
+                        stream: id,
+                        broken: true,
+                    });
                 }
                 false
             }
@@ -364,16 +426,27 @@ impl Streams {
 
     /// Gives up an entry that nothing refers to any more.
     fn settle(&mut self, index: u32, done: &mut Vec<Completion>) {
-        let Some(stream) = self.table.get(index as usize) else { return };
+        let Some(stream) = self.table.get(index as usize) else {
+            return;
+        };
         if stream.pending > 0 {
             return;
         }
         match stream.state {
             State::Taking(_) => {
                 let stream = self.table.remove(index as usize);
-                let State::Taking(read) = stream.state else { return };
-                let id = StreamId { index, generation: stream.generation };
-                done.push(Completion::Taken { stream: id, socket: stream.fd, read });
+                let State::Taking(read) = stream.state else {
+                    return;
+                };
+                let id = StreamId {
+                    index,
+                    generation: stream.generation,
+                };
+                done.push(Completion::Taken {
+                    stream: id,
+                    socket: stream.fd,
+                    read,
+                });
             }
             State::Closing => drop(self.table.remove(index as usize)),
             State::Open | State::Lingering => {}
@@ -400,10 +473,24 @@ impl Streams {
             if left == 0 {
                 break;
             }
-            let Some(index) = self.ready.pop_front() else { break };
-            let Some(stream) = self.table.get_mut(index as usize) else { continue };
-            let id = StreamId { index, generation: stream.generation };
-            let (State::Open, Send::File { object, offset, length }) = (&stream.state, &stream.send)
+            let Some(index) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(stream) = self.table.get_mut(index as usize) else {
+                continue;
+            };
+            let id = StreamId {
+                index,
+                generation: stream.generation,
+            };
+            let (
+                State::Open,
+                Outgoing::File {
+                    object,
+                    offset,
+                    length,
+                },
+            ) = (&stream.state, &stream.send)
             else {
                 continue;
             };
@@ -411,13 +498,14 @@ impl Streams {
                 Ok(sent) if sent > 0 => {
                     left -= sent.min(left);
                     self.file_bytes += sent;
-                    stream.send = Send::None;
+                    stream.send = Outgoing::None;
                     done.push(Completion::StreamSent { stream: id, sent });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let poll = opcode::PollAdd::new(Fd(stream.fd.as_raw_fd()), libc::POLLOUT as u32)
-                        .build()
-                        .user_data(user_data(Kind::StreamWritable, index));
+                    let poll =
+                        opcode::PollAdd::new(Fd(stream.fd.as_raw_fd()), libc::POLLOUT as u32)
+                            .build()
+                            .user_data(user_data(Kind::StreamWritable, index));
                     if queue.push_plain(&poll).is_ok() {
                         stream.pending += 1;
                     } else {
@@ -426,8 +514,11 @@ impl Streams {
                 }
                 // The client is gone, or the file is shorter than it should be.
                 Ok(_) | Err(_) => {
-                    stream.send = Send::None;
-                    done.push(Completion::Ended { stream: id, broken: true });
+                    stream.send = Outgoing::None;
+                    done.push(Completion::Ended {
+                        stream: id,
+                        broken: true,
+                    });
                 }
             }
         }
@@ -440,7 +531,10 @@ impl Streams {
                 break;
             }
             self.lingering.pop_front();
-            if self.find(id).is_some_and(|stream| matches!(stream.state, State::Lingering)) {
+            if self
+                .find(id)
+                .is_some_and(|stream| matches!(stream.state, State::Lingering))
+            {
                 self.end(id.index, queue);
             }
         }

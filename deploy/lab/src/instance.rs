@@ -158,8 +158,6 @@ impl Lab {
             "{} has a space in it, which ipmi_sim can't take",
             config.base.display()
         );
-        std::fs::create_dir_all(&config.logs)
-            .with_context(|| format!("making {}", config.logs.display()))?;
         let folder = config.base.join(&config.name);
         if folder.exists() {
             bail!(
@@ -170,8 +168,12 @@ impl Lab {
             );
         }
         make_folder(&config.base, &folder)?;
-
         let reaper = Reaper::start(&folder, &network::namespaces(&names, config.racks))?;
+        // Of an earlier lab of this name.
+        std::fs::remove_dir_all(&config.logs).ok();
+        std::fs::create_dir_all(&config.logs)
+            .with_context(|| format!("making {}", config.logs.display()))?;
+
         network::create(&names, config.racks, config.machines.len(), &config.network)?;
         let mut lab = Self {
             region: Region::connect(&names.region())?,

@@ -49,7 +49,9 @@ pub fn gather(folder: &Path) -> Result<()> {
         let path = entry
             .with_context(|| format!("listing {GRUB_MODULES}"))?
             .path();
-        if path.extension().is_some_and(|extension| extension == "lst") {
+        // An empty list is as good as none: GRUB goes on without.
+        let is_empty = std::fs::metadata(&path).is_ok_and(|file| file.len() == 0);
+        if path.extension().is_some_and(|extension| extension == "lst") && !is_empty {
             copy(&path, &modules.join(path.file_name().unwrap_or_default()))?;
             lists += 1;
         }

@@ -25,6 +25,7 @@ impl Process {
             .with_context(|| format!("opening {}", log.display()))?;
         let errors = file.try_clone().context("a second handle of the log")?;
         let child = command
+            .env("NO_COLOR", "1")
             .stdin(stdin)
             .stdout(file)
             .stderr(errors)

@@ -107,10 +107,13 @@ fn command(dir: &Path) -> Result<Command> {
         .append(true)
         .open(dir.join("reaper.log"))
         .with_context(|| format!("opening the reaper's log in {}", dir.display()))?;
+    // A file, so that a list of processes shows its name and not its text.
+    let script = dir.join("reaper.sh");
+    std::fs::write(&script, SCRIPT).with_context(|| format!("writing {}", script.display()))?;
     let mut command = Command::new("bash");
     // In a process group of its own, so that a Ctrl-C on the terminal is not for it.
     command
-        .args(["-c", SCRIPT, "reaper"])
+        .arg(script)
         .arg(dir)
         .current_dir("/")
         .stdout(

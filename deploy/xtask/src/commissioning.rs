@@ -53,10 +53,7 @@ impl Report {
 
     fn line(&self) -> String {
         let done = timeline::steps(&self.events).iter().flatten().count();
-        let last = self
-            .events
-            .last()
-            .map_or("", |event| event.description.as_str());
+        let last = self.events.last().map_or("", Event::text);
         let bar: String = (0..12)
             .map(|step| if step < done { '#' } else { '.' })
             .collect();

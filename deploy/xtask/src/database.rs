@@ -140,3 +140,25 @@ fn postgres_user() -> Result<(u32, u32)> {
         .zip(field(3))
         .context("user postgres has no numbers in /etc/passwd")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_database_starts_and_leaves_nothing() {
+        if newest_server().is_err() {
+            eprintln!("skipped: PostgreSQL is not installed (`cargo xtask packages` installs it)");
+            return;
+        }
+        let database = TestDatabase::start().expect("it starts");
+        let folder = format!("/var/tmp/muster-test-{}", std::process::id());
+        assert!(database.url().contains(&folder));
+        assert!(
+            Path::new(&folder).join(".s.PGSQL.5432").exists(),
+            "it listens"
+        );
+        drop(database);
+        assert!(!Path::new(&folder).exists());
+    }
+}

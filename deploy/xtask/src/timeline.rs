@@ -44,6 +44,15 @@ impl Event {
             step: kind.and_then(EventType::step).map(usize::from),
         })
     }
+
+    /// What happened, in the event's own words or in those of its kind.
+    pub fn text(&self) -> &str {
+        if self.description.is_empty() {
+            &self.kind
+        } else {
+            &self.description
+        }
+    }
 }
 
 /// The first event of each step, in order.

@@ -7,11 +7,13 @@
 pub(crate) enum Guard {
     /// A write names its block's epoch, and the region compares it.
     EpochCompared,
-    /// Every attach takes new epochs.
+    /// Every attach takes new epochs. (`store::lease` does it; here only the search's region.)
+    #[cfg(test)]
     EpochAtAttach,
     /// An attach that was overtaken does nothing.
     AttachInOrder,
-    /// A repeated key writes nothing.
+    /// A repeated key writes nothing. (Likewise.)
+    #[cfg(test)]
     DedupeKey,
     /// A reclaim looks at the row's end.
     ReclaimConditional,

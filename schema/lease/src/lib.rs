@@ -1,8 +1,8 @@
 //! The lease protocol, pure: both ends and the spool as state machines without IO.
 //!
 //! The rules are those of docs/ARCHITECTURE.md (Leases), model-checked. Time comes in as arguments:
-//! CLOCK_BOOTTIME at the rack ([`rack`]), the database's `now()` at the region ([`region`]). `search`
-//! (tests only) explores both ends together, exhaustively on a small instance, with each guard removed in turn.
+//! CLOCK_BOOTTIME at the rack ([`rack`]), the database's `now()` at the region ([`region`]). `rack::search`
+//! (tests only) explores both ends together, exhaustively on a small instance, with guards removed in turn.
 
 mod guards;
 pub mod message;
@@ -11,8 +11,6 @@ pub mod region;
 pub mod spool;
 pub mod types;
 
-#[cfg(test)]
-mod search;
 
 pub use message::*;
 pub use types::*;

@@ -44,7 +44,10 @@ pub enum Item {
 
 /// The resource at `path`, which is what follows `/MAAS/metadata`. Slashes may be doubled and may end it.
 pub fn locate(method: &Method, path: &str) -> Result<Resource, ApiError> {
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let segments: Vec<&str> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
     let unknown = || ApiError::NotFound("Unknown metadata path.".into());
     let (resource, posts) = match segments.as_slice() {
         [] => (Resource::Versions, false),
@@ -104,7 +107,9 @@ pub fn rack_base(host: &str) -> Option<String> {
             (format!("[{address}]"), port.strip_prefix(':'))
         }
         None => {
-            let (name, port) = host.split_once(':').map_or((host, None), |(n, p)| (n, Some(p)));
+            let (name, port) = host
+                .split_once(':')
+                .map_or((host, None), |(n, p)| (n, Some(p)));
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
             if name.is_empty() || name.len() > 253 || !name.chars().all(plain) {
                 return None;
@@ -135,19 +140,55 @@ mod tests {
             (&get, "/2011/", None),
             (&post, "/2012-03-01/", Some(Resource::Root)),
             (&get, "/latest/meta-data/", Some(Resource::MetaData)),
-            (&get, "/latest/meta-data/instance-id", Some(Resource::Item(Item::InstanceId))),
-            (&get, "/latest//meta-data/local-hostname/", Some(Resource::Item(Item::LocalHostname))),
-            (&get, "/latest/meta-data/public-keys", Some(Resource::Item(Item::Empty))),
+            (
+                &get,
+                "/latest/meta-data/instance-id",
+                Some(Resource::Item(Item::InstanceId)),
+            ),
+            (
+                &get,
+                "/latest//meta-data/local-hostname/",
+                Some(Resource::Item(Item::LocalHostname)),
+            ),
+            (
+                &get,
+                "/latest/meta-data/public-keys",
+                Some(Resource::Item(Item::Empty)),
+            ),
             (&get, "/latest/meta-data/../x", None),
             (&get, "/latest/user-data", Some(Resource::UserData)),
             (&get, "/latest/maas-scripts", Some(Resource::Scripts)),
             (&post, "/latest/maas-scripts", None),
-            (&get, "/latest/by-id/abc123/", Some(Resource::Preseed("abc123".into()))),
-            (&post, "/latest/by-id/abc123/", Some(Resource::Preseed("abc123".into()))),
-            (&get, "/latest/enlist-preseed/", Some(Resource::EnlistPreseed)),
-            (&get, "/enlist/latest/meta-data/instance-id", Some(Resource::EnlistItem(Item::InstanceId))),
-            (&get, "/enlist/2012-03-01/user-data", Some(Resource::EnlistUserData)),
-            (&get, "/enlist/2012-03-01/maas-scripts", Some(Resource::EnlistScripts)),
+            (
+                &get,
+                "/latest/by-id/abc123/",
+                Some(Resource::Preseed("abc123".into())),
+            ),
+            (
+                &post,
+                "/latest/by-id/abc123/",
+                Some(Resource::Preseed("abc123".into())),
+            ),
+            (
+                &get,
+                "/latest/enlist-preseed/",
+                Some(Resource::EnlistPreseed),
+            ),
+            (
+                &get,
+                "/enlist/latest/meta-data/instance-id",
+                Some(Resource::EnlistItem(Item::InstanceId)),
+            ),
+            (
+                &get,
+                "/enlist/2012-03-01/user-data",
+                Some(Resource::EnlistUserData),
+            ),
+            (
+                &get,
+                "/enlist/2012-03-01/maas-scripts",
+                Some(Resource::EnlistScripts),
+            ),
             (&post, "/status/abc123", Some(Resource::Status(id))),
             (&get, "/status/abc123", None),
             (&post, "/status/ABC", None),

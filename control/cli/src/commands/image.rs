@@ -84,7 +84,9 @@ impl Command {
             Command::ImportLoaders { dir } => {
                 let files = files_below(&dir)?;
                 for path in &files {
-                    let name = path.strip_prefix(&dir).context("a file outside the folder")?;
+                    let name = path
+                        .strip_prefix(&dir)
+                        .context("a file outside the folder")?;
                     let fields = [
                         ("name", name.to_string_lossy().into_owned()),
                         ("filetype", "bootloader".to_owned()),
@@ -100,17 +102,15 @@ impl Command {
 }
 
 /// Announces the file and sends what the region does not have yet.
-async fn upload(
-    client: &Client,
-    path: &Path,
-    fields: &[(&str, String)],
-) -> anyhow::Result<Value> {
+async fn upload(client: &Client, path: &Path, fields: &[(&str, String)]) -> anyhow::Result<Value> {
     let (sha256, size_bytes) = hash(path)?;
     let mut fields = fields.to_vec();
     fields.push(("sha256", hex::encode(sha256)));
     fields.push(("size", size_bytes.to_string()));
     let answer = client.post("boot-resources/", &fields).await?;
-    let Some(uri) = answer.get("upload_uri").and_then(Value::as_str) else { return Ok(answer) };
+    let Some(uri) = answer.get("upload_uri").and_then(Value::as_str) else {
+        return Ok(answer);
+    };
     let sent = answer.get("received").and_then(Value::as_u64).unwrap_or(0);
     send(client, path, uri, sent, size_bytes).await?;
     Ok(answer)
@@ -130,7 +130,10 @@ async fn send(
     bar.set_position(sent);
     loop {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).with_context(reading)?;
+        (&mut file)
+            .take(CHUNK_BYTES as u64)
+            .read_to_end(&mut chunk)
+            .with_context(reading)?;
         if chunk.is_empty() {
             break;
         }
@@ -146,12 +149,17 @@ async fn send(
 }
 
 fn progress(path: &Path, size_bytes: u64) -> ProgressBar {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let bar = ProgressBar::new(size_bytes).with_message(name);
     if !std::io::stderr().is_terminal() || size_bytes < CHUNK_BYTES as u64 {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    let style =
+        ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
@@ -162,8 +170,9 @@ fn hash(path: &Path) -> anyhow::Result<([u8; 32], u64)> {
     let mut buffer = vec![0; 1 << 20];
     let mut size_bytes = 0;
     loop {
-        let read =
-            file.read(&mut buffer).with_context(|| format!("reading {}", path.display()))?;
+        let read = file
+            .read(&mut buffer)
+            .with_context(|| format!("reading {}", path.display()))?;
         if read == 0 {
             break;
         }
@@ -188,7 +197,10 @@ fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
                 files.push(path);
             }
             if files.len() + folders.len() > LOADERS_MAX {
-                bail!("more than {LOADERS_MAX} files below {}: is it the right folder?", dir.display());
+                bail!(
+                    "more than {LOADERS_MAX} files below {}: is it the right folder?",
+                    dir.display()
+                );
             }
         }
     }

@@ -35,9 +35,16 @@ impl Login {
             .get("users/", &[("op", "whoami".to_owned())])
             .await
             .context("the region does not accept the key")?;
-        let path = Profile { url: self.url.clone(), api_key }.save()?;
+        let path = Profile {
+            url: self.url.clone(),
+            api_key,
+        }
+        .save()?;
         let name = text(&who, "/username");
-        output.done(&who, &format!("Logged in as {name}; kept in {}.", path.display()));
+        output.done(
+            &who,
+            &format!("Logged in as {name}; kept in {}.", path.display()),
+        );
         Ok(())
     }
 
@@ -54,13 +61,21 @@ impl Login {
         let password = secret_from_stdin("Password: ")?;
         let fields = [
             ("username", username.to_owned()),
-            ("password", password.trim_end_matches(['\r', '\n']).to_owned()),
+            (
+                "password",
+                password.trim_end_matches(['\r', '\n']).to_owned(),
+            ),
             ("consumer", format!("muster@{}", hostname())),
         ];
-        let answer =
-            Client::new(&self.url, None)?.post("/MAAS/accounts/authenticate/", &fields).await?;
+        let answer = Client::new(&self.url, None)?
+            .post("/MAAS/accounts/authenticate/", &fields)
+            .await?;
         let part = |name: &str| answer.get(name).and_then(Value::as_str).map(str::to_owned);
-        match (part("consumer_key"), part("token_key"), part("token_secret")) {
+        match (
+            part("consumer_key"),
+            part("token_key"),
+            part("token_secret"),
+        ) {
             (Some(consumer), Some(token), Some(secret)) => {
                 Ok(format!("{consumer}:{token}:{secret}"))
             }
@@ -74,9 +89,15 @@ fn secret_from_stdin(prompt: &str) -> anyhow::Result<String> {
     let mut text = String::new();
     if stdin.is_terminal() {
         eprint!("{prompt}");
-        stdin.read_line(&mut text).context("reading standard input")?;
+        stdin
+            .read_line(&mut text)
+            .context("reading standard input")?;
     } else {
-        stdin.lock().take(4096).read_to_string(&mut text).context("reading standard input")?;
+        stdin
+            .lock()
+            .take(4096)
+            .read_to_string(&mut text)
+            .context("reading standard input")?;
     }
     Ok(text)
 }

@@ -95,13 +95,30 @@ const SHOW: &[Column] = &[
     ("Status", |row| text(row, "/status_name")),
     ("Status message", |row| text(row, "/status_message")),
     ("Error", |row| text(row, "/error_description")),
-    ("Power", |row| format!("{} ({})", text(row, "/power_state"), text(row, "/power_type"))),
+    ("Power", |row| {
+        format!(
+            "{} ({})",
+            text(row, "/power_state"),
+            text(row, "/power_type")
+        )
+    }),
     ("Architecture", |row| text(row, "/architecture")),
-    ("CPUs", |row| format!("{} {}", text(row, "/cpu_count"), text(row, "/hardware_info/cpu_model"))),
+    ("CPUs", |row| {
+        format!(
+            "{} {}",
+            text(row, "/cpu_count"),
+            text(row, "/hardware_info/cpu_model")
+        )
+    }),
     ("Memory MiB", |row| text(row, "/memory")),
     ("Disks", |row| {
         each(row, "/physicalblockdevice_set", |disk| {
-            format!("{} {} B {}", text(disk, "/name"), text(disk, "/size"), text(disk, "/model"))
+            format!(
+                "{} {} B {}",
+                text(disk, "/name"),
+                text(disk, "/size"),
+                text(disk, "/model")
+            )
         })
     }),
     ("Interfaces", |row| {
@@ -122,7 +139,12 @@ const SHOW: &[Column] = &[
 
 fn each(row: &Value, pointer: &str, one: fn(&Value) -> String) -> String {
     let items = row.pointer(pointer).and_then(Value::as_array);
-    items.into_iter().flatten().map(one).collect::<Vec<_>>().join("\n")
+    items
+        .into_iter()
+        .flatten()
+        .map(one)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 impl Command {
@@ -134,7 +156,9 @@ impl Command {
             Command::Commission { machine, watch } => {
                 let id = find_id(client, &machine).await?;
                 let after = newest_event(client, &id).await?;
-                let answer = client.post(&format!("machines/{id}/?op=commission"), &[]).await?;
+                let answer = client
+                    .post(&format!("machines/{id}/?op=commission"), &[])
+                    .await?;
                 if !watch {
                     output.done(&answer, &format!("{machine} is commissioning."));
                     return Ok(());
@@ -143,8 +167,13 @@ impl Command {
             }
             Command::Abort { machine } => {
                 let id = find_id(client, &machine).await?;
-                let answer = client.post(&format!("machines/{id}/?op=abort"), &[]).await?;
-                output.done(&answer, &format!("{machine}: {}.", text(&answer, "/status_name")));
+                let answer = client
+                    .post(&format!("machines/{id}/?op=abort"), &[])
+                    .await?;
+                output.done(
+                    &answer,
+                    &format!("{machine}: {}.", text(&answer, "/status_name")),
+                );
             }
             Command::Power { machine, action } => {
                 let id = find_id(client, &machine).await?;
@@ -154,10 +183,14 @@ impl Command {
                         client.get(&format!("machines/{id}/"), &query).await?
                     }
                     PowerAction::On => {
-                        client.post(&format!("machines/{id}/?op=power_on"), &[]).await?
+                        client
+                            .post(&format!("machines/{id}/?op=power_on"), &[])
+                            .await?
                     }
                     PowerAction::Off => {
-                        client.post(&format!("machines/{id}/?op=power_off"), &[]).await?
+                        client
+                            .post(&format!("machines/{id}/?op=power_off"), &[])
+                            .await?
                     }
                 };
                 let sentence = match action {
@@ -167,7 +200,11 @@ impl Command {
                 };
                 output.done(&answer, &sentence);
             }
-            Command::Events { machine, watch, limit } => {
+            Command::Events {
+                machine,
+                watch,
+                limit,
+            } => {
                 let id = find_id(client, &machine).await?;
                 let mut after = print_events(client, &id, None, limit, output).await?;
                 if watch {
@@ -216,8 +253,8 @@ fn read_parameters(path: &PathBuf) -> anyhow::Result<serde_json::Map<String, Val
     if path.as_os_str() == "-" {
         std::io::stdin().take(1 << 20).read_to_string(&mut text)?;
     } else {
-        text = std::fs::read_to_string(path)
-            .with_context(|| format!("reading {}", path.display()))?;
+        text =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     }
     // The text itself may hold a password: the parser's message quotes none of it.
     serde_json::from_str(&text).context("power parameters are one JSON object")
@@ -225,11 +262,15 @@ fn read_parameters(path: &PathBuf) -> anyhow::Result<serde_json::Map<String, Val
 
 /// A machine by system_id or host name.
 async fn find(client: &Client, machine: &str) -> anyhow::Result<Value> {
-    let by_name = client.get("machines/", &[("hostname", machine.to_owned())]).await?;
+    let by_name = client
+        .get("machines/", &[("hostname", machine.to_owned())])
+        .await?;
     if let Some(found) = by_name.as_array().and_then(|machines| machines.first()) {
         return Ok(found.clone());
     }
-    let by_id = client.get("machines/", &[("id", machine.to_owned())]).await?;
+    let by_id = client
+        .get("machines/", &[("id", machine.to_owned())])
+        .await?;
     match by_id.as_array().and_then(|machines| machines.first()) {
         Some(found) => Ok(found.clone()),
         None => bail!("no machine {machine}"),
@@ -255,7 +296,11 @@ async fn events(
     ];
     query.extend(after.map(|after| ("after", after.to_string())));
     let answer = client.get("events/", &query).await?;
-    let mut events = answer.get("events").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut events = answer
+        .get("events")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     events.sort_by_key(event_id);
     Ok(events)
 }

@@ -45,8 +45,15 @@ impl VlanCommand {
                 let vlans = vlans.filter_map(|fabric| fabric.get("vlans")?.as_array());
                 output.list(&Value::Array(vlans.flatten().cloned().collect()), VLANS);
             }
-            VlanCommand::DhcpOn { vlan, primary_rack, secondary_rack } => {
-                let mut fields = vec![("dhcp_on", "true".to_owned()), ("primary_rack", primary_rack)];
+            VlanCommand::DhcpOn {
+                vlan,
+                primary_rack,
+                secondary_rack,
+            } => {
+                let mut fields = vec![
+                    ("dhcp_on", "true".to_owned()),
+                    ("primary_rack", primary_rack),
+                ];
                 fields.extend(secondary_rack.map(|rack| ("secondary_rack", rack)));
                 let answer = client.put(&format!("vlans/{vlan}/"), &fields).await?;
                 output.one(&answer, VLANS);
@@ -106,7 +113,12 @@ impl SubnetCommand {
                 fields.extend(create.name.map(|name| ("name", name)));
                 fields.extend(create.vlan.map(|vlan| ("vlan", vlan.to_string())));
                 fields.extend(create.gateway.map(|gateway| ("gateway_ip", gateway)));
-                fields.extend(create.dns_servers.into_iter().map(|server| ("dns_servers", server)));
+                fields.extend(
+                    create
+                        .dns_servers
+                        .into_iter()
+                        .map(|server| ("dns_servers", server)),
+                );
                 output.one(&client.post("subnets/", &fields).await?, SUBNETS);
             }
             SubnetCommand::Delete { subnet } => {
@@ -125,10 +137,22 @@ async fn find_subnet(client: &Client, subnet: &str) -> anyhow::Result<u64> {
         return Ok(id);
     }
     let subnets = client.get("subnets/", &[]).await?;
-    let matches = |row: &&Value| ["/cidr", "/name"].iter().any(|field| text(row, field) == subnet);
-    let found: Vec<&Value> = subnets.as_array().into_iter().flatten().filter(matches).collect();
+    let matches = |row: &&Value| {
+        ["/cidr", "/name"]
+            .iter()
+            .any(|field| text(row, field) == subnet)
+    };
+    let found: Vec<&Value> = subnets
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(matches)
+        .collect();
     match found.as_slice() {
-        [one] => one.get("id").and_then(Value::as_u64).context("a subnet without an id"),
+        [one] => one
+            .get("id")
+            .and_then(Value::as_u64)
+            .context("a subnet without an id"),
         [] => bail!("no subnet {subnet}"),
         _ => bail!("several subnets are called {subnet}: say its id"),
     }
@@ -175,13 +199,22 @@ impl RangeCommand {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
             RangeCommand::List => output.list(&client.get("ipranges/", &[]).await?, RANGES),
-            RangeCommand::Create { first, last, r#type, subnet, comment } => {
+            RangeCommand::Create {
+                first,
+                last,
+                r#type,
+                subnet,
+                comment,
+            } => {
                 let kind = match r#type {
                     RangeType::Dynamic => "dynamic",
                     RangeType::Reserved => "reserved",
                 };
-                let mut fields =
-                    vec![("type", kind.to_owned()), ("start_ip", first), ("end_ip", last)];
+                let mut fields = vec![
+                    ("type", kind.to_owned()),
+                    ("start_ip", first),
+                    ("end_ip", last),
+                ];
                 if let Some(subnet) = subnet {
                     fields.push(("subnet", find_subnet(client, &subnet).await?.to_string()));
                 }

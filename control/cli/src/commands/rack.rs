@@ -32,8 +32,13 @@ impl Command {
         match self {
             Command::List => output.list(&client.get("rackcontrollers/", &[]).await?, COLUMNS),
             Command::Token { hostname } => {
-                let fields: Vec<_> = hostname.map(|name| ("hostname", name)).into_iter().collect();
-                let answer = client.post("rackcontrollers/?op=create_token", &fields).await?;
+                let fields: Vec<_> = hostname
+                    .map(|name| ("hostname", name))
+                    .into_iter()
+                    .collect();
+                let answer = client
+                    .post("rackcontrollers/?op=create_token", &fields)
+                    .await?;
                 output.done(&answer, &text(&answer, "/token"));
             }
             Command::Revoke { system_id } => {

@@ -44,17 +44,28 @@ macro_rules! bindings {
 }
 
 /// The live binding of an address, if there is one.
-pub async fn binding_of_address(db: &mut PgConnection, address: IpAddr) -> Result<Option<Binding>, StoreError> {
-    let row = sqlx::query(bindings!("l.address = $1")).bind(address).fetch_optional(db).await?;
+pub async fn binding_of_address(
+    db: &mut PgConnection,
+    address: IpAddr,
+) -> Result<Option<Binding>, StoreError> {
+    let row = sqlx::query(bindings!("l.address = $1"))
+        .bind(address)
+        .fetch_optional(db)
+        .await?;
     row.as_ref().map(binding).transpose()
 }
 
 /// The live bindings of a hardware address, newest grant first (one per VLAN that it was seen on).
-pub async fn bindings_of_mac(db: &mut PgConnection, mac: [u8; 6]) -> Result<Vec<Binding>, StoreError> {
-    let rows = sqlx::query(bindings!("l.mac = $1 order by l.granted desc nulls last limit 100"))
-        .bind(MacAddress::new(mac))
-        .fetch_all(db)
-        .await?;
+pub async fn bindings_of_mac(
+    db: &mut PgConnection,
+    mac: [u8; 6],
+) -> Result<Vec<Binding>, StoreError> {
+    let rows = sqlx::query(bindings!(
+        "l.mac = $1 order by l.granted desc nulls last limit 100"
+    ))
+    .bind(MacAddress::new(mac))
+    .fetch_all(db)
+    .await?;
     rows.iter().map(binding).collect()
 }
 
@@ -83,7 +94,9 @@ fn binding(row: &PgRow) -> Result<Binding, StoreError> {
         address: row.try_get("address")?,
         vlan_id: row.try_get("vlan_id")?,
         subnet_id: row.try_get("subnet_id")?,
-        client: client_of_row(row)?.ok_or(StoreError::Corrupt { what: "client of a lease" })?,
+        client: client_of_row(row)?.ok_or(StoreError::Corrupt {
+            what: "client of a lease",
+        })?,
         mac: mac.map(|mac| mac.bytes()),
         hostname: row.try_get("hostname")?,
         granted: row.try_get("granted")?,

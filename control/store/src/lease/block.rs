@@ -75,8 +75,15 @@ pub async fn ensure_blocks(db: &mut PgConnection, range_id: i32) -> Result<(), S
 }
 
 /// Cuts what no block covers yet.
-async fn cut(db: &mut PgConnection, range_id: i32, start: IpAddr, end: IpAddr) -> Result<(), StoreError> {
-    let (IpAddr::V4(start), IpAddr::V4(end)) = (start, end) else { return Ok(()) };
+async fn cut(
+    db: &mut PgConnection,
+    range_id: i32,
+    start: IpAddr,
+    end: IpAddr,
+) -> Result<(), StoreError> {
+    let (IpAddr::V4(start), IpAddr::V4(end)) = (start, end) else {
+        return Ok(());
+    };
     let covered: Vec<(IpAddr, i32)> = sqlx::query_as(
         "select first, count from lease_block
          where family(first) = 4 and first <= $2 and first + (count - 1) >= $1 order by first",
@@ -85,17 +92,26 @@ async fn cut(db: &mut PgConnection, range_id: i32, start: IpAddr, end: IpAddr) -
     .bind(IpAddr::V4(end))
     .fetch_all(&mut *db)
     .await?;
-    let room = BLOCKS_PER_RANGE_MAX.saturating_sub(u32::try_from(covered.len()).unwrap_or(u32::MAX));
-    let covered = covered.into_iter().filter_map(|(first, count)| match first {
-        IpAddr::V4(first) => Some((u32::from(first), u32::try_from(count).unwrap_or(0))),
-        IpAddr::V6(_) => None,
-    });
+    let room =
+        BLOCKS_PER_RANGE_MAX.saturating_sub(u32::try_from(covered.len()).unwrap_or(u32::MAX));
+    let covered = covered
+        .into_iter()
+        .filter_map(|(first, count)| match first {
+            IpAddr::V4(first) => Some((u32::from(first), u32::try_from(count).unwrap_or(0))),
+            IpAddr::V6(_) => None,
+        });
     let pieces = pieces(u32::from(start), u32::from(end), covered, room);
     if pieces.is_empty() {
         return Ok(());
     }
-    let firsts: Vec<IpAddr> = pieces.iter().map(|(first, _)| Ipv4Addr::from(*first).into()).collect();
-    let counts: Vec<i32> = pieces.iter().map(|(_, count)| count.cast_signed()).collect();
+    let firsts: Vec<IpAddr> = pieces
+        .iter()
+        .map(|(first, _)| Ipv4Addr::from(*first).into())
+        .collect();
+    let counts: Vec<i32> = pieces
+        .iter()
+        .map(|(_, count)| count.cast_signed())
+        .collect();
     sqlx::query(
         "insert into lease_block (range_id, subnet_id, vlan_id, first, count, longest_lease_secs)
          select r.id, s.id, s.vlan_id, piece.first, piece.count, s.lease_secs
@@ -121,13 +137,25 @@ async fn cut(db: &mut PgConnection, range_id: i32, start: IpAddr, end: IpAddr) -
 }
 
 /// The gaps of `start..=end` between what is covered (in order), in pieces of a block's size.
-fn pieces(start: u32, end: u32, covered: impl Iterator<Item = (u32, u32)>, room: u32) -> Vec<(u32, u32)> {
+fn pieces(
+    start: u32,
+    end: u32,
+    covered: impl Iterator<Item = (u32, u32)>,
+    room: u32,
+) -> Vec<(u32, u32)> {
     let (mut next, end) = (u64::from(start), u64::from(end));
     let small = end - next.min(end) + 1 < u64::from(SMALL_RANGE_ADDRESSES);
-    let size = u64::from(if small { SMALL_BLOCK_ADDRESSES } else { BLOCK_ADDRESSES });
+    let size = u64::from(if small {
+        SMALL_BLOCK_ADDRESSES
+    } else {
+        BLOCK_ADDRESSES
+    });
     let mut pieces = Vec::new();
     let beyond = std::iter::once((end + 1, 0));
-    for (first, count) in covered.map(|(first, count)| (u64::from(first), u64::from(count))).chain(beyond) {
+    for (first, count) in covered
+        .map(|(first, count)| (u64::from(first), u64::from(count)))
+        .chain(beyond)
+    {
         while next < first.min(end + 1) && pieces.len() < room as usize {
             let count = size.min(first.min(end + 1) - next);
             // Both fit: next <= end, count <= 64.
@@ -173,9 +201,11 @@ pub async fn assign_blocks(db: &mut PgConnection, vlan_id: i32) -> Result<(), St
 
 /// Blocks without a range belong to nobody, as soon as their owner has given them up.
 async fn let_go_of_orphans(db: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("update lease_block set intended = null where range_id is null and intended is not null")
-        .execute(&mut *db)
-        .await?;
+    sqlx::query(
+        "update lease_block set intended = null where range_id is null and intended is not null",
+    )
+    .execute(&mut *db)
+    .await?;
     sqlx::query(
         "delete from lease_block
          where range_id is null and owner is null and coalesce(quarantined_until < now(), true)",
@@ -187,7 +217,9 @@ async fn let_go_of_orphans(db: &mut PgConnection) -> Result<(), StoreError> {
 
 /// One transaction at a time cuts: two would cut the same gap.
 async fn lock_cutting(db: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('muster lease blocks', 0))").execute(db).await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('muster lease blocks', 0))")
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -196,7 +228,9 @@ async fn lock_cutting(db: &mut PgConnection) -> Result<(), StoreError> {
 pub async fn settle(pool: &PgPool) -> Result<(), StoreError> {
     let mut tx = pool.begin().await?;
     if super::end_hold(&mut tx, false).await? {
-        tracing::warn!("the wait after the database's promotion or restore is over: all racks attach");
+        tracing::warn!(
+            "the wait after the database's promotion or restore is over: all racks attach"
+        );
     }
     tx.commit().await?;
 
@@ -222,7 +256,10 @@ async fn take_blocks(pool: &PgPool, owner: &str) -> Result<(), StoreError> {
         "select now() as now, s.until, coalesce((select hold_until > now() from lease_database), false) as held
          from (select 1) as one left join rack_session s on s.rack = $1",
     );
-    sqlx::query("select from rack_session where rack = $1 for update").bind(owner).execute(&mut *tx).await?;
+    sqlx::query("select from rack_session where rack = $1 for update")
+        .bind(owner)
+        .execute(&mut *tx)
+        .await?;
     let row = session.bind(owner).fetch_one(&mut *tx).await?;
     let until: Option<OffsetDateTime> = row.try_get("until")?;
     let now = from_database(row.try_get("now")?);
@@ -238,7 +275,11 @@ async fn take_blocks(pool: &PgPool, owner: &str) -> Result<(), StoreError> {
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
-    tracing::info!(rack = owner, blocks = taken.rows_affected(), "blocks taken: the rack's until has passed");
+    tracing::info!(
+        rack = owner,
+        blocks = taken.rows_affected(),
+        "blocks taken: the rack's until has passed"
+    );
     Ok(())
 }
 
@@ -297,15 +338,43 @@ mod tests {
             // case                 start end   covered               want
             ("small", 10, 50, vec![], vec![(10, 16), (26, 16), (42, 9)]),
             ("one address", 7, 7, vec![], vec![(7, 1)]),
-            ("whole", 0, 255, vec![], vec![(0, 64), (64, 64), (128, 64), (192, 64)]),
+            (
+                "whole",
+                0,
+                255,
+                vec![],
+                vec![(0, 64), (64, 64), (128, 64), (192, 64)],
+            ),
             ("covered", 10, 25, vec![(10, 16)], vec![]),
-            ("a gap between", 10, 40, vec![(10, 10), (25, 16)], vec![(20, 5)]),
-            ("covered over both ends", 10, 40, vec![(5, 10), (30, 60)], vec![(15, 15)]),
+            (
+                "a gap between",
+                10,
+                40,
+                vec![(10, 10), (25, 16)],
+                vec![(20, 5)],
+            ),
+            (
+                "covered over both ends",
+                10,
+                40,
+                vec![(5, 10), (30, 60)],
+                vec![(15, 15)],
+            ),
             ("extended", 10, 50, vec![(10, 16), (26, 16)], vec![(42, 9)]),
-            ("the end of the world", u32::MAX - 1, u32::MAX, vec![], vec![(u32::MAX - 1, 2)]),
+            (
+                "the end of the world",
+                u32::MAX - 1,
+                u32::MAX,
+                vec![],
+                vec![(u32::MAX - 1, 2)],
+            ),
         ];
         for (case, start, end, covered, want) in cases {
-            assert_eq!(pieces(start, end, covered.into_iter(), 4096), want, "{case}");
+            assert_eq!(
+                pieces(start, end, covered.into_iter(), 4096),
+                want,
+                "{case}"
+            );
         }
         assert_eq!(pieces(0, u32::MAX, std::iter::empty(), 3).len(), 3);
     }

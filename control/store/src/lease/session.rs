@@ -4,14 +4,21 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use lease::region::{
-    AttachDecision, HeartbeatDecision, HeartbeatFacts, SpoolSeen, Time, decide_attach, decide_heartbeat,
+    AttachDecision, HeartbeatDecision, HeartbeatFacts, SpoolSeen, Time, decide_attach,
+    decide_heartbeat,
 };
-use lease::{AttachReply, Attachment, Block, BlockId, Epoch, HeartbeatReply, Row, SpoolId, TAKE_AWAY_GRACE, UNTIL};
+use lease::{
+    AttachReply, Attachment, Block, BlockId, Epoch, HeartbeatReply, Row, SpoolId, TAKE_AWAY_GRACE,
+    UNTIL,
+};
 use sqlx::{PgConnection, PgPool, Row as _};
 use time::OffsetDateTime;
 
 use crate::StoreError;
-use crate::lease::{client_of_row, from_database, key_seq, optional_time, spool_id_of, to_database, unsigned, vlan_of};
+use crate::lease::{
+    client_of_row, from_database, key_seq, optional_time, spool_id_of, to_database, unsigned,
+    vlan_of,
+};
 
 /// How long only drains are taken once the database may have lost commits: every rack's `until` has passed then.
 pub const HOLD: Duration = Duration::from_secs(UNTIL.as_secs() + TAKE_AWAY_GRACE.as_secs());
@@ -20,7 +27,12 @@ const EPOCH_JUMP: i64 = 1_000;
 
 /// `attach`, one transaction: registers the spool, moves until, takes new epochs for the rack's blocks, gives up those it
 /// should not have, takes those that wait for it, and tells it all. `seq`: the rack's newest.
-pub async fn attach(pool: &PgPool, rack: &str, spool_id: SpoolId, seq: u64) -> Result<AttachReply, StoreError> {
+pub async fn attach(
+    pool: &PgPool,
+    rack: &str,
+    spool_id: SpoolId,
+    seq: u64,
+) -> Result<AttachReply, StoreError> {
     let mut tx = pool.begin().await?;
     let state = attach_state(&mut tx, rack, spool_id).await?;
     let now = state.now;
@@ -34,7 +46,10 @@ pub async fn attach(pool: &PgPool, rack: &str, spool_id: SpoolId, seq: u64) -> R
         .execute(&mut *tx)
         .await?;
     if quarantine {
-        tracing::warn!(rack, "a new spool: every address of the rack's blocks is quarantined");
+        tracing::warn!(
+            rack,
+            "a new spool: every address of the rack's blocks is quarantined"
+        );
         sqlx::query(
             "update lease_block
              set quarantined_until = greatest(quarantined_until, now() + make_interval(secs => 2 * (
@@ -60,7 +75,11 @@ pub async fn attach(pool: &PgPool, rack: &str, spool_id: SpoolId, seq: u64) -> R
     let rows = rows_of(&mut tx, &blocks, now).await?;
     tx.commit().await?;
     let until = duration_to(until, now);
-    Ok(AttachReply::Attached(Attachment { until, blocks: blocks.into_iter().map(|(block, _)| block).collect(), rows }))
+    Ok(AttachReply::Attached(Attachment {
+        until,
+        blocks: blocks.into_iter().map(|(block, _)| block).collect(),
+        rows,
+    }))
 }
 
 struct AttachState {
@@ -72,7 +91,11 @@ struct AttachState {
 }
 
 /// Locks the rack's session (and makes it, if this is the first).
-async fn attach_state(db: &mut PgConnection, rack: &str, spool_id: SpoolId) -> Result<AttachState, StoreError> {
+async fn attach_state(
+    db: &mut PgConnection,
+    rack: &str,
+    spool_id: SpoolId,
+) -> Result<AttachState, StoreError> {
     sqlx::query("insert into rack_session (rack, until) values ($1, now()) on conflict do nothing")
         .bind(rack)
         .execute(&mut *db)
@@ -98,7 +121,10 @@ async fn attach_state(db: &mut PgConnection, rack: &str, spool_id: SpoolId) -> R
     Ok(AttachState {
         now: from_database(session.try_get("now")?),
         hold: hold.map(from_database),
-        known: seen.map(|seq| SpoolSeen { current: is_current, seq: unsigned(seq) }),
+        known: seen.map(|seq| SpoolSeen {
+            current: is_current,
+            seq: unsigned(seq),
+        }),
         attached_before: current.is_some(),
         until: from_database(session.try_get("until")?),
     })
@@ -112,12 +138,14 @@ async fn register(
     seq: u64,
     until: Time,
 ) -> Result<(), StoreError> {
-    sqlx::query("update rack_session set spool_id = $2, until = $3, attached = now() where rack = $1")
-        .bind(rack)
-        .bind(&spool_id.0[..])
-        .bind(to_database(until))
-        .execute(&mut *db)
-        .await?;
+    sqlx::query(
+        "update rack_session set spool_id = $2, until = $3, attached = now() where rack = $1",
+    )
+    .bind(rack)
+    .bind(&spool_id.0[..])
+    .bind(to_database(until))
+    .execute(&mut *db)
+    .await?;
     sqlx::query(
         "insert into rack_spool (rack, spool_id, floor) values ($1, $2, $3)
          on conflict (rack, spool_id) do update set floor = excluded.floor",
@@ -127,7 +155,10 @@ async fn register(
     .bind(key_seq(seq))
     .execute(&mut *db)
     .await?;
-    sqlx::query("delete from lease_batch where rack = $1").bind(rack).execute(db).await?;
+    sqlx::query("delete from lease_batch where rack = $1")
+        .bind(rack)
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -156,8 +187,15 @@ async fn blocks_of(db: &mut PgConnection, rack: &str) -> Result<Vec<(Block, Time
 }
 
 /// Every address of the blocks that has a binding or rests.
-async fn rows_of(db: &mut PgConnection, blocks: &[(Block, Time)], now: Time) -> Result<Vec<Row>, StoreError> {
-    let ids: Vec<i64> = blocks.iter().map(|(block, _)| crate::lease::block_id(block.id)).collect();
+async fn rows_of(
+    db: &mut PgConnection,
+    blocks: &[(Block, Time)],
+    now: Time,
+) -> Result<Vec<Row>, StoreError> {
+    let ids: Vec<i64> = blocks
+        .iter()
+        .map(|(block, _)| crate::lease::block_id(block.id))
+        .collect();
     let found = sqlx::query(
         "select address, block_id, vlan_id, client_kind, client_key, ends, quarantined_until, released from lease
          where block_id = any($1) and (client_kind is not null or quarantined_until > now()) order by address",
@@ -185,7 +223,14 @@ async fn rows_of(db: &mut PgConnection, blocks: &[(Block, Time)], now: Time) -> 
                 Ok(index) => rows[index].quarantine = rows[index].quarantine.max(rest),
                 Err(index) => rows.insert(
                     index,
-                    Row { block: block.id, address, client: None, remaining_ms: 0, quarantine: rest, released: false },
+                    Row {
+                        block: block.id,
+                        address,
+                        client: None,
+                        remaining_ms: 0,
+                        quarantine: rest,
+                        released: false,
+                    },
                 ),
             }
         }
@@ -197,7 +242,9 @@ fn addresses_of(block: &Block) -> Vec<IpAddr> {
     match block.first {
         IpAddr::V4(first) => {
             let first = u32::from(first);
-            (0..block.count).map(|n| Ipv4Addr::from(first.saturating_add(n)).into()).collect()
+            (0..block.count)
+                .map(|n| Ipv4Addr::from(first.saturating_add(n)).into())
+                .collect()
         }
         // Ranges of IPv6 are not cut yet.
         IpAddr::V6(_) => Vec::new(),
@@ -239,8 +286,13 @@ pub async fn heartbeat(
     .fetch_one(&mut *tx)
     .await?;
     let pairs: Vec<(i64, i64)> =
-        sqlx::query_as("select id, epoch from lease_block where owner = $1").bind(rack).fetch_all(&mut *tx).await?;
-    let pairs = pairs.into_iter().map(|(id, epoch)| (BlockId(unsigned(id)), Epoch(unsigned(epoch))));
+        sqlx::query_as("select id, epoch from lease_block where owner = $1")
+            .bind(rack)
+            .fetch_all(&mut *tx)
+            .await?;
+    let pairs = pairs
+        .into_iter()
+        .map(|(id, epoch)| (BlockId(unsigned(id)), Epoch(unsigned(epoch))));
     let hold: Option<OffsetDateTime> = facts.try_get("hold_until")?;
     let now = from_database(facts.try_get("now")?);
     let ours = lease::digest(pairs);
@@ -268,12 +320,18 @@ pub async fn heartbeat(
 /// The operator says that this rack is gone for good and serves nobody: its blocks are free at once. To be used only when
 /// it is switched off, since nothing else keeps it from serving until its `until`.
 pub async fn forget_rack(db: &mut PgConnection, rack: &str) -> Result<(), StoreError> {
-    sqlx::query("select from rack_session where rack = $1 for update").bind(rack).execute(&mut *db).await?;
+    sqlx::query("select from rack_session where rack = $1 for update")
+        .bind(rack)
+        .execute(&mut *db)
+        .await?;
     sqlx::query("update lease_block set owner = null, epoch = epoch + 1 where owner = $1")
         .bind(rack)
         .execute(&mut *db)
         .await?;
-    sqlx::query("update rack_session set until = now() where rack = $1").bind(rack).execute(db).await?;
+    sqlx::query("update rack_session set until = now() where rack = $1")
+        .bind(rack)
+        .execute(db)
+        .await?;
     Ok(())
 }
 
@@ -297,7 +355,8 @@ pub async fn check_database(pool: &PgPool) -> Result<DatabaseIdentity, StoreErro
     )
     .fetch_one(&mut *tx)
     .await?;
-    let timeline = u32::from_str_radix(&timeline, 16).map_err(|_| StoreError::Corrupt { what: "timeline" })?;
+    let timeline =
+        u32::from_str_radix(&timeline, 16).map_err(|_| StoreError::Corrupt { what: "timeline" })?;
     let known: Option<(i64, i32)> =
         sqlx::query_as("select system_identifier, timeline from lease_database for update")
             .fetch_optional(&mut *tx)
@@ -307,7 +366,8 @@ pub async fn check_database(pool: &PgPool) -> Result<DatabaseIdentity, StoreErro
         let hold = known.map(|_| i64::try_from(HOLD.as_secs()).unwrap_or(i64::MAX));
         if hold.is_some() {
             tracing::error!(
-                ?known, ?current,
+                ?known,
+                ?current,
                 "the database was promoted or restored and may have lost commits: for {} hours racks may only deliver",
                 HOLD.as_secs() / 3600
             );
@@ -324,7 +384,10 @@ pub async fn check_database(pool: &PgPool) -> Result<DatabaseIdentity, StoreErro
         .await?;
     }
     tx.commit().await?;
-    Ok(DatabaseIdentity { system: system.cast_unsigned(), timeline })
+    Ok(DatabaseIdentity {
+        system: system.cast_unsigned(),
+        timeline,
+    })
 }
 
 /// Ends a hold: when it has run out (housekeeping), or because the operator knows that nothing was lost or that no rack
@@ -337,6 +400,9 @@ pub async fn end_hold(db: &mut PgConnection, now: bool) -> Result<bool, StoreErr
     if ended.rows_affected() == 0 {
         return Ok(false);
     }
-    sqlx::query("update lease_block set epoch = epoch + $1").bind(EPOCH_JUMP).execute(db).await?;
+    sqlx::query("update lease_block set epoch = epoch + $1")
+        .bind(EPOCH_JUMP)
+        .execute(db)
+        .await?;
     Ok(true)
 }

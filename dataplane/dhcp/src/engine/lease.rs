@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ::lease::{Outcome, Refusal, TAKE_AWAY_GRACE, WriteKind};
 use wire::dhcp4::{LeaseTimes, MessageType};
 
-use super::{Engine, message};
+use super::{Engine, message, rules};
 use crate::clock::{Ms, trusted};
 use crate::counters::Sent;
 use crate::outbox::{Event, EventKind, Outbox, Ticket};
@@ -140,7 +140,7 @@ impl Engine {
         if !out.has_room() {
             return self.counters.drop(crate::Drop::OutboxFull);
         }
-        let message = ack.message(LeaseTimes::of(message::secs(lease)));
+        let message = ack.message(LeaseTimes::of(rules::secs(lease)));
         out.message_buffer()[..message.len()].copy_from_slice(message);
         out.reply(
             MessageType::Ack,

@@ -6,8 +6,8 @@
 //! on the way. A fill survives a restart: what a `.part` holds is verified again, not fetched again.
 //!
 //! Disk is the cache: within the operator's size, least recently used goes first, and never what is being
-//! filled or is in somebody's hands. A file that goes gets a fresh, absent object; transfers that still
-//! hold the old one finish from the open (unlinked) file.
+//! filled or is in somebody's hands. A file that goes gets a fresh, absent object, which the link thread
+//! puts into the snapshot; transfers that still hold the old one finish from the open (unlinked) file.
 //!
 //! Not here: who may see which file (shards, by the snapshot) and the memory in front of the disk.
 
@@ -17,12 +17,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use images::{Object, State};
 use ring::digest::{SHA256, digest};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use shard::Loader;
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -30,9 +30,6 @@ use super::disk::{Folder, Part, Sha256, read_whole};
 use super::fetch::{FetchError, Fetcher, Want};
 use super::upstream::Pool;
 use super::{Counter, Counters as WorkCounters};
-
-/// By SHA-256, shared with the shards.
-pub type Objects = imbl::HashMap<Sha256, Arc<Object>>;
 
 /// Pieces under way at once: for one file, and for all.
 const STREAMS_PER_FILE: usize = 4;
@@ -43,9 +40,14 @@ const FILLS_MAX: usize = 8;
 const PIECE_BYTES_MAX: u32 = 16 << 20;
 /// Files a rack may know.
 const MANIFESTS_MAX: usize = 65_536;
-/// Largest file that is handed out whole, and all of these that are kept in memory.
-const WHOLE_BYTES_MAX: u64 = 64 << 20;
-const WHOLE_KEPT_BYTES_MAX: u64 = 256 << 20;
+/// Largest boot loader; each is held in memory.
+const LOADER_BYTES_MAX: u64 = 64 << 20;
+/// Loaders being fetched or waiting to be tried again.
+const LOADERS_MAX: usize = 1_024;
+const LOADER_PAUSE_FIRST: Duration = Duration::from_secs(1);
+const LOADER_PAUSE_LONGEST: Duration = Duration::from_secs(60);
+/// References to an object that are no use of it: this cache's and the snapshot's.
+const HOLDERS: usize = 2;
 /// After a fill failed, askers are told so at once for this long.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 /// How often uses are noted for the order of eviction.
@@ -72,14 +74,16 @@ pub struct Manifest {
 
 /// What the filler is told.
 pub enum Letter {
-    /// From the feed: a file exists, or its prefetch flag changed.
-    Known(Manifest),
+    /// From the feed: a file exists, or its prefetch flag changed. `object` is the one in the snapshot,
+    /// absent so far; the filler opens and fills it.
+    Known { manifest: Manifest, object: Arc<Object> },
     /// From the feed: a file is gone; so is its place on the disk.
     Forgotten(Sha256),
     /// A shard misses a piece of it.
     Wanted(Sha256),
-    /// A small file (a boot loader), wanted in one piece. The channel closes if it cannot be had.
-    Whole { sha256: Sha256, reply: oneshot::Sender<Bytes> },
+    /// From the feed: a boot loader, small, wanted whole in memory. Tried until it is there or nobody
+    /// else holds it any more.
+    Loader(Arc<Loader>),
 }
 
 #[derive(Debug, Default)]
@@ -104,8 +108,8 @@ impl Manifest {
         (1..=PIECE_BYTES_MAX).contains(&self.piece_bytes) && self.pieces.len() as u64 == expected
     }
 
-    fn object(&self) -> Object {
-        Object::absent(self.sha256, self.size_bytes, self.piece_bytes)
+    fn object(&self) -> Arc<Object> {
+        Arc::new(Object::absent(self.sha256, self.size_bytes, self.piece_bytes))
     }
 }
 
@@ -119,19 +123,21 @@ struct Place {
     uses: u64,
 }
 
-type WholeAsker = oneshot::Sender<Bytes>;
-
 enum Finished {
     /// With the object that was filled: it may have been replaced since.
     Filled(Arc<Object>, Result<(), FetchError>),
-    Whole(Sha256, Result<Bytes, FetchError>),
+    /// It is set, or nobody wants it.
+    Loader(Sha256),
 }
 
 /// The cache's owner: one task, so that every decision sees the whole.
 pub struct Filler {
     settings: Settings,
     tools: Rc<Tools>,
-    objects: Arc<ArcSwap<Objects>>,
+    /// The link thread's end: objects to put into the snapshot in place of those with the same hash, if
+    /// it still has them. Only after an eviction.
+    replaced: mpsc::UnboundedSender<Arc<Object>>,
+    objects: HashMap<Sha256, Arc<Object>>,
     manifests: HashMap<Sha256, Rc<Manifest>>,
     places: HashMap<Sha256, Place>,
     running: HashMap<Sha256, AbortHandle>,
@@ -139,8 +145,7 @@ pub struct Filler {
     wanted: VecDeque<Sha256>,
     prefetch: VecDeque<Sha256>,
     failed_at: HashMap<Sha256, Instant>,
-    whole: HashMap<Sha256, Bytes>,
-    whole_askers: HashMap<Sha256, Vec<WholeAsker>>,
+    loaders: usize,
     jobs: JoinSet<Finished>,
 }
 
@@ -149,7 +154,7 @@ struct Tools {
     folder: Folder,
     fetcher: Fetcher,
     streams: Semaphore,
-    wake: Arc<dyn Fn() + Send + Sync>,
+    progress: Arc<Notify>,
     counters: Arc<WorkCounters>,
 }
 
@@ -159,8 +164,8 @@ impl Filler {
     pub fn new(
         settings: Settings,
         pool: Arc<Pool>,
-        objects: Arc<ArcSwap<Objects>>,
-        wake: Arc<dyn Fn() + Send + Sync>,
+        replaced: mpsc::UnboundedSender<Arc<Object>>,
+        progress: Arc<Notify>,
         counters: Arc<WorkCounters>,
     ) -> Self {
         let (folder, found) = match Folder::open(&settings.folder)
@@ -185,16 +190,16 @@ impl Filler {
         let fetcher = Fetcher::new(pool);
         Self {
             settings,
-            tools: Rc::new(Tools { folder, fetcher, streams, wake, counters }),
-            objects,
+            tools: Rc::new(Tools { folder, fetcher, streams, progress, counters }),
+            replaced,
+            objects: HashMap::new(),
             manifests: HashMap::new(),
             places,
             running: HashMap::new(),
             wanted: VecDeque::new(),
             prefetch: VecDeque::new(),
             failed_at: HashMap::new(),
-            whole: HashMap::new(),
-            whole_askers: HashMap::new(),
+            loaders: 0,
             jobs: JoinSet::new(),
         }
     }
@@ -224,16 +229,18 @@ impl Filler {
 
     fn on_letter(&mut self, letter: Letter) {
         match letter {
-            Letter::Known(manifest) => self.learn(manifest),
+            Letter::Known { manifest, object } => self.learn(manifest, object),
             Letter::Forgotten(sha256) => self.forget(&sha256),
             Letter::Wanted(sha256) => self.want(sha256),
-            Letter::Whole { sha256, reply } => self.want_whole(sha256, reply),
+            Letter::Loader(loader) => self.load(loader),
         }
     }
 
-    fn learn(&mut self, manifest: Manifest) {
+    fn learn(&mut self, manifest: Manifest, object: Arc<Object>) {
         let sha256 = manifest.sha256;
+        let fits = *object.sha256() == sha256 && object.size_bytes() == manifest.size_bytes;
         if !manifest.is_sound()
+            || !fits
             || (self.manifests.len() >= MANIFESTS_MAX && !self.manifests.contains_key(&sha256))
         {
             self.counters().refused.add(1);
@@ -241,51 +248,58 @@ impl Filler {
             return;
         }
         let prefetch = manifest.prefetch;
-        // The same content has the same size; only the flag can have changed.
-        let news = !self.manifests.contains_key(&sha256);
         self.manifests.insert(sha256, Rc::new(manifest));
-        if news {
-            let object = self.fresh_object(&sha256);
-            self.publish(sha256, object);
+        match self.objects.get(&sha256) {
+            // Only the flag can have changed: the same content has the same size.
+            Some(known) if Arc::ptr_eq(known, &object) => {}
+            // A new snapshot begins with new objects. A fill goes on with the old one, so the snapshot
+            // gets that back.
+            Some(known) if self.running.contains_key(&sha256) => {
+                let _ = self.replaced.send(known.clone());
+            }
+            _ => {
+                self.open_complete(&object);
+                self.objects.insert(sha256, object);
+                self.wake();
+            }
         }
-        if prefetch && self.object(&sha256).is_some_and(|object| object.state() == State::Absent) {
+        let absent = |object: &Arc<Object>| object.state() == State::Absent;
+        if prefetch && self.objects.get(&sha256).is_some_and(absent) {
             self.prefetch.push_back(sha256);
         }
     }
 
-    /// The object for what is on the disk now. A complete file of the wrong size is no such file.
-    fn fresh_object(&mut self, sha256: &Sha256) -> Option<Arc<Object>> {
-        let manifest = self.manifests.get(sha256)?.clone();
-        let complete = self.places.get(sha256).filter(|place| place.complete);
-        if complete.is_some_and(|place| place.bytes == manifest.size_bytes)
-            && let Ok(file) = self.tools.folder.open_complete(sha256)
-        {
-            let (size, piece) = (manifest.size_bytes, manifest.piece_bytes);
-            return Some(Arc::new(Object::complete(*sha256, size, piece, file)));
+    /// Completes `object` if its file is on the disk. A complete file of another size is no such file.
+    fn open_complete(&mut self, object: &Object) {
+        let sha256 = object.sha256();
+        let Some(place) = self.places.get(sha256).filter(|place| place.complete) else { return };
+        match self.tools.folder.open_complete(sha256) {
+            Ok(file) if place.bytes == object.size_bytes() => {
+                object.open(file);
+                object.set_complete();
+            }
+            _ => self.remove_files(sha256),
         }
-        if complete.is_some() {
-            self.remove_files(sha256);
-        }
-        Some(Arc::new(manifest.object()))
     }
 
     fn forget(&mut self, sha256: &Sha256) {
         self.manifests.remove(sha256);
+        let object = self.objects.remove(sha256);
         if let Some(job) = self.running.remove(sha256) {
             job.abort();
-            if let Some(object) = self.object(sha256) {
+            if let Some(object) = object {
                 object.set_failed();
             }
         }
         self.failed_at.remove(sha256);
-        self.whole.remove(sha256);
-        self.publish(*sha256, None);
+        self.wanted.retain(|other| other != sha256);
+        self.prefetch.retain(|other| other != sha256);
         self.remove_files(sha256);
         self.wake();
     }
 
     fn want(&mut self, sha256: Sha256) {
-        let Some(object) = self.object(&sha256) else { return };
+        let Some(object) = self.objects.get(&sha256).cloned() else { return };
         if self.running.contains_key(&sha256)
             || object.state() == State::Complete
             || self.wanted.contains(&sha256)
@@ -302,21 +316,20 @@ impl Filler {
         self.wanted.push_back(sha256);
     }
 
-    fn want_whole(&mut self, sha256: Sha256, reply: WholeAsker) {
-        if let Some(octets) = self.whole.get(&sha256) {
-            let _ = reply.send(octets.clone());
+    fn load(&mut self, loader: Arc<Loader>) {
+        if loader.bytes.get().is_some() {
             return;
         }
-        let askers = self.whole_askers.entry(sha256).or_default();
-        askers.retain(|asker| !asker.is_closed());
-        askers.push(reply);
-        if askers.len() == 1 {
-            let tools = self.tools.clone();
-            let here = self.places.get(&sha256).is_some_and(|place| place.complete);
-            self.jobs.spawn_local(async move {
-                Finished::Whole(sha256, tools.read_or_fetch(&sha256, here).await)
-            });
+        if self.loaders == LOADERS_MAX {
+            self.counters().refused.add(1);
+            return;
         }
+        self.loaders += 1;
+        let tools = self.tools.clone();
+        self.jobs.spawn_local(async move {
+            tools.load(&loader).await;
+            Finished::Loader(loader.sha256)
+        });
     }
 
     fn start_waiting(&mut self) {
@@ -334,7 +347,7 @@ impl Filler {
 
     fn start(&mut self, sha256: Sha256, prefetch: bool) {
         let Some(manifest) = self.manifests.get(&sha256).cloned() else { return };
-        let Some(object) = self.object(&sha256) else { return };
+        let Some(object) = self.objects.get(&sha256).cloned() else { return };
         if self.running.contains_key(&sha256) || object.state() == State::Complete {
             return;
         }
@@ -365,12 +378,12 @@ impl Filler {
         match finished {
             Finished::Filled(object, result) => {
                 let sha256 = *object.sha256();
-                if self.object(&sha256).is_some_and(|now| Arc::ptr_eq(&now, &object)) {
+                if self.objects.get(&sha256).is_some_and(|now| Arc::ptr_eq(now, &object)) {
                     self.running.remove(&sha256);
                     self.on_filled(sha256, result);
                 }
             }
-            Finished::Whole(sha256, result) => self.on_whole(sha256, result),
+            Finished::Loader(sha256) => self.on_loader(sha256),
         }
     }
 
@@ -384,7 +397,7 @@ impl Filler {
     }
 
     fn on_filled(&mut self, sha256: Sha256, result: Result<(), FetchError>) {
-        let Some(object) = self.object(&sha256) else { return };
+        let Some(object) = self.objects.get(&sha256).cloned() else { return };
         match result {
             Ok(()) => {
                 object.set_complete();
@@ -407,51 +420,34 @@ impl Filler {
         self.wake();
     }
 
-    fn on_whole(&mut self, sha256: Sha256, result: Result<Bytes, FetchError>) {
-        let askers = self.whole_askers.remove(&sha256).unwrap_or_default();
-        let octets = match result {
-            Ok(octets) => octets,
-            // The askers see their channel close.
-            Err(error) => {
-                self.counters().failed.add(1);
-                let chain = chain(&error);
-                tracing::warn!(file = hex::encode(sha256), reason = chain, "file not fetched");
-                return;
-            }
-        };
-        for asker in askers {
-            let _ = asker.send(octets.clone());
-        }
-        let bytes = octets.len() as u64;
+    fn on_loader(&mut self, sha256: Sha256) {
+        self.loaders -= 1;
         // A fill of the same file keeps its own place.
-        if !self.running.contains_key(&sha256) && self.tools.folder.complete(&sha256).exists() {
-            let used = SystemTime::now();
+        if !self.running.contains_key(&sha256)
+            && let Ok(about) = self.tools.folder.complete(&sha256).metadata()
+        {
+            let (bytes, used) = (about.len(), SystemTime::now());
             self.places.insert(sha256, Place { bytes, used, complete: true, uses: 0 });
-            if self.object(&sha256).is_some_and(|object| object.state() != State::Complete) {
-                let object = self.fresh_object(&sha256);
-                self.publish(sha256, object);
-                self.wake();
+            if let Some(object) = self.objects.get(&sha256).cloned()
+                && object.state() != State::Complete
+            {
+                self.open_complete(&object);
             }
-        }
-        let kept: u64 = self.whole.values().map(|other| other.len() as u64).sum();
-        if kept + bytes <= WHOLE_KEPT_BYTES_MAX {
-            self.whole.insert(sha256, octets);
         }
         self.make_room(&sha256, 0, false);
+        self.wake();
     }
 
     /// Removes least recently used files until `bytes` more fit; false if they cannot. A prefetch may
     /// only take what no manifest speaks for.
     fn make_room(&mut self, sha256: &Sha256, bytes: u64, prefetch: bool) -> bool {
         let limit = self.settings.limit_bytes;
-        let taken = |places: &HashMap<Sha256, Place>| -> u64 {
-            let others = places.iter().filter(|(other, _)| bytes == 0 || *other != sha256);
-            others.map(|(_, place)| place.bytes).sum()
-        };
         if bytes > limit {
             return false;
         }
-        let mut used = taken(&self.places);
+        // What the file itself has already is part of `bytes`.
+        let others = self.places.iter().filter(|(other, _)| *other != sha256 || bytes == 0);
+        let mut used: u64 = others.map(|(_, place)| place.bytes).sum();
         if used + bytes <= limit {
             return true;
         }
@@ -480,17 +476,20 @@ impl Filler {
         if self.running.contains_key(sha256) || (prefetch && self.manifests.contains_key(sha256)) {
             return false;
         }
-        // One reference is the map's own; another is a transfer's, or a shard's that asks right now.
-        let objects = self.objects.load();
-        objects.get(sha256).is_none_or(|object| Arc::strong_count(object) == 1)
+        // One reference more is a transfer's, or a shard's that asks right now.
+        self.objects.get(sha256).is_none_or(|object| Arc::strong_count(object) <= HOLDERS)
     }
 
     fn evict(&mut self, sha256: &Sha256) {
         tracing::info!(file = hex::encode(sha256), "file evicted");
         self.counters().evicted.add(1);
         self.remove_files(sha256);
-        let object = self.fresh_object(sha256);
-        self.publish(*sha256, object);
+        if let Some(manifest) = self.manifests.get(sha256) {
+            let object = manifest.object();
+            self.objects.insert(*sha256, object.clone());
+            // Nobody listens only when the rack stops.
+            let _ = self.replaced.send(object);
+        }
     }
 
     fn remove_files(&mut self, sha256: &Sha256) {
@@ -502,9 +501,8 @@ impl Filler {
 
     /// A file whose object was used since the last time moves to the young end.
     fn note_uses(&mut self, now: SystemTime) {
-        let objects = self.objects.load();
         for (sha256, place) in &mut self.places {
-            let Some(object) = objects.get(sha256) else { continue };
+            let Some(object) = self.objects.get(sha256) else { continue };
             if object.uses() != place.uses {
                 place.uses = object.uses();
                 place.used = now;
@@ -516,26 +514,12 @@ impl Filler {
         self.failed_at.retain(|_, at| at.elapsed() < FAILED_PAUSE);
     }
 
-    fn object(&self, sha256: &Sha256) -> Option<Arc<Object>> {
-        self.objects.load().get(sha256).cloned()
-    }
-
-    fn publish(&self, sha256: Sha256, object: Option<Arc<Object>>) {
-        // This task is the only writer.
-        let mut objects = Objects::clone(&self.objects.load());
-        match object {
-            Some(object) => objects.insert(sha256, object),
-            None => objects.remove(&sha256),
-        };
-        self.objects.store(Arc::new(objects));
-    }
-
     fn counters(&self) -> &Counters {
         &self.tools.counters.fill
     }
 
     fn wake(&self) {
-        (self.tools.wake)();
+        self.tools.progress.notify_one();
     }
 }
 
@@ -555,7 +539,7 @@ impl Tools {
                 missing.push_back(index);
             }
         }
-        (self.wake)();
+        self.progress.notify_one();
         let mut under_way = FuturesUnordered::new();
         loop {
             while under_way.len() < STREAMS_PER_FILE
@@ -607,7 +591,7 @@ impl Tools {
         part.write(start, octets).await?;
         // Only now may a shard see it.
         object.set_present(index);
-        (self.wake)();
+        self.progress.notify_one();
         Ok(())
     }
 
@@ -622,21 +606,41 @@ impl Tools {
         Ok(octets)
     }
 
+    /// Sets a loader's bytes, trying again for as long as somebody else holds it.
+    async fn load(&self, loader: &Arc<Loader>) {
+        let mut pause = LOADER_PAUSE_FIRST;
+        while Arc::strong_count(loader) > 1 {
+            match self.read_or_fetch(&loader.sha256).await {
+                Ok(octets) => {
+                    // Lost only to another job's same octets.
+                    let _ = loader.bytes.set(octets);
+                    return;
+                }
+                Err(error) => {
+                    self.counters.fill.failed.add(1);
+                    let file = hex::encode(loader.sha256);
+                    tracing::warn!(file, reason = chain(&error), "loader not fetched");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOADER_PAUSE_LONGEST);
+        }
+    }
+
     /// A small file, from the disk if it is there and good, else from a region, and then on the disk.
-    async fn read_or_fetch(&self, sha256: &Sha256, here: bool) -> Result<Bytes, FetchError> {
+    async fn read_or_fetch(&self, sha256: &Sha256) -> Result<Bytes, FetchError> {
         let path = self.folder.complete(sha256);
-        if here
-            && let Ok(Some(octets)) = read_whole(&path, WHOLE_BYTES_MAX).await
+        if let Ok(Some(octets)) = read_whole(&path, LOADER_BYTES_MAX).await
             && digest(&SHA256, &octets).as_ref() == sha256
         {
             return Ok(octets.into());
         }
         let _stream = self.streams.acquire().await.expect("never closed");
-        let octets = self.get(sha256, &Want::Whole { bytes_max: WHOLE_BYTES_MAX }, 0).await?;
+        let octets = self.get(sha256, &Want::Whole { bytes_max: LOADER_BYTES_MAX }, 0).await?;
         let octets = Bytes::from(octets);
         // The disk is a convenience here: the octets are good whether or not they fit on it.
         if let Err(error) = self.store_whole(sha256, &octets).await {
-            tracing::warn!(file = hex::encode(sha256), %error, "small file not cached on disk");
+            tracing::warn!(file = hex::encode(sha256), %error, "loader not cached on disk");
         }
         Ok(octets)
     }

@@ -5,16 +5,17 @@
 //! so that writing gigabytes to a disk neither blocks the thread nor needs a pool of blocking threads.
 //! Only `disk` uses the ring; everything else is plain tokio.
 //!
-//! The thread has no state that a restart may not lose. It is reached by bounded mailboxes, which both
-//! the link thread (async) and the shards (`try_send`, which never blocks) can use, and it shares three
-//! maps: what the cache holds ([`fill::Objects`], read by shards), which client has which address
-//! ([`Bindings`], kept by the link thread), and counters.
+//! The thread has no state that a restart may not lose. The link thread reaches it by bounded mailboxes,
+//! the shards by their own queues and its bell ([`shards`]). It shares the image objects with both, the
+//! [`Bindings`] (which client has which address) with the link thread that keeps them, and its counters
+//! with everybody.
 
 pub mod disk;
 pub mod fetch;
 pub mod fill;
 pub mod power;
 pub mod proxy;
+pub mod shards;
 pub mod upstream;
 
 use std::collections::HashMap;
@@ -23,14 +24,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use images::Object;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use upstream::Region;
 
-/// Letters that may wait. A shard that finds a mailbox full answers 503 or tries again; the link
-/// thread waits.
+/// Letters that may wait. The link thread waits for room; a shard's are refused and counted.
 const MAILBOX_LETTERS_MAX: usize = 1_024;
 /// What a stopping thread gives operations and connections to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -57,11 +57,14 @@ pub struct Context {
     pub regions: watch::Receiver<Arc<[Region]>>,
     pub bindings: Bindings,
     pub cache: fill::Settings,
-    /// What the cache holds, for shards to look up.
-    pub objects: Arc<ArcSwap<fill::Objects>>,
-    /// Called after a piece, a file or a failure, when a parked shard may have something to send.
-    pub wake: Arc<dyn Fn() + Send + Sync>,
+    /// To the link thread: objects for the snapshot in place of those with the same hash, if it still has
+    /// them (an eviction makes a file absent again).
+    pub replaced: mpsc::UnboundedSender<Arc<Object>>,
+    /// This thread's ends of the shards' queues, and the bell they ring.
+    pub shards: Vec<shard::WorkMailbox>,
+    pub bell: Arc<shard::Bell>,
     pub counters: Arc<Counters>,
+    pub mailboxes: Mailboxes,
     pub inbox: Inbox,
     /// True once the rack stops.
     pub stop: watch::Receiver<bool>,
@@ -74,7 +77,7 @@ pub struct Inbox {
     pub connections: mpsc::Receiver<proxy::HandedOff>,
 }
 
-/// The sending ends; cheap to clone, one for each shard and one for the link thread.
+/// The sending ends; cheap to clone.
 #[derive(Clone)]
 pub struct Mailboxes {
     pub power: mpsc::Sender<power::Ask>,
@@ -112,29 +115,35 @@ pub struct Counters {
     pub power: power::Counters,
     pub fill: fill::Counters,
     pub proxy: proxy::Counters,
+    pub shards: shards::Counters,
 }
 
-/// Runs the work thread on the calling thread, until `stop` or until nobody holds a mailbox.
+/// Runs the work thread on the calling thread, until `stop` says so or its sender is gone.
 pub fn run(context: Context) {
     tokio_uring::start(serve(context));
 }
 
 async fn serve(context: Context) {
-    let Context { tls, regions, bindings, cache, objects, wake, counters, inbox, mut stop } = context;
+    let Context { tls, regions, bindings, cache, replaced, shards, bell, .. } = context;
+    let Context { counters, mailboxes, inbox, mut stop, .. } = context;
     let pool = Arc::new(upstream::Pool::new(tls, regions));
-    let mut parts = JoinSet::new();
-    parts.spawn_local(power::run(inbox.power, counters.clone()));
-    let filler = fill::Filler::new(cache, pool.clone(), objects, wake, counters.clone());
-    parts.spawn_local(filler.run(inbox.fills));
-    parts.spawn_local(proxy::run(inbox.connections, pool, bindings, counters));
-    tokio::select! {
-        _ = stop.wait_for(|stopped| *stopped) => {}
-        // Each part ends when its mailbox does.
-        () = async { while parts.join_next().await.is_some() {} } => return,
-    }
-    // The senders may live on in other threads, so the parts are cut off after the grace.
+    let progress = Arc::new(Notify::new());
+    let filler =
+        fill::Filler::new(cache, pool.clone(), replaced, progress.clone(), counters.clone());
+    let filling = tokio::task::spawn_local(filler.run(inbox.fills));
+    let messages = shards::run(shards, bell, mailboxes, progress, counters.clone());
+    let messages = tokio::task::spawn_local(messages);
+    let mut ending = JoinSet::new();
+    ending.spawn_local(power::run(inbox.power, counters.clone()));
+    ending.spawn_local(proxy::run(inbox.connections, pool, bindings, counters));
+    // An error: whoever could say stop is gone.
+    let _ = stop.wait_for(|stopped| *stopped).await;
+    // Fills go on after the next start. Operations and connections may end by themselves, as far as the
+    // grace goes and nobody sends more.
+    messages.abort();
+    filling.abort();
     let _ = tokio::time::timeout(STOP_GRACE, async {
-        while parts.join_next().await.is_some() {}
+        while ending.join_next().await.is_some() {}
     })
     .await;
 }

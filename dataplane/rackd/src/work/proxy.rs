@@ -138,7 +138,7 @@ async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, connecti
 }
 
 /// A short answer without a task: what the socket does not take at once is not worth a wait.
-fn refuse(handed: HandedOff) {
+pub(super) fn refuse(handed: HandedOff) {
     use std::io::Write;
     let mut stream = std::net::TcpStream::from(handed.socket);
     let _ = stream.set_nonblocking(true);

@@ -18,6 +18,8 @@
 
 mod region;
 mod request;
+#[cfg(test)]
+mod search;
 mod types;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -125,7 +127,7 @@ struct UnderWay {
     drained: bool,
     rows: Vec<(Origin, Write)>,
     first_sent: Boottime,
-    last_sent: Boottime,
+    resend_at: Boottime,
     calls: Vec<(CallId, LinkId)>,
 }
 
@@ -285,7 +287,7 @@ impl Rack {
             }
             for batch in &self.batches {
                 if batch.calls.is_empty() || self.other_link(batch).is_some() {
-                    at(batch.last_sent + RESEND_AFTER);
+                    at(batch.resend_at);
                 }
                 if !batch.drained {
                     at(batch.first_sent + BATCH_PATIENCE);

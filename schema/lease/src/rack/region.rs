@@ -56,7 +56,8 @@ impl Rack {
             Some((Origin::Spool(seq), _)) if old_key => *seq,
             _ => self.next_seq(),
         };
-        self.batches.push(UnderWay { seq, drained, rows, first_sent: now, last_sent: now, calls: vec![] });
+        self.batches.push(UnderWay { seq, drained, rows, first_sent: now,
+            resend_at: now, calls: vec![] });
         let index = self.batches.len() - 1;
         self.send_batch(now, index, self.links[0], out);
     }
@@ -65,7 +66,7 @@ impl Rack {
         let call = self.next_call();
         self.silent_since.get_or_insert(now);
         let batch = &mut self.batches[index];
-        batch.last_sent = now;
+        batch.resend_at = now + RESEND_AFTER;
         batch.calls.push((call, link));
         let key = BatchKey { spool_id: self.spool_id, seq: batch.seq };
         let writes = batch.rows.iter().map(|(_, write)| write.clone()).collect();
@@ -93,7 +94,7 @@ impl Rack {
             let other = self.other_link(batch);
             // A failed call is repeated at once elsewhere, and on the same link after a pause.
             let failed_here = batch.calls.is_empty();
-            if now < batch.last_sent + RESEND_AFTER || (other.is_none() && !failed_here) {
+            if now < batch.resend_at || (other.is_none() && !failed_here) {
                 continue;
             }
             let link = other.unwrap_or(self.links[0]);
@@ -225,7 +226,7 @@ impl Rack {
             batch.calls.retain(|(_, used)| *used != link);
             if batch.calls.len() < before && batch.calls.is_empty() {
                 // Nothing is on its way any more: elsewhere at once.
-                batch.last_sent = now.saturating_sub(RESEND_AFTER);
+                batch.resend_at = now;
             }
         }
         if self.beat.as_ref().is_some_and(|beat| beat.link == link) {

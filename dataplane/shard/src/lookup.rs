@@ -1,0 +1,378 @@
+//! What a requested path means, for TFTP and HTTP alike, and the part of a shard that both sides share.
+//!
+//! Everything is answered from the snapshot, but a boot config of a machine that is not in it ([`Queries`]) and a file
+//! that is not here yet: then the request waits, and is asked again when something has come.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boot::{BootFile, ConfigRequest, Firmware, Selector};
+use bytes::Bytes;
+use images::{Object, image_hash};
+use wire::dhcp4::View;
+
+use crate::config::Config;
+use crate::mailbox::{BootQuery, Event, ShardMailbox, ToLink, ToWork};
+use crate::queries::{Answer, Queries, Waiter};
+use crate::snapshot::{Loader, Snapshot};
+use crate::stats::Counters;
+
+/// The same file is asked for at most so often.
+const WANT_EVERY: Duration = Duration::from_secs(1);
+/// Files asked for within that time.
+const WANTS_MAX: usize = 1024;
+
+/// What the sides of a shard share.
+pub(crate) struct Core {
+    pub config: Config,
+    pub now: Instant,
+    pub snapshot: Arc<Snapshot>,
+    pub mail: ShardMailbox,
+    pub queries: Queries,
+    /// Who waits for a file or a piece. Bounded by the tables of those who wait.
+    pub waiting: Vec<Waiter>,
+    /// Who is to look again in this turn.
+    pub woken: Vec<Waiter>,
+    wants: HashMap<[u8; 32], Instant>,
+    pub counters: Counters,
+}
+
+/// A request for a path.
+pub(crate) struct Asked<'a> {
+    /// Without a leading slash.
+    pub path: &'a str,
+    pub client: IpAddr,
+    /// Our address that was asked: the rack, as this client knows it.
+    pub local: IpAddr,
+    pub waiter: Waiter,
+}
+
+pub(crate) enum Lookup {
+    Bytes {
+        body: Bytes,
+        text: bool,
+    },
+    Object(Arc<Object>),
+    NotFound,
+    /// The waiter will be woken.
+    Later,
+    Unavailable,
+    NotOurs,
+}
+
+/// Folders that are ours: what is missing in them is missing, and not somebody else's.
+const OUR_FOLDERS: [&str; 6] = [
+    "images/",
+    "pxelinux.cfg/",
+    "grub/",
+    "ppc64el/",
+    "s390x/",
+    "s390x_partition/",
+];
+
+impl Core {
+    pub fn new(config: Config, snapshot: Arc<Snapshot>, mail: ShardMailbox, now: Instant) -> Self {
+        Self {
+            config,
+            now,
+            snapshot,
+            mail,
+            queries: Queries::default(),
+            waiting: Vec::new(),
+            woken: Vec::new(),
+            wants: HashMap::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Looks a path up. After `Later` the waiter is woken when there may be more to say.
+    pub fn find(&mut self, asked: &Asked<'_>, engine: &dhcp::Engine) -> Lookup {
+        let Ok(path) = boot::clean_path(asked.path) else {
+            return Lookup::NotFound;
+        };
+        if path == "MAAS" || path.starts_with("MAAS/") {
+            return Lookup::NotOurs;
+        }
+        if let Some(hash) = image_hash(&path) {
+            return match self.snapshot.files.get(&hash) {
+                Some(object) => Lookup::Object(Arc::clone(object)),
+                None => Lookup::NotFound,
+            };
+        }
+        if let Ok(Some(request)) = boot::route(&path) {
+            return self.boot_config(&request, asked, engine);
+        }
+        if let Some(loader) = self.loader(&path) {
+            return match loader.bytes.get() {
+                Some(bytes) => Lookup::Bytes {
+                    body: bytes.clone(),
+                    text: false,
+                },
+                None => {
+                    self.want(&loader.sha256);
+                    self.waiting.push(asked.waiter);
+                    Lookup::Later
+                }
+            };
+        }
+        if boot::is_empty_when_missing(&path) {
+            return Lookup::Bytes {
+                body: Bytes::new(),
+                text: true,
+            };
+        }
+        let ours = OUR_FOLDERS.iter().any(|folder| path.starts_with(folder));
+        if ours {
+            Lookup::NotFound
+        } else {
+            Lookup::NotOurs
+        }
+    }
+
+    /// A loader by its own name, also below `images/`.
+    pub fn loader(&self, path: &str) -> Option<Arc<Loader>> {
+        let name = path.strip_prefix("images/").unwrap_or(path);
+        self.snapshot.loaders.get(name).cloned()
+    }
+
+    fn boot_config(
+        &mut self,
+        request: &ConfigRequest,
+        asked: &Asked<'_>,
+        engine: &dhcp::Engine,
+    ) -> Lookup {
+        let port = self.config.http_port;
+        let (mut mac, mut uuid, mut arch) = (None, String::new(), String::new());
+        match &request.selector {
+            Selector::Preloader => {
+                return match boot::render_preloader(request.kind, asked.local, port) {
+                    Some(script) => Lookup::Bytes {
+                        body: script.into(),
+                        text: true,
+                    },
+                    None => Lookup::NotFound,
+                };
+            }
+            Selector::Mac(of) => mac = Some(of.0),
+            Selector::Uuid(of) => uuid.clone_from(of),
+            Selector::Default { arch: of, .. } => {
+                mac = self.mac_at(asked.client, engine);
+                arch.clone_from(of);
+            }
+        }
+        let known = mac
+            .and_then(|mac| self.snapshot.machine_by_mac(&mac))
+            .cloned();
+        let (machine, called) = match known {
+            Some(machine) => (machine, false),
+            None => {
+                let vlan = self.vlan_at(asked.client);
+                let query = BootQuery {
+                    mac,
+                    uuid,
+                    arch,
+                    address: asked.client,
+                    vlan,
+                };
+                match self.ask(query, asked.waiter) {
+                    Ok(machine) => (machine, true),
+                    Err(lookup) => return lookup,
+                }
+            }
+        };
+        let source = if called { "the region" } else { "the snapshot" };
+        let told = format!("{:?} from {source}", machine.purpose).to_lowercase();
+        self.event("BOOT_PARAMETERS", mac, asked.client, told);
+        match boot::render(
+            request.kind,
+            &machine,
+            asked.local,
+            port,
+            &self.snapshot.settings,
+        ) {
+            Ok(script) => {
+                self.counters.boot_configs += 1;
+                self.counters.boot_configs_by_call += u64::from(called);
+                let kind = format!("{:?}", request.kind).to_lowercase();
+                self.event(
+                    "BOOT_CONFIG",
+                    mac,
+                    asked.client,
+                    format!("{kind} {}", asked.path),
+                );
+                Lookup::Bytes {
+                    body: script.into(),
+                    text: true,
+                }
+            }
+            Err(error) => {
+                self.event(
+                    "BOOT_CONFIG",
+                    mac,
+                    asked.client,
+                    format!("no boot config: {error}"),
+                );
+                Lookup::NotFound
+            }
+        }
+    }
+
+    /// The region's word on a machine that the snapshot does not have.
+    fn ask(&mut self, query: BootQuery, waiter: Waiter) -> Result<Arc<boot::Machine>, Lookup> {
+        match self.queries.look_up(&query, waiter, self.now) {
+            Answer::Machine(machine) => Ok(machine),
+            Answer::Nothing => Err(Lookup::NotFound),
+            Answer::Waiting => Err(Lookup::Later),
+            Answer::Unavailable => Err(Lookup::Unavailable),
+            Answer::Ask(ticket) => {
+                if self
+                    .mail
+                    .to_link
+                    .push(ToLink::BootConfig { ticket, query })
+                    .is_ok()
+                {
+                    Err(Lookup::Later)
+                } else {
+                    self.queries.failed(ticket, self.now);
+                    Err(Lookup::Unavailable)
+                }
+            }
+        }
+    }
+
+    /// Asks the work thread for a file.
+    pub fn want(&mut self, sha256: &[u8; 32]) {
+        let asked = self
+            .wants
+            .get(sha256)
+            .is_some_and(|at| self.now < *at + WANT_EVERY);
+        if asked {
+            return;
+        }
+        if self.wants.len() >= WANTS_MAX {
+            let now = self.now;
+            self.wants.retain(|_, at| now < *at + WANT_EVERY);
+        }
+        if self.mail.to_work.push(ToWork::Want(*sha256)).is_err() {
+            self.counters.wants_lost += 1;
+        } else if self.wants.len() < WANTS_MAX {
+            self.wants.insert(*sha256, self.now);
+        }
+    }
+
+    pub fn event(
+        &mut self,
+        kind: &'static str,
+        mac: Option<[u8; 6]>,
+        address: IpAddr,
+        detail: String,
+    ) {
+        let event = Event {
+            kind,
+            mac,
+            address,
+            detail,
+            at: self.now,
+        };
+        if self.mail.to_link.push(ToLink::Event(event)).is_err() {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    /// Everybody who waits for a file looks again.
+    pub fn wake_waiting(&mut self) {
+        self.woken.append(&mut self.waiting);
+    }
+
+    /// Whose address this is, where this shard knows it: its own bindings and all reservations. `None` leaves it to
+    /// the rack, which knows all.
+    pub fn mac_at(&self, address: IpAddr, engine: &dhcp::Engine) -> Option<[u8; 6]> {
+        let IpAddr::V4(address) = address else {
+            return None;
+        };
+        let vlan = self.snapshot.link_by_address(address)?.dhcp.vlan;
+        let bound = engine.mac_at(vlan, address, self.now);
+        bound
+            .or_else(|| self.snapshot.reserved_mac(vlan, address))
+            .map(|mac| mac.0)
+    }
+
+    fn vlan_at(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(address) => self
+                .snapshot
+                .link_by_address(address)
+                .map_or(0, |link| link.dhcp.vlan),
+            IpAddr::V6(_) => 0,
+        }
+    }
+}
+
+/// What a DHCP client is told to boot.
+pub(crate) struct Choice<'a> {
+    server: Ipv4Addr,
+    file: Option<BootFile>,
+    hostname: &'a str,
+}
+
+/// Chooses by firmware and by the subnet's disabled methods.
+pub(crate) fn boot_choice<'a>(
+    query: &View<'_>,
+    link: &dhcp::Link,
+    snapshot: &'a Snapshot,
+) -> Choice<'a> {
+    // A relayed client is on the relay's link, and is served from that link's address.
+    let link = match query.giaddr() {
+        relay if relay.is_unspecified() => link,
+        relay => snapshot
+            .link_by_address(relay)
+            .map_or(link, |link| &link.dhcp),
+    };
+    let inside = if query.giaddr().is_unspecified() {
+        link.server
+    } else {
+        query.giaddr()
+    };
+    let subnet = link.subnet_of(inside).or_else(|| link.subnets.first());
+    let disabled = subnet.map_or(&[][..], |subnet| &subnet.disabled_archs);
+    let machine = query.mac().and_then(|mac| snapshot.machine_by_mac(&mac.0));
+    Choice {
+        server: link.server,
+        file: boot::boot_file(&Firmware::of(query), IpAddr::V4(link.server), disabled),
+        hostname: machine.map_or("", |machine| &machine.hostname),
+    }
+}
+
+impl Choice<'_> {
+    pub fn reply(&self) -> dhcp::BootReply<'_> {
+        let Some(file) = &self.file else {
+            return dhcp::BootReply {
+                hostname: self.hostname,
+                ..dhcp::BootReply::default()
+            };
+        };
+        dhcp::BootReply {
+            next_server: Some(self.server),
+            file: file.file.as_str(),
+            vendor_class: file.vendor_class.map(str::as_bytes),
+            vendor_options: None,
+            path_prefix: file.path_prefix.as_ref().map(|prefix| prefix.as_str()),
+            hostname: self.hostname,
+        }
+    }
+
+    /// For the event of the ACK.
+    pub fn detail(&self) -> String {
+        match &self.file {
+            Some(file) => {
+                format!(
+                    ", next server {}, boot file {} ({})",
+                    self.server, file.file, file.method
+                )
+            }
+            None => String::new(),
+        }
+    }
+}

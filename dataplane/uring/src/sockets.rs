@@ -1,0 +1,392 @@
+//! Opens the sockets of all shards of a rack. Order matters: an index in a group is an order of joining.
+//!
+//! | service     | socket                                | who gets a packet                           |
+//! |-------------|---------------------------------------|---------------------------------------------|
+//! | DHCP, local | AF_PACKET SOCK_DGRAM, one per link and shard | fanout by chaddr ([`open_link`])     |
+//! | DHCP, rest  | UDP 67, one per shard, reuseport      | filter and group program by chaddr          |
+//! | TFTP        | UDP 69, one per shard, reuseport      | the kernel's hash of the 4-tuple            |
+//! | TFTP data   | UDP, one port per shard               | the shard that owns the port                |
+//! | HTTP        | TCP, one listener per shard, reuseport | the kernel's hash of the 4-tuple           |
+//!
+//! UDP 67 is one wildcard socket per shard with packet information, not one per device: a relay's message comes in on
+//! whatever device leads to its network, often no link of ours, and links come and go without touching it.
+//!
+//! If a shard dies its places in the groups are gone and the indices move: open all of them anew, for all shards.
+
+use std::ffi::c_void;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use libc::{c_int, sock_filter};
+use shard::LinkSocket;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::filter;
+
+/// Where a rack listens. `None`: not at all. Port 0: one free port for all shards (tests).
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    pub dhcp: Option<SocketAddrV4>,
+    pub tftp: Option<SocketAddr>,
+    pub http: Option<SocketAddr>,
+}
+
+impl Default for Places {
+    /// Everything on its own port, both families.
+    fn default() -> Self {
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        Self {
+            dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 67)),
+            tftp: Some(any(69)),
+            http: Some(any(5248)),
+        }
+    }
+}
+
+/// The sockets of one shard but its links'.
+#[derive(Debug)]
+pub struct ShardSockets {
+    pub dhcp: Option<OwnedFd>,
+    pub tftp: Option<OwnedFd>,
+    /// The port that all transfers of this shard are sent from.
+    pub transfer: Option<OwnedFd>,
+    pub http: Option<OwnedFd>,
+    /// Where the two with a port of their own ended up.
+    pub tftp_address: Option<SocketAddr>,
+    pub http_address: Option<SocketAddr>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{action} ({what})")]
+pub struct SocketError {
+    action: &'static str,
+    what: String,
+    #[source]
+    source: io::Error,
+}
+
+/// Octets the kernel keeps of a burst. Without privilege it is cut to net.core.rmem_max.
+const RECEIVE_BYTES: usize = 4 << 20;
+const BACKLOG: c_int = 4096;
+/// A machine that lost its power in mid-download must not hold its connection: its next boot uses the same port.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens the sockets of all shards, in order of their indices.
+pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketError> {
+    let (mut tftp_place, mut http_place) = (places.tftp, places.http);
+    let mut all = Vec::new();
+    for shard in 0..shards {
+        let mut sockets = ShardSockets {
+            dhcp: None,
+            tftp: None,
+            transfer: None,
+            http: None,
+            tftp_address: None,
+            http_address: None,
+        };
+        if let Some(place) = places.dhcp {
+            sockets.dhcp = Some(open_dhcp(place, shard, shards)?.into());
+        }
+        if let Some(place) = tftp_place {
+            let socket = open_datagram(place, true)?;
+            let address = local_address(&socket, "tftp")?;
+            let transfer = open_datagram(SocketAddr::new(address.ip(), 0), false)?;
+            tftp_place = Some(address);
+            sockets.tftp_address = Some(address);
+            sockets.tftp = Some(socket.into());
+            sockets.transfer = Some(transfer.into());
+        }
+        if let Some(place) = http_place {
+            let socket = open_listener(place)?;
+            let address = local_address(&socket, "http")?;
+            http_place = Some(address);
+            sockets.http_address = Some(address);
+            sockets.http = Some(socket.into());
+        }
+        all.push(sockets);
+    }
+    if let Some(first) = all.first().and_then(|sockets| sockets.dhcp.as_ref()) {
+        let program = filter::udp_group(shards);
+        attach(
+            first,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            &program,
+        )
+        .map_err(fault("attaching the shard program", "dhcp"))?;
+    }
+    Ok(all)
+}
+
+/// The packet sockets of one link, one per shard in order: DHCP broadcasts on this device.
+pub fn open_link(interface: u32, shards: u32) -> Result<Vec<LinkSocket>, SocketError> {
+    let what = || format!("device {interface}");
+    let mut all = Vec::new();
+    let mut group = None;
+    for _ in 0..shards {
+        // Protocol 0: deaf until it is bound, so that nothing unfiltered ever gets in.
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM.cloexec(), None)
+            .map_err(fault("opening a packet socket", what()))?;
+        let fd: OwnedFd = socket.into();
+        attach(
+            &fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            &filter::link_filter(),
+        )
+        .map_err(fault("attaching the DHCP filter", what()))?;
+        for (name, action) in [
+            (libc::PACKET_IGNORE_OUTGOING, "ignoring outgoing packets"),
+            (libc::PACKET_AUXDATA, "asking for auxiliary data"),
+        ] {
+            set(&fd, libc::SOL_PACKET, name, &1i32).map_err(fault(action, what()))?;
+        }
+        receive_buffer(&fd);
+        bind_link(&fd, interface).map_err(fault("binding to the device", what()))?;
+        let joined = match group {
+            None => join_first(&fd, shards).map(|id| group = Some(id)),
+            Some(id) => set(&fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &fanout(id, 0)),
+        };
+        joined.map_err(fault("joining the fanout group", what()))?;
+        all.push(LinkSocket {
+            interface,
+            socket: fd,
+        });
+    }
+    Ok(all)
+}
+
+/// The kernel's index of a device, by name.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), None)?;
+    Ok(rustix::net::netdevice::name_to_index(&socket, name)?)
+}
+
+/// `PACKET_FANOUT` takes a group id and, above it, kind and flags.
+fn fanout(id: u16, flags: u32) -> u32 {
+    u32::from(id) | (libc::PACKET_FANOUT_CBPF | flags) << 16
+}
+
+/// Makes a group of its own and gives it its program; returns its id.
+fn join_first(fd: &OwnedFd, shards: u32) -> io::Result<u16> {
+    let unique = fanout(0, libc::PACKET_FANOUT_FLAG_UNIQUEID);
+    set(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &unique)?;
+    attach(
+        fd,
+        libc::SOL_PACKET,
+        libc::PACKET_FANOUT_DATA,
+        &filter::link_fanout(shards),
+    )?;
+    let mut value: u32 = 0;
+    let mut length = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: `value` and `length` are valid for writes for the call, and `length` says the size of `value`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_FANOUT,
+            (&raw mut value).cast::<c_void>(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok((value & 0xffff) as u16)
+    }
+}
+
+fn bind_link(fd: &OwnedFd, interface: u32) -> io::Result<()> {
+    let index = c_int::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a valid sockaddr_ll of the length given, read only during the call.
+    let result = unsafe {
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const address).cast::<libc::sockaddr>(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn open_dhcp(place: SocketAddrV4, shard: u32, shards: u32) -> Result<Socket, SocketError> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))
+        .map_err(fault("opening the DHCP socket", place))?;
+    socket
+        .set_reuse_port(true)
+        .map_err(fault("sharing the port among shards", place))?;
+    socket
+        .set_broadcast(true)
+        .map_err(fault("allowing broadcasts", place))?;
+    set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, &1i32)
+        .map_err(fault("asking for packet information", place))?;
+    // Before the bind: nothing unfiltered gets in.
+    attach(
+        &socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_FILTER,
+        &filter::udp_filter(shard, shards),
+    )
+    .map_err(fault("attaching the DHCP filter", place))?;
+    receive_buffer(&socket);
+    socket
+        .bind(&SocketAddr::from(place).into())
+        .map_err(fault("binding", place))?;
+    Ok(socket)
+}
+
+fn open_datagram(place: SocketAddr, shared: bool) -> Result<Socket, SocketError> {
+    let (socket, place) = open_family(place, Type::DGRAM, Protocol::UDP)?;
+    if shared {
+        socket
+            .set_reuse_port(true)
+            .map_err(fault("sharing the port among shards", place))?;
+    }
+    let (level, name) = match place {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    };
+    set(&socket, level, name, &1i32).map_err(fault("asking for packet information", place))?;
+    receive_buffer(&socket);
+    socket
+        .bind(&place.into())
+        .map_err(fault("binding", place))?;
+    Ok(socket)
+}
+
+fn open_listener(place: SocketAddr) -> Result<Socket, SocketError> {
+    let (socket, place) = open_family(place, Type::STREAM, Protocol::TCP)?;
+    socket
+        .set_reuse_port(true)
+        .map_err(fault("sharing the port among shards", place))?;
+    // A restart must not wait for connections of the last run.
+    socket
+        .set_reuse_address(true)
+        .map_err(fault("reusing the address", place))?;
+    // Accepted connections inherit both.
+    socket
+        .set_tcp_user_timeout(Some(USER_TIMEOUT))
+        .map_err(fault("setting the user timeout", place))?;
+    socket
+        .set_tcp_nodelay(true)
+        .map_err(fault("sending at once", place))?;
+    socket
+        .bind(&place.into())
+        .map_err(fault("binding", place))?;
+    socket.listen(BACKLOG).map_err(fault("listening", place))?;
+    Ok(socket)
+}
+
+/// A socket for this place. `[::]` takes IPv4 as well, and becomes 0.0.0.0 where there is no IPv6.
+fn open_family(
+    place: SocketAddr,
+    kind: Type,
+    protocol: Protocol,
+) -> Result<(Socket, SocketAddr), SocketError> {
+    let opened = Socket::new(Domain::for_address(place), kind.cloexec(), Some(protocol));
+    let (socket, place) = match opened {
+        Err(error)
+            if error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                && place.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) =>
+        {
+            let place = SocketAddr::from((Ipv4Addr::UNSPECIFIED, place.port()));
+            let socket = Socket::new(Domain::IPV4, kind.cloexec(), Some(protocol))
+                .map_err(fault("opening a socket", place))?;
+            (socket, place)
+        }
+        opened => (opened.map_err(fault("opening a socket", place))?, place),
+    };
+    if place.is_ipv6() {
+        socket
+            .set_only_v6(false)
+            .map_err(fault("taking both families", place))?;
+    }
+    Ok((socket, place))
+}
+
+/// Whether a socket is of the IPv6 family.
+pub(crate) fn is_ipv6(fd: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_domain(fd)
+        .is_ok_and(|domain| domain == rustix::net::AddressFamily::INET6)
+}
+
+fn local_address(socket: &Socket, what: &'static str) -> Result<SocketAddr, SocketError> {
+    let address = socket
+        .local_addr()
+        .map_err(fault("asking for the address", what))?;
+    address
+        .as_socket()
+        .ok_or(io::ErrorKind::AddrNotAvailable.into())
+        .map_err(fault("asking for the address", what))
+}
+
+/// As much as we may; a smaller one only loses more of a burst.
+fn receive_buffer(fd: &impl AsRawFd) {
+    if set(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_RCVBUFFORCE,
+        &(RECEIVE_BYTES as c_int),
+    )
+    .is_err()
+    {
+        let _ = set(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            &(RECEIVE_BYTES as c_int),
+        );
+    }
+}
+
+/// Gives a classic BPF program to a socket option that takes one.
+fn attach(fd: &impl AsRawFd, level: c_int, name: c_int, program: &[sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    set(fd, level, name, &program)
+}
+
+/// setsockopt(2) with a plain value.
+fn set<T: Copy>(fd: &impl AsRawFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
+    // SAFETY: `value` is valid for reads of its size for the call; the kernel copies it. A `sock_fprog` points at a
+    // program that its caller, `attach`, borrows for as long, and the kernel only reads it.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast::<c_void>(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn fault(action: &'static str, what: impl ToString) -> impl FnOnce(io::Error) -> SocketError {
+    move |source| SocketError {
+        action,
+        what: what.to_string(),
+        source,
+    }
+}

@@ -1,0 +1,857 @@
+//! Exhaustive search: the rack's machine, the region's rules and a spool disk together, with loss, delay, duplication,
+//! detachment, crashes, wipes and moves, on one address and two clients. Breadth first, so a counterexample is a shortest one.
+//!
+//! Time goes in ticks of a lease (and single seconds, to be detached). Every message may be late for ever, which is loss;
+//! a duplicate runs twice. The shard here is a naive one: it asks for anything at any time, so that only the machine's
+//! guards stand between two clients and one address.
+//!
+//! A. No two clients hold one address. B. What a client holds is covered by a durable end or a fact on a disk.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+use crate::message::{AttachReply, Attachment, Batch, HeartbeatReply, digest};
+use crate::region::{
+    Asker, AttachDecision, BlockState, Effect, HeartbeatDecision, HeartbeatFacts, RowState, SpoolSeen, Time, Verdict,
+    decide_attach_with, decide_heartbeat_with, decide_with, may_take_with,
+};
+use crate::spool::first_seq;
+use crate::types::{ClientKey, Epoch, Row, WriteKind};
+
+const LEASE: Duration = Duration::from_secs(600);
+const TICK: Duration = Duration::from_secs(600);
+const SECOND: Duration = Duration::from_secs(1);
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 64));
+const BLOCK: BlockId = BlockId(1);
+const LINK: LinkId = 1;
+const START: Duration = Duration::from_secs(100_000);
+/// Messages on their way at once, each way; what is more is lost.
+const NET_MAX: usize = 2;
+
+fn client(n: usize) -> Client {
+    Client { vlan: 1, key: ClientKey::Mac([n as u8; 6]) }
+}
+
+fn number(client: &Client) -> usize {
+    match client.key {
+        ClientKey::Mac(mac) => mac[0].into(),
+        _ => unreachable!("only MACs here"),
+    }
+}
+
+/// What may happen, and how often.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    racks: usize,
+    ticks: u32,
+    seconds: u32,
+    crashes: u32,
+    wipes: u32,
+    duplicates: u32,
+    moves: u32,
+    until: Duration,
+    states_max: usize,
+}
+
+const SMALL: Bounds = Bounds {
+    racks: 1,
+    ticks: 4,
+    seconds: 1,
+    crashes: 0,
+    wipes: 0,
+    duplicates: 0,
+    moves: 0,
+    until: Duration::from_secs(86_400),
+    states_max: 400_000,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Call {
+    Batch(Batch),
+    Heartbeat(SpoolId, [u8; 32]),
+    Attach(SpoolId, u64),
+}
+
+/// On its way to the region.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Request {
+    rack: usize,
+    /// Of the rack's process: a reply reaches only the session that asked.
+    life: u32,
+    id: CallId,
+    call: Call,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Answer {
+    rack: usize,
+    life: u32,
+    input: AnswerInput,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum AnswerInput {
+    Batch(CallId, Vec<Outcome>),
+    Heartbeat(CallId, HeartbeatReply),
+    Attach(CallId, AttachReply),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Session {
+    spool_id: SpoolId,
+    until: Time,
+}
+
+/// The database: one block, one address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Db {
+    owner: Option<usize>,
+    intended: usize,
+    epoch: u64,
+    quarantined: Time,
+    row: Option<RowState>,
+    sessions: Vec<Option<Session>>,
+    /// (rack, spool id) to the floor.
+    floors: BTreeMap<(usize, SpoolId), u64>,
+    answers: BTreeMap<(usize, SpoolId, u64), Vec<Verdict>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Site {
+    machine: Rack,
+    life: u32,
+    /// The shard's memory of the address.
+    bound: Option<(usize, Boottime)>,
+    until: Boottime,
+    asked: BTreeMap<Ticket, usize>,
+    next_ticket: Ticket,
+    disk: BTreeMap<u64, Entry>,
+    spool_id: SpoolId,
+    incarnation: u32,
+    fsyncs: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Used {
+    ticks: u32,
+    seconds: u32,
+    crashes: u32,
+    wipes: u32,
+    duplicates: u32,
+    moves: u32,
+}
+
+#[derive(Clone, Debug)]
+struct World {
+    bounds: Bounds,
+    guards: Guards,
+    now: Duration,
+    db: Db,
+    sites: Vec<Site>,
+    requests: Vec<Request>,
+    answers: Vec<Answer>,
+    holds: [Duration; 2],
+    used: Used,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Ask { rack: usize, client: usize },
+    AskBack { rack: usize },
+    AckFromMemory { rack: usize, client: usize },
+    Run { request: usize, again: bool },
+    Deliver { answer: usize },
+    Fsync { rack: usize },
+    Tick,
+    Second,
+    Crash { rack: usize },
+    Wipe { rack: usize },
+    Intend,
+    Take,
+}
+
+impl World {
+    /// Rack 0 owns the block and is attached; rack 1, if there is one, too, with nothing.
+    fn new(bounds: Bounds, guards: Guards) -> World {
+        let site = |n: u8| {
+            let spool_id = SpoolId([n; 16]);
+            Site {
+                machine: Rack::with_guards(Start { spool_id, seq: first_seq(1), entries: vec![] }, guards),
+                life: 0,
+                bound: None,
+                until: Duration::ZERO,
+                asked: BTreeMap::new(),
+                next_ticket: 0,
+                disk: BTreeMap::new(),
+                spool_id,
+                incarnation: 1,
+                fsyncs: vec![],
+            }
+        };
+        let mut world = World {
+            bounds,
+            guards,
+            now: START,
+            db: Db {
+                owner: Some(0),
+                intended: 0,
+                epoch: 1,
+                quarantined: Time::NEVER,
+                row: None,
+                sessions: vec![None; bounds.racks],
+                floors: BTreeMap::new(),
+                answers: BTreeMap::new(),
+            },
+            sites: (0..bounds.racks).map(|n| site(n as u8)).collect(),
+            requests: vec![],
+            answers: vec![],
+            holds: [Duration::ZERO; 2],
+            used: Used::default(),
+        };
+        for rack in 0..bounds.racks {
+            world.input(rack, Input::LinkUp(LINK));
+            world.run(0, false);
+            world.deliver(0);
+            assert_eq!(world.sites[rack].machine.mode(), Mode::Attached);
+        }
+        world
+    }
+
+    fn time(&self) -> Time {
+        Time(0).plus(self.now)
+    }
+
+    fn acts(&self) -> Vec<Act> {
+        let (bounds, used) = (&self.bounds, &self.used);
+        let mut acts = vec![];
+        for (rack, site) in self.sites.iter().enumerate() {
+            let dealt = site.machine.mode() != Mode::Mute;
+            for client in 0..2 {
+                if dealt && !site.asked.values().any(|asked| *asked == client) {
+                    acts.push(Act::Ask { rack, client });
+                }
+                if let Some((holder, end)) = site.bound
+                    && holder == client
+                    && ack_length(LEASE, end, site.until, self.now)
+                        .is_some_and(|length| self.now + length > self.holds[client])
+                {
+                    acts.push(Act::AckFromMemory { rack, client });
+                }
+            }
+            if dealt && site.bound.is_some_and(|(_, end)| end <= self.now) && site.asked.is_empty() {
+                acts.push(Act::AskBack { rack });
+            }
+            if !site.fsyncs.is_empty() {
+                acts.push(Act::Fsync { rack });
+            }
+            if used.crashes < bounds.crashes {
+                acts.push(Act::Crash { rack });
+            }
+            if used.wipes < bounds.wipes {
+                acts.push(Act::Wipe { rack });
+            }
+        }
+        for request in 0..self.requests.len() {
+            acts.push(Act::Run { request, again: false });
+            if used.duplicates < bounds.duplicates {
+                acts.push(Act::Run { request, again: true });
+            }
+        }
+        acts.extend((0..self.answers.len()).map(|answer| Act::Deliver { answer }));
+        if used.ticks < bounds.ticks {
+            acts.push(Act::Tick);
+        }
+        if used.seconds < bounds.seconds {
+            acts.push(Act::Second);
+        }
+        if used.moves < bounds.moves {
+            acts.push(Act::Intend);
+        }
+        if let Some(owner) = self.db.owner
+            && owner != self.db.intended
+            && may_take_with(self.guards, self.db.sessions[owner].as_ref().map(|s| s.until), self.time())
+        {
+            acts.push(Act::Take);
+        }
+        acts
+    }
+
+    fn apply(&mut self, act: Act) {
+        match act {
+            Act::Ask { rack, client: n } => {
+                let kind = WriteKind::Grant { client: client(n), lease: LEASE, hostname: "".into() };
+                self.ask(rack, n, kind);
+            }
+            Act::AskBack { rack } => {
+                let (n, _) = self.sites[rack].bound.expect("bound, or it was not enabled");
+                self.ask(rack, n + 2, WriteKind::Reclaim { client: client(n) });
+            }
+            Act::AckFromMemory { rack, client } => self.ack(rack, client),
+            Act::Run { request, again } => {
+                self.used.duplicates += u32::from(again);
+                self.run(request, again);
+            }
+            Act::Deliver { answer } => self.deliver(answer),
+            Act::Fsync { rack } => {
+                let entry = self.sites[rack].fsyncs.remove(0);
+                let seq = entry.seq;
+                self.sites[rack].disk.insert(seq, entry);
+                self.input(rack, Input::SpoolDurable { seq });
+            }
+            Act::Tick | Act::Second => {
+                let second = act == Act::Second;
+                self.used.seconds += u32::from(second);
+                self.used.ticks += u32::from(!second);
+                self.now += if second { SECOND } else { TICK };
+                (0..self.sites.len()).for_each(|rack| self.input(rack, Input::Tick));
+            }
+            Act::Crash { rack } => {
+                self.used.crashes += 1;
+                self.sites[rack].incarnation += 1;
+                self.restart(rack);
+            }
+            Act::Wipe { rack } => {
+                self.used.wipes += 1;
+                let site = &mut self.sites[rack];
+                site.spool_id.0[15] += 1;
+                (site.incarnation, site.disk) = (1, BTreeMap::new());
+                self.restart(rack);
+            }
+            Act::Intend => {
+                self.used.moves += 1;
+                self.db.intended = 1 - self.db.intended;
+            }
+            Act::Take => {
+                self.db.owner = None;
+                self.db.epoch += 1;
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ a rack
+
+    fn ask(&mut self, rack: usize, what: usize, kind: WriteKind) {
+        let site = &mut self.sites[rack];
+        // The shard knows the epoch; a machine without the block refuses.
+        let epoch = site.machine.blocks().next().map_or(Epoch(0), |block| block.epoch);
+        let ticket = site.next_ticket;
+        site.next_ticket += 1;
+        site.asked.insert(ticket, what);
+        let write = Write { block: BLOCK, epoch, address: ADDRESS, kind };
+        self.input(rack, Input::Request { ticket, write });
+    }
+
+    fn restart(&mut self, rack: usize) {
+        let site = &mut self.sites[rack];
+        let entries = site.disk.values().cloned().collect();
+        let start = Start { spool_id: site.spool_id, seq: first_seq(site.incarnation), entries };
+        site.machine = Rack::with_guards(start, self.guards);
+        site.life += 1;
+        (site.bound, site.until) = (None, Duration::ZERO);
+        site.asked.clear();
+        site.fsyncs.clear();
+        self.answers.retain(|answer| answer.rack != rack);
+        self.input(rack, Input::LinkUp(LINK));
+    }
+
+    fn input(&mut self, rack: usize, input: Input) {
+        let mut out = vec![];
+        self.sites[rack].machine.handle(self.now, input, &mut out);
+        for action in out {
+            self.act(rack, action);
+        }
+    }
+
+    fn act(&mut self, rack: usize, action: Action) {
+        let site = &mut self.sites[rack];
+        match action {
+            Action::SendBatch { call, batch, .. } => self.send(rack, call, Call::Batch(batch)),
+            Action::SendHeartbeat { call, spool_id, digest, .. } => {
+                self.send(rack, call, Call::Heartbeat(spool_id, digest));
+            }
+            Action::SendAttach { call, spool_id, spool_seq, .. } => {
+                self.send(rack, call, Call::Attach(spool_id, spool_seq));
+            }
+            Action::AppendSpool(entry) => site.fsyncs.push(entry),
+            Action::RemoveSpool { seqs } => seqs.iter().for_each(|seq| drop(site.disk.remove(seq))),
+            Action::Reply { ticket, outcome, sent } => {
+                let Some(what) = site.asked.remove(&ticket) else { return };
+                match outcome {
+                    Outcome::Durable { remaining } => {
+                        site.bound = Some((what % 2, sent + remaining));
+                        self.ack(rack, what % 2);
+                    }
+                    Outcome::Done if what >= 2 => site.bound = None,
+                    _ => {}
+                }
+            }
+            Action::Attached { rows, sent, until, .. } => {
+                site.until = until;
+                site.bound = rows.iter().find_map(|row| {
+                    let left = Duration::from_millis(u64::try_from(row.remaining_ms).unwrap_or(0));
+                    row.client.as_ref().map(|client| (number(client), sent + left))
+                });
+            }
+            Action::Until(until) => site.until = until,
+            Action::Forget => (site.bound, site.until) = (None, Duration::ZERO),
+            Action::ReplaceSpool => {
+                site.spool_id.0[15] += 1;
+                (site.incarnation, site.disk) = (1, BTreeMap::new());
+                let spool_id = site.spool_id;
+                self.input(rack, Input::SpoolReplaced { spool_id, seq: first_seq(1) });
+            }
+            Action::ForgetBlock(_) | Action::Detached(_) | Action::Alarm(_) | Action::ResetSpool => {}
+        }
+    }
+
+    /// An ACK leaves.
+    fn ack(&mut self, rack: usize, client: usize) {
+        let site = &self.sites[rack];
+        let Some((holder, end)) = site.bound else { return };
+        if let Some(length) = ack_length(LEASE, end, site.until, self.now)
+            && holder == client
+        {
+            self.holds[client] = self.holds[client].max(self.now + length);
+        }
+    }
+
+    fn send(&mut self, rack: usize, id: CallId, call: Call) {
+        let life = self.sites[rack].life;
+        if self.requests.len() < NET_MAX {
+            self.requests.push(Request { rack, life, id, call });
+        }
+    }
+
+    fn deliver(&mut self, answer: usize) {
+        let Answer { rack, life, input } = self.answers.remove(answer);
+        assert_eq!(life, self.sites[rack].life, "answers of a former life are gone");
+        let input = match input {
+            AnswerInput::Batch(call, outcomes) => Input::BatchAnswer { call, outcomes: Some(outcomes) },
+            AnswerInput::Heartbeat(call, reply) => Input::HeartbeatAnswer { call, reply: Some(reply) },
+            AnswerInput::Attach(call, reply) => Input::AttachAnswer { call, reply: Some(reply) },
+        };
+        self.input(rack, input);
+    }
+
+    // ------------------------------------------------------------ the region, as store::lease does it
+
+    fn run(&mut self, index: usize, again: bool) {
+        let Request { rack, life, id, call } =
+            if again { self.requests[index].clone() } else { self.requests.remove(index) };
+        let input = match call {
+            Call::Batch(batch) => AnswerInput::Batch(id, self.commit(rack, &batch)),
+            Call::Heartbeat(spool_id, digest) => AnswerInput::Heartbeat(id, self.heartbeat(rack, spool_id, &digest)),
+            Call::Attach(spool_id, seq) => AnswerInput::Attach(id, self.attach(rack, spool_id, seq)),
+        };
+        if life == self.sites[rack].life && self.answers.len() < NET_MAX {
+            self.answers.push(Answer { rack, life, input });
+        }
+    }
+
+    fn commit(&mut self, rack: usize, batch: &Batch) -> Vec<Outcome> {
+        let now = self.time();
+        let key = (rack, batch.key.spool_id, batch.key.seq);
+        let dedupe = self.guards.stands(Guard::DedupeKey);
+        if dedupe && let Some(verdicts) = self.db.answers.get(&key) {
+            return verdicts.iter().map(|verdict| verdict.outcome(now)).collect();
+        }
+        let floor = self.db.floors.get(&(rack, batch.key.spool_id));
+        if self.guards.stands(Guard::EpochCompared)
+            && self.guards.stands(Guard::EpochAtAttach)
+            && floor.is_none_or(|floor| batch.key.seq <= *floor)
+        {
+            return vec![Outcome::Refused(Refusal::StaleEpoch); batch.writes.len()];
+        }
+        let mut verdicts = vec![];
+        for write in &batch.writes {
+            let block = BlockState {
+                epoch: Epoch(self.db.epoch),
+                asker: if self.db.owner == Some(rack) { Asker::Owner } else { Asker::Peer },
+                vlan: 1,
+                first: ADDRESS,
+                count: 1,
+                quarantined_until: self.db.quarantined,
+            };
+            let (verdict, effect) =
+                decide_with(self.guards, write, batch.drained, Some(&block), self.db.row.as_ref(), now);
+            match effect {
+                Effect::Keep | Effect::GiveUp => {}
+                Effect::Put(row) => self.db.row = Some(row),
+                Effect::Delete => self.db.row = None,
+            }
+            verdicts.push(verdict);
+        }
+        let outcomes = verdicts.iter().map(|verdict| verdict.outcome(now)).collect();
+        self.db.answers.insert(key, verdicts);
+        outcomes
+    }
+
+    fn attach(&mut self, rack: usize, spool_id: SpoolId, seq: u64) -> AttachReply {
+        let now = self.time();
+        let session = self.db.sessions[rack].clone();
+        let of_spool = |(key, _): &(&(usize, SpoolId, u64), &Vec<Verdict>)| key.0 == rack && key.1 == spool_id;
+        let newest = self.db.answers.iter().filter(of_spool).map(|(key, _)| key.2).max().unwrap_or(0);
+        let known = self.db.floors.get(&(rack, spool_id)).map(|floor| SpoolSeen {
+            current: session.as_ref().is_some_and(|session| session.spool_id == spool_id),
+            seq: newest.max(*floor),
+        });
+        let quarantine = match decide_attach_with(self.guards, None, known, session.is_some(), seq, now) {
+            AttachDecision::Wait => return AttachReply::Wait,
+            AttachDecision::Behind => return AttachReply::Behind,
+            AttachDecision::Attach { quarantine } => quarantine,
+        };
+        let db = &mut self.db;
+        let owned = db.owner == Some(rack);
+        if owned && quarantine {
+            db.quarantined = db.quarantined.max(now.plus(2 * LEASE));
+        }
+        if owned || (db.owner.is_none() && db.intended == rack) {
+            db.owner = (db.intended == rack).then_some(rack);
+            db.epoch += u64::from(self.guards.stands(Guard::EpochAtAttach));
+        }
+        let until = session.map_or(Time::NEVER, |session| session.until).max(now.plus(self.bounds.until));
+        db.sessions[rack] = Some(Session { spool_id, until });
+        db.floors.insert((rack, spool_id), seq);
+        db.answers.retain(|key, _| key.0 != rack);
+        let mut attachment = Attachment { until: length(until, now), blocks: vec![], rows: vec![] };
+        if db.owner == Some(rack) {
+            let epoch = Epoch(db.epoch);
+            attachment.blocks.push(Block { id: BLOCK, epoch, vlan: 1, subnet: 1, first: ADDRESS, count: 1 });
+            let quarantined = db.row.as_ref().map_or(Time::NEVER, |row| row.quarantined_until).max(db.quarantined);
+            if db.row.is_some() || quarantined > now {
+                attachment.rows.push(Row {
+                    block: BLOCK,
+                    address: ADDRESS,
+                    client: db.row.as_ref().and_then(|row| row.client.clone()),
+                    remaining_ms: db.row.as_ref().map_or(0, |row| row.end.micros_since(now).div_euclid(1_000)),
+                    quarantine: length(quarantined, now),
+                    released: false,
+                });
+            }
+        }
+        AttachReply::Attached(attachment)
+    }
+
+    fn heartbeat(&mut self, rack: usize, spool_id: SpoolId, theirs: &[u8; 32]) -> HeartbeatReply {
+        let (now, db) = (self.time(), &self.db);
+        let owned = db.owner == Some(rack);
+        let ours = digest(owned.then_some((BLOCK, Epoch(db.epoch))));
+        let facts = HeartbeatFacts {
+            hold: None,
+            session: db.sessions[rack].as_ref().map(|session| (session.spool_id, session.until)),
+            digest: &ours,
+            pending: (owned && db.intended != rack) || (db.owner.is_none() && db.intended == rack),
+        };
+        match decide_heartbeat_with(self.guards, facts, spool_id, theirs, now, self.bounds.until) {
+            HeartbeatDecision::Wait => HeartbeatReply::Wait,
+            HeartbeatDecision::Attach => HeartbeatReply::Attach,
+            HeartbeatDecision::Until(until) => {
+                if let Some(session) = &mut self.db.sessions[rack] {
+                    session.until = until;
+                }
+                HeartbeatReply::Until(length(until, now))
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ what must hold
+
+    fn violation(&self) -> Option<&'static str> {
+        let held = |n: usize| self.holds[n] > self.now;
+        if held(0) && held(1) {
+            return Some("A: two clients hold one address");
+        }
+        // A wiped spool excuses: what it held is what the quarantine is for.
+        let covered = |n: usize| {
+            let row = self.db.row.as_ref();
+            let in_row = row.is_some_and(|row| {
+                row.client == Some(client(n)) && row.end >= Time(0).plus(self.holds[n])
+            });
+            let on_disk = self.sites.iter().flat_map(|site| site.disk.values());
+            let mut facts = on_disk.filter_map(|entry| crate::region::client_of(&entry.write.kind));
+            self.used.wipes > 0 || in_row || facts.any(|fact| *fact == client(n))
+        };
+        (0..2).any(|n| held(n) && !covered(n)).then_some("B: a lease without a durable end")
+    }
+
+    /// Up to what makes no difference: names of calls, tickets, seqs and epochs beyond their order; ended is ended.
+    fn fingerprint(&self) -> u64 {
+        let mut world = self.clone();
+        for hold in &mut world.holds {
+            *hold = (*hold).max(self.now);
+        }
+        world.forget_answers();
+        let mut calls = Names::default();
+        let mut seqs = Names::default();
+        world.names(&mut |call| calls.meet(*call), &mut |seq| seqs.meet(*seq));
+        world.names(&mut |call| *call = calls.of(*call), &mut |seq| *seq = seqs.of(*seq));
+        let mut hash = DefaultHasher::new();
+        for site in &mut world.sites {
+            site.machine.counters = Counters::default();
+            site.machine.next_call = 0;
+            let tickets: Vec<usize> = site.asked.values().copied().collect();
+            tickets.hash(&mut hash);
+            site.asked.clear();
+            site.next_ticket = 0;
+            site.life = 0;
+            for batch in &mut site.machine.batches {
+                batch.rows.iter_mut().for_each(|(origin, _)| {
+                    if let Origin::Shard(ticket) = origin {
+                        *ticket = 0;
+                    }
+                });
+            }
+            site.machine.queue.iter_mut().for_each(|waiting| waiting.ticket = 0);
+        }
+        for request in &mut world.requests {
+            request.life = u32::from(request.life != self.sites[request.rack].life);
+        }
+        world.answers.iter_mut().for_each(|answer| answer.life = 0);
+        // Their order makes no difference.
+        let mut bags = [unordered(&world.requests), unordered(&world.answers)];
+        bags.iter_mut().for_each(|bag| bag.sort_unstable());
+        let answered: Vec<_> = world.db.answers.iter().collect();
+        (bags, &world.sites, &world.holds, &world.used, self.now).hash(&mut hash);
+        (world.db.owner, world.db.intended, world.db.epoch, world.db.quarantined, &world.db.row).hash(&mut hash);
+        (&world.db.sessions, &world.db.floors, answered).hash(&mut hash);
+        hash.finish()
+    }
+
+    /// Keys that no message and no rack can use again.
+    fn forget_answers(&mut self) {
+        let mut used = BTreeSet::new();
+        for request in &self.requests {
+            if let Call::Batch(batch) = &request.call {
+                used.insert((request.rack, batch.key.spool_id, batch.key.seq));
+            }
+        }
+        for (rack, site) in self.sites.iter().enumerate() {
+            let spooled = site.disk.keys().chain(site.machine.appending.keys()).copied();
+            for seq in site.machine.batches.iter().map(|batch| batch.seq).chain(spooled) {
+                used.insert((rack, site.spool_id, seq));
+            }
+        }
+        // The newest counts for the attach.
+        let newest: Vec<_> = self.db.answers.keys().copied().collect();
+        for (index, key) in newest.iter().enumerate() {
+            let last = newest.get(index + 1).is_none_or(|next| (next.0, next.1) != (key.0, key.1));
+            if !last && !used.contains(key) {
+                self.db.answers.remove(key);
+            }
+        }
+    }
+
+    /// Visits every call id and every seq there is.
+    fn names(&mut self, call: &mut impl FnMut(&mut u64), seq: &mut impl FnMut(&mut u64)) {
+        for site in &mut self.sites {
+            let machine = &mut site.machine;
+            seq(&mut machine.seq);
+            for batch in &mut machine.batches {
+                seq(&mut batch.seq);
+                batch.calls.iter_mut().for_each(|(id, _)| call(id));
+                for (origin, _) in &mut batch.rows {
+                    if let Origin::Spool(spooled) = origin {
+                        seq(spooled);
+                    }
+                }
+            }
+            if let Some((id, _)) = machine.attaching.as_mut().and_then(|attaching| attaching.call.as_mut()) {
+                call(id);
+            }
+            if let Some(beat) = &mut machine.beat {
+                call(&mut beat.call);
+            }
+            machine.newest.values_mut().for_each(&mut *seq);
+            rename_entries(&mut machine.spool, seq);
+            rename_entries(&mut site.disk, seq);
+            site.fsyncs.iter_mut().for_each(|entry| seq(&mut entry.seq));
+            machine.appending = std::mem::take(&mut machine.appending)
+                .into_values()
+                .map(|mut appending| {
+                    seq(&mut appending.entry.seq);
+                    appending.ticket = appending.ticket.map(|_| 0);
+                    (appending.entry.seq, appending)
+                })
+                .collect();
+        }
+        for request in &mut self.requests {
+            call(&mut request.id);
+            match &mut request.call {
+                Call::Batch(batch) => seq(&mut batch.key.seq),
+                Call::Attach(_, attach) => seq(attach),
+                Call::Heartbeat(..) => {}
+            }
+        }
+        for answer in &mut self.answers {
+            match &mut answer.input {
+                AnswerInput::Batch(id, _) | AnswerInput::Heartbeat(id, _) | AnswerInput::Attach(id, _) => call(id),
+            }
+        }
+        self.db.floors.values_mut().for_each(&mut *seq);
+        self.db.answers = std::mem::take(&mut self.db.answers)
+            .into_iter()
+            .map(|((rack, spool_id, mut of), verdicts)| {
+                seq(&mut of);
+                ((rack, spool_id, of), verdicts)
+            })
+            .collect();
+    }
+}
+
+fn rename_entries(entries: &mut BTreeMap<u64, Entry>, seq: &mut impl FnMut(&mut u64)) {
+    *entries = std::mem::take(entries)
+        .into_values()
+        .map(|mut entry| {
+            seq(&mut entry.seq);
+            (entry.seq, entry)
+        })
+        .collect();
+}
+
+fn unordered<T: Hash>(items: &[T]) -> Vec<u64> {
+    let hash = |item: &T| {
+        let mut hash = DefaultHasher::new();
+        item.hash(&mut hash);
+        hash.finish()
+    };
+    items.iter().map(hash).collect()
+}
+
+/// Values by their rank.
+#[derive(Default)]
+struct Names {
+    met: BTreeSet<u64>,
+}
+
+impl Names {
+    fn meet(&mut self, value: u64) {
+        self.met.insert(value);
+    }
+
+    fn of(&self, value: u64) -> u64 {
+        self.met.range(..value).count() as u64
+    }
+}
+
+fn length(end: Time, now: Time) -> Duration {
+    Duration::from_micros(u64::try_from(end.micros_since(now)).unwrap_or(0))
+}
+
+// ---------------------------------------------------------------- the search
+
+struct Found {
+    states: usize,
+    depth: usize,
+    complete: bool,
+    violation: Option<(&'static str, Vec<Act>)>,
+}
+
+fn search(bounds: Bounds, guards: Guards) -> Found {
+    let first = World::new(bounds, guards);
+    let mut seen = HashSet::from([first.fingerprint()]);
+    // The way to each world: the index of the world before it, and the act.
+    let mut ways: Vec<(usize, Act)> = vec![(0, Act::Tick)];
+    let mut level = vec![(first, 0)];
+    let mut depth = 0;
+    while !level.is_empty() {
+        let mut next = vec![];
+        for (world, way) in level {
+            for act in world.acts() {
+                let mut after = world.clone();
+                after.apply(act);
+                if !seen.insert(after.fingerprint()) {
+                    continue;
+                }
+                ways.push((way, act));
+                if let Some(violation) = after.violation() {
+                    let mut path = vec![];
+                    let mut at = ways.len() - 1;
+                    while at != 0 {
+                        path.push(ways[at].1);
+                        at = ways[at].0;
+                    }
+                    path.reverse();
+                    let violation = Some((violation, path));
+                    return Found { states: seen.len(), depth: depth + 1, complete: false, violation };
+                }
+                next.push((after, ways.len() - 1));
+            }
+            if seen.len() > bounds.states_max {
+                return Found { states: seen.len(), depth, complete: false, violation: None };
+            }
+        }
+        level = next;
+        depth += 1;
+    }
+    Found { states: seen.len(), depth, complete: true, violation: None }
+}
+
+#[track_caller]
+fn holds(case: &str, bounds: Bounds) {
+    let started = std::time::Instant::now();
+    let found = search(bounds, Guards::ALL);
+    println!("{case}: {} states, depth {}, complete {}, {:?}", found.states, found.depth, found.complete, started.elapsed());
+    assert!(found.violation.is_none(), "{case}: {:#?}", found.violation);
+    assert!(found.depth > 8, "{case}: the search did not get anywhere");
+}
+
+#[track_caller]
+fn breaks(guard: Guard, bounds: Bounds) {
+    let started = std::time::Instant::now();
+    let found = search(bounds, Guards::without(guard));
+    println!("without {guard:?}: {} states, depth {}, {:?}", found.states, found.depth, started.elapsed());
+    let (what, path) = found.violation.unwrap_or_else(|| {
+        panic!("{guard:?} removed and nothing broke in {} states, depth {}", found.states, found.depth)
+    });
+    println!("  {what}: {path:?}");
+}
+
+#[test]
+fn no_fault() {
+    holds("no fault", SMALL);
+}
+
+#[test]
+fn crash() {
+    holds("crash", Bounds { crashes: 1, ticks: 3, ..SMALL });
+}
+
+#[test]
+fn wipe_and_duplicate() {
+    holds("wipe and duplicate", Bounds { wipes: 1, duplicates: 1, ticks: 3, ..SMALL });
+}
+
+#[test]
+fn move_of_the_block() {
+    holds("move", Bounds { racks: 2, moves: 1, ticks: 4, seconds: 1, until: 2 * TICK, ..SMALL });
+}
+
+#[test]
+fn every_guard_is_needed() {
+    for guard in [
+        Guard::EpochCompared,
+        Guard::EpochAtAttach,
+        Guard::AttachInOrder,
+        Guard::DedupeKey,
+        Guard::ReclaimConditional,
+        Guard::QuarantineOnNewSpool,
+        Guard::HeartbeatDigest,
+        Guard::MoveAfterUntil,
+        Guard::ReclaimWhileAttached,
+        Guard::NoReuseDetached,
+        Guard::UnknownStaysUnknown,
+        Guard::FreshKey,
+        Guard::FrozenWhileAttaching,
+        Guard::DrainBeforeAttach,
+        Guard::CommitBeforeReply,
+        Guard::FsyncBeforeReply,
+        Guard::MuteAfterUntil,
+    ] {
+        println!("{guard:?}");
+        let found = search(Bounds { crashes: 1, duplicates: 1, seconds: 2, states_max: 60_000, ..SMALL }, Guards::without(guard));
+        println!("  {} {} {:?}", found.states, found.depth, found.violation);
+    }
+}
