@@ -436,7 +436,12 @@ mod tests {
 
     #[test]
     fn patterns_capture_segments() {
-        let cases: [(&'static str, &str, Option<&[(&str, &str)]>); 6] = [
+        type Case = (
+            &'static str,
+            &'static str,
+            Option<&'static [(&'static str, &'static str)]>,
+        );
+        let cases: [Case; 6] = [
             ("machines/", "machines", Some(&[])),
             (
                 "machines/{system_id}/",

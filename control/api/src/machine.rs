@@ -312,7 +312,7 @@ fn hostname_field(form: &Form) -> Result<Option<(&str, Option<&str>)>, ApiError>
 
 fn domain_field(form: &Form) -> Result<Option<&str>, ApiError> {
     match form.filled("domain") {
-        Some(text) if text == "0" => Ok(Some(constant::DOMAIN)),
+        Some("0") => Ok(Some(constant::DOMAIN)),
         Some(text)
             if text.len() > 253
                 || !text

@@ -14,6 +14,9 @@ const BOUNDARY_BYTES_MAX: usize = 70;
 /// Header lines of one part, together.
 const PART_HEADER_BYTES_MAX: usize = 8192;
 
+/// Header lines of a part: lower-case names and their values.
+type Headers = Vec<(String, String)>;
+
 /// One part.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
@@ -100,11 +103,8 @@ fn after_line_end(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// The header lines of a part and its content. Both may be missing.
-fn split_headers<'a>(
-    text: &'a [u8],
-    delimiter: &[u8],
-) -> Result<(Vec<(String, String)>, &'a [u8]), FormError> {
-    let mut headers: Vec<(String, String)> = Vec::new();
+fn split_headers<'a>(text: &'a [u8], delimiter: &[u8]) -> Result<(Headers, &'a [u8]), FormError> {
+    let mut headers = Headers::new();
     let mut rest = text;
     loop {
         if rest.starts_with(delimiter) {
@@ -141,7 +141,7 @@ fn split_headers<'a>(
     }
 }
 
-fn part(headers: Vec<(String, String)>, content: &[u8]) -> Result<Option<Part>, FormError> {
+fn part(headers: Headers, content: &[u8]) -> Result<Option<Part>, FormError> {
     let header = |name: &str| {
         headers
             .iter()

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn gaps_are_what_is_left() {
-        let cases: [(&[(u128, u128)], &[(u128, u128)]); 6] = [
+        type Spans = &'static [(u128, u128)];
+        let cases: [(Spans, Spans); 6] = [
             (&[], &[(10, 20)]),
             (&[(10, 20)], &[]),
             (&[(12, 13), (15, 15)], &[(10, 11), (14, 14), (16, 20)]),

@@ -36,26 +36,30 @@ struct Region {
 
 /// As the racks' listener does from what a rack says.
 async fn attest(mut request: Request, next: Next) -> Response {
+    if let Some(attestation) = attestation_of(&request) {
+        request.extensions_mut().insert(attestation);
+    }
+    next.run(request).await
+}
+
+fn attestation_of(request: &Request) -> Option<Attestation> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     // A machine that enlists has a card that the region does not know; its client sends no header of ours.
     let enlists = request.uri().path().starts_with("/MAAS/api/");
-    let seen = if enlists { "52:54:00:00:00:77" } else { MAC };
-    let mac = header(TEST_MAC).unwrap_or(seen).to_owned();
-    let address = header(TEST_ADDRESS).unwrap_or("10.0.0.5").to_owned();
-    if mac != "direct" {
-        request.extensions_mut().insert(Attestation {
-            rack: "rack01".to_owned(),
-            client_address: address.parse().expect("an address"),
-            client_mac: mac.parse().ok(),
-            vlan: None,
-        });
-    }
-    next.run(request).await
+    let mac = header(TEST_MAC).unwrap_or(if enlists { "52:54:00:00:00:77" } else { MAC });
+    (mac != "direct").then(|| Attestation {
+        rack: "rack01".to_owned(),
+        client_address: header(TEST_ADDRESS).unwrap_or("10.0.0.5").parse().expect("an address"),
+        client_mac: mac.parse().ok(),
+        vlan: None,
+    })
 }
 
 impl Region {
     /// One machine "abc123" (card MAC, manual power) and one "zzz999" (another card).
     async fn new() -> Self {
+        // reqwest wants one, though nothing here is encrypted.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let db = store::testing::database().await;
         let folder = tempfile::tempdir().unwrap();
         let sealer = Arc::new(Sealer::ephemeral());

@@ -188,7 +188,7 @@ async fn merge_interfaces(
     .execute(&mut *db)
     .await?;
     // Names may have changed places (eth0, eth1): all make room first.
-    sqlx::query("update interface set name = '~' || id where machine = $1 and type = 'physical'")
+    sqlx::query("update interface set name = 'card-' || id where machine = $1 and type = 'physical'")
         .bind(machine.as_str())
         .execute(&mut *db)
         .await?;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use images::Object;
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -53,8 +53,12 @@ enum State {
 
 enum Outgoing {
     None,
-    /// Held until the completion: the kernel reads them.
-    Bytes(Bytes),
+    /// Held until the completion: the kernel reads them. `total` is what the shard asked for.
+    Bytes {
+        rest: Bytes,
+        total: usize,
+        more: bool,
+    },
     File {
         object: Arc<Object>,
         offset: u64,
@@ -197,21 +201,68 @@ impl Streams {
             matches!(stream.send, Outgoing::None),
             "one send at a time on a stream"
         );
-        let more = if more { libc::MSG_MORE } else { 0 };
-        let (start, length) = (bytes.as_ptr(), bytes.len() as u32); // chunks are far below 4 GiB
+        let total = bytes.len();
+        self.submit_send(id.index, bytes, total, more, queue);
+    }
+
+    fn submit_send(
+        &mut self,
+        index: u32,
+        rest: Bytes,
+        total: usize,
+        more: bool,
+        queue: &mut Queue,
+    ) {
+        let Some(stream) = self.table.get_mut(index as usize) else {
+            return;
+        };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
+        let (start, length) = (rest.as_ptr(), rest.len() as u32); // chunks are far below 4 GiB
         let send = opcode::Send::new(Fd(stream.fd.as_raw_fd()), start, length)
-            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL | more)
+            .flags(flags)
             .build()
-            .user_data(user_data(Kind::StreamSend, id.index));
-        // SAFETY: the octets belong to `bytes`, immutable and reference-counted, which `stream.send` holds from the
+            .user_data(user_data(Kind::StreamSend, index));
+        // SAFETY: the octets belong to `rest`, immutable and reference-counted, which `stream.send` holds from the
         // next line until the completion; the table entry lives as long as `pending` is not zero.
         if unsafe { queue.push(&send) }.is_ok() {
-            stream.send = Outgoing::Bytes(bytes);
+            stream.send = Outgoing::Bytes { rest, total, more };
             stream.pending += 1;
         } else {
             // No room even after a submit: the connection is not worth more.
-            self.fail(id.index);
+            self.fail(index);
         }
+    }
+
+    fn on_sent(
+        &mut self,
+        id: StreamId,
+        result: i32,
+        queue: &mut Queue,
+        done: &mut Vec<Completion>,
+    ) {
+        let Some(stream) = self.table.get_mut(id.index as usize) else {
+            return;
+        };
+        let Outgoing::Bytes {
+            mut rest,
+            total,
+            more,
+        } = std::mem::replace(&mut stream.send, Outgoing::None)
+        else {
+            return;
+        };
+        if !matches!(stream.state, State::Open) {
+            return;
+        }
+        let sent = usize::try_from(result).unwrap_or(0).min(rest.len());
+        rest.advance(sent);
+        if sent > 0 && !rest.is_empty() {
+            // MSG_WAITALL ends early on a signal or a lack of memory.
+            self.submit_send(id.index, rest, total, more, queue);
+            return;
+        }
+        let sent = (total - rest.len()) as u64;
+        done.push(Completion::StreamSent { stream: id, sent });
     }
 
     pub fn send_file(&mut self, id: StreamId, object: Arc<Object>, offset: u64, length: u64) {
@@ -329,13 +380,7 @@ impl Streams {
         };
         match reaped.kind {
             Kind::StreamReceive => self.on_received(id, reaped, buffers, queue, done),
-            Kind::StreamSend => {
-                stream.send = Outgoing::None;
-                if matches!(stream.state, State::Open) {
-                    let sent = u64::try_from(reaped.result).unwrap_or(0);
-                    done.push(Completion::StreamSent { stream: id, sent });
-                }
-            }
+            Kind::StreamSend => self.on_sent(id, reaped.result, queue, done),
             Kind::StreamWritable => {
                 if matches!(stream.state, State::Open) {
                     self.ready.push_back(index);

@@ -398,10 +398,14 @@ impl Settings {
     }
 }
 
-/// "host", "host:port", "[v6]:port"; port 514 if none is given.
+/// "host", "host:port", "[v6]:port"; port 514 if none is given. Without a host it is the rack itself, on MAAS's port.
 fn host_and_port(text: &str) -> (String, u16) {
     const SYSLOG: u16 = 514;
-    if text.is_empty() || text.parse::<std::net::Ipv6Addr>().is_ok() {
+    const RACK_SYSLOG: u16 = 5247;
+    if text.is_empty() {
+        return (String::new(), RACK_SYSLOG);
+    }
+    if text.parse::<std::net::Ipv6Addr>().is_ok() {
         return (text.into(), SYSLOG);
     }
     match text.rsplit_once(':') {
@@ -491,7 +495,7 @@ mod tests {
     #[test]
     fn a_log_host_may_have_a_port() {
         for (text, host, port) in [
-            ("", "", 514),
+            ("", "", 5247),
             ("log", "log", 514),
             ("log:1514", "log", 1514),
             ("fd00::1", "fd00::1", 514),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use capnp::Error;
+use images::Object;
 use imbl::OrdMap;
 use rpc::muster_capnp as wire;
 use shard::{Link, Loader, Snapshot};
@@ -15,16 +16,13 @@ use wire::feed_item::Which;
 
 use super::machine;
 use super::wire::{self as words, LinkItem};
-use crate::work::fill::{Letter, Manifest, Objects};
+use crate::work::fill::{Letter, Manifest};
 
 type Sha256 = [u8; 32];
 
 /// What the link thread knows from the feed, and publishes.
 pub(super) struct Feed {
     shared: Arc<ArcSwap<Snapshot>>,
-    /// What the cache has; the snapshot's files follow it.
-    objects: Arc<ArcSwap<Objects>>,
-    seen_objects: Arc<Objects>,
     /// Kernel index by device name.
     interfaces: HashMap<String, u32>,
     current: Image,
@@ -57,7 +55,17 @@ struct Image {
     links: BTreeMap<u32, LinkItem>,
     /// (VLAN, MAC) to subnet: `Snapshot` cannot be searched by VLAN.
     reservations: OrdMap<(u32, [u8; 6]), u32>,
-    manifests: OrdMap<Sha256, Arc<Manifest>>,
+    manifests: OrdMap<Sha256, Held>,
+}
+
+/// A manifest, the same one as long as its content is.
+#[derive(Clone)]
+struct Held(Arc<Manifest>);
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Held) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// What a part changed that others must hear of.
@@ -65,16 +73,12 @@ struct Image {
 pub(super) struct Changed {
     /// Devices with a link may have come or gone.
     pub links: bool,
-    pub loaders: bool,
 }
 
 impl Feed {
-    pub fn new(shared: Arc<ArcSwap<Snapshot>>, objects: Arc<ArcSwap<Objects>>) -> Feed {
-        let seen_objects = objects.load_full();
+    pub fn new(shared: Arc<ArcSwap<Snapshot>>) -> Feed {
         Feed {
             shared,
-            objects,
-            seen_objects,
             interfaces: HashMap::new(),
             current: Image::default(),
             building: None,
@@ -115,16 +119,13 @@ impl Feed {
         self.publish();
     }
 
-    /// Takes over what the work thread did to the set of cached files. `true`: something changed.
-    pub fn follow_objects(&mut self) -> bool {
-        let objects = self.objects.load_full();
-        if Arc::ptr_eq(&objects, &self.seen_objects) {
-            return false;
+    /// The cache evicted a file: what was served from is replaced by an absent object.
+    pub fn replace_object(&mut self, object: Arc<Object>) {
+        let sha256 = *object.sha256();
+        if self.current.manifests.contains_key(&sha256) {
+            self.current.snapshot.files.insert(sha256, object);
+            self.publish();
         }
-        self.current.join_objects(&objects);
-        self.seen_objects = objects;
-        self.publish();
-        true
     }
 
     pub fn on_snapshot(&mut self, part: wire::feed_part::Reader<'_>) -> Result<Changed, Error> {
@@ -142,13 +143,12 @@ impl Feed {
             return Ok(Changed::default());
         }
         building.join_links(&self.interfaces);
-        building.join_objects(&self.objects.load_full());
         self.tell_files(&building);
         self.current = building;
         self.watermark = part.get_watermark();
         self.counters.snapshots += 1;
         self.publish();
-        Ok(Changed { links: true, loaders: true })
+        Ok(Changed { links: true })
     }
 
     pub fn on_delta(&mut self, part: wire::feed_part::Reader<'_>) -> Result<Changed, Error> {
@@ -162,7 +162,6 @@ impl Feed {
         if changed.links {
             next.join_links(&self.interfaces);
         }
-        next.join_objects(&self.objects.load_full());
         self.tell_files(&next);
         self.current = next;
         self.sequence = part.get_sequence();
@@ -188,13 +187,26 @@ impl Feed {
     fn tell_files(&mut self, next: &Image) {
         use imbl::ordmap::DiffItem;
         for difference in self.current.manifests.diff(&next.manifests) {
-            self.letters.push_back(match difference {
-                DiffItem::Add(_, manifest) => Letter::Known(Manifest::clone(manifest)),
-                DiffItem::Update { new: (_, manifest), .. } => {
-                    Letter::Known(Manifest::clone(manifest))
+            let (sha256, manifest) = match difference {
+                DiffItem::Add(sha256, held) | DiffItem::Update { new: (sha256, held), .. } => {
+                    (sha256, Manifest::clone(&held.0))
                 }
-                DiffItem::Remove(sha256, _) => Letter::Forgotten(*sha256),
-            });
+                DiffItem::Remove(sha256, _) => {
+                    self.letters.push_back(Letter::Forgotten(*sha256));
+                    continue;
+                }
+            };
+            let object = next.snapshot.files.get(sha256).map(Arc::clone);
+            let object = object.expect("a manifest and its object are inserted together");
+            self.letters.push_back(Letter::Known { manifest, object });
+        }
+        // After the files, so that the cache knows what it is asked for.
+        for (path, loader) in &next.snapshot.loaders {
+            let is_new =
+                self.current.snapshot.loaders.get(path).is_none_or(|old| !Arc::ptr_eq(old, loader));
+            if is_new && loader.bytes.get().is_none() {
+                self.letters.push_back(Letter::Loader(Arc::clone(loader)));
+            }
         }
     }
 }
@@ -240,15 +252,9 @@ impl Image {
                 }
             }
             Which::Machine(reader) => {
-                let reader = reader?;
-                let machine = Arc::new(machine::read(reader)?);
-                let macs = machine::macs(reader)?;
-                self.snapshot.insert_machine(reader.get_system_id()?.to_str()?, &macs, machine);
+                self.snapshot.insert_machine(Arc::new(machine::read(reader?)?));
             }
-            Which::File(file) => {
-                let manifest = manifest(file?)?;
-                self.manifests.insert(manifest.sha256, Arc::new(manifest));
-            }
+            Which::File(file) => self.insert_file(manifest(file?)?, before),
             Which::Loader(loader) => {
                 let loader = loader?;
                 let path = loader.get_path()?.to_str()?.trim_start_matches('/');
@@ -257,7 +263,6 @@ impl Image {
                 let known = before.snapshot.loaders.get(path).filter(|known| known.sha256 == sha256);
                 let loader = known.cloned().unwrap_or_else(|| Arc::new(Loader::absent(sha256)));
                 self.snapshot.loaders.insert(path.into(), loader);
-                changed.loaders = true;
             }
             Which::Settings(settings) => {
                 self.snapshot.settings = Arc::new(machine::settings(settings?)?);
@@ -289,6 +294,7 @@ impl Image {
                 let mut sha256 = [0; 32];
                 if hex::decode_to_slice(key, &mut sha256).is_ok() {
                     self.manifests.remove(&sha256);
+                    self.snapshot.files.remove(&sha256);
                 }
             }
             "loader" => {
@@ -330,27 +336,23 @@ impl Image {
         self.snapshot.set_links(links.collect());
     }
 
-    /// The cache's object for each file of the feed that the cache has been told of.
-    fn join_objects(&mut self, objects: &Objects) {
-        let gone: Vec<Sha256> = self
-            .snapshot
-            .files
-            .keys()
-            .filter(|sha256| !self.manifests.contains_key(*sha256) || !objects.contains_key(*sha256))
-            .copied()
-            .collect();
-        for sha256 in gone {
-            self.snapshot.files.remove(&sha256);
-        }
-        for sha256 in self.manifests.keys() {
-            let Some(object) = objects.get(sha256) else { continue };
-            let is_there =
-                self.snapshot.files.get(sha256).is_some_and(|known| Arc::ptr_eq(known, object));
-            if !is_there {
-                self.snapshot.files.insert(*sha256, Arc::clone(object));
-            }
-        }
+    /// The object of a file stays the same as long as the file does: it knows what is on the disk.
+    fn insert_file(&mut self, manifest: Manifest, before: &Image) {
+        let sha256 = manifest.sha256;
+        let (size, piece) = (manifest.size_bytes, manifest.piece_bytes);
+        let known = before.manifests.get(&sha256);
+        let same = known.filter(|known| is_same(&known.0, &manifest)).cloned();
+        let fits = known.is_some_and(|known| (known.0.size_bytes, known.0.piece_bytes) == (size, piece));
+        let object = before.snapshot.files.get(&sha256).filter(|_| fits).map(Arc::clone);
+        let object = object.unwrap_or_else(|| Arc::new(Object::absent(sha256, size, piece)));
+        self.snapshot.files.insert(sha256, object);
+        self.manifests.insert(sha256, same.unwrap_or_else(|| Held(Arc::new(manifest))));
     }
+}
+
+fn is_same(a: &Manifest, b: &Manifest) -> bool {
+    (a.size_bytes, a.piece_bytes, a.prefetch) == (b.size_bytes, b.piece_bytes, b.prefetch)
+        && a.pieces == b.pieces
 }
 
 fn manifest(file: wire::file::Reader<'_>) -> Result<Manifest, Error> {
@@ -383,7 +385,7 @@ mod tests {
     use super::*;
 
     fn feed() -> Feed {
-        Feed::new(Arc::default(), Arc::default())
+        Feed::new(Arc::default())
     }
 
     /// (generation, sequence, complete, items, removed)
@@ -456,7 +458,7 @@ mod tests {
     #[test]
     fn a_snapshot_appears_when_it_is_whole_and_deltas_follow() {
         let mut feed = feed();
-        assert!(!snapshot(&mut feed, (5, 1, false, &["loader:a"], &[])).unwrap().loaders);
+        snapshot(&mut feed, (5, 1, false, &["loader:a"], &[])).unwrap();
         assert_eq!(loaders(&feed), [""; 0]);
         snapshot(&mut feed, (5, 2, true, &["loader:b"], &[])).unwrap();
         assert_eq!(loaders(&feed), ["a", "b"]);
@@ -507,7 +509,7 @@ mod tests {
     fn links_find_their_device_when_it_comes() {
         let mut feed = feed();
         snapshot(&mut feed, (5, 1, true, &["link:1:11"], &[])).unwrap();
-        assert_eq!(feed.devices(), []);
+        assert!(feed.devices().is_empty());
         feed.set_interfaces([("eth0".to_owned(), 3)].into());
         assert_eq!(feed.devices(), [3]);
         assert_eq!(feed.shared.load().link_by_interface(3).unwrap().dhcp.vlan, 1);
@@ -516,20 +518,26 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_hears_of_files_and_the_snapshot_of_its_objects() {
+    fn the_cache_hears_of_files_and_an_object_stays_with_its_file() {
         let mut feed = feed();
-        snapshot(&mut feed, (5, 1, true, &["file:1", "file:2"], &[])).unwrap();
-        assert_eq!(feed.letters.len(), 2);
-        assert!(feed.shared.load().files.is_empty(), "the cache has not answered");
-        let object = Arc::new(images::Object::absent([1; 32], 1, 1));
-        let mut objects = Objects::default();
-        objects.insert([1; 32], object);
-        feed.objects.store(Arc::new(objects));
-        assert!(feed.follow_objects() && !feed.follow_objects());
-        assert_eq!(feed.shared.load().files.len(), 1);
+        snapshot(&mut feed, (5, 1, true, &["file:1", "file:2", "loader:a"], &[])).unwrap();
+        assert_eq!(feed.letters.len(), 3);
+        assert!(matches!(feed.letters.back(), Some(Letter::Loader(_))));
+        let object = Arc::clone(&feed.shared.load().files[&[1; 32]]);
         feed.letters.clear();
+        snapshot(&mut feed, (6, 1, true, &["file:1", "loader:a"], &[])).unwrap();
+        assert!(Arc::ptr_eq(&object, &feed.shared.load().files[&[1; 32]]));
+        assert!(matches!(feed.letters.pop_front(), Some(Letter::Forgotten(sha)) if sha == [2; 32]));
+        assert!(feed.letters.is_empty(), "what stayed is not told again");
+
+        let fresh = |octet| Arc::new(Object::absent([octet; 32], 0, 0));
+        feed.replace_object(fresh(1));
+        assert!(!Arc::ptr_eq(&object, &feed.shared.load().files[&[1; 32]]));
+        feed.replace_object(fresh(2));
+        assert!(!feed.shared.load().files.contains_key(&[2; 32]), "it is not in the feed any more");
+
         let gone = format!("file:{}", "01".repeat(32));
-        delta(&mut feed, (5, 2, false, &[], &[&gone, "file:zz", "other:1", "x"])).unwrap();
+        delta(&mut feed, (6, 2, false, &[], &[&gone, "file:zz", "other:1", "x"])).unwrap();
         assert!(matches!(feed.letters.pop_front(), Some(Letter::Forgotten(sha)) if sha == [1; 32]));
         assert!(feed.shared.load().files.is_empty());
     }

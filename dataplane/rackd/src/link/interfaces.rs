@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
@@ -65,8 +65,8 @@ pub fn read() -> io::Result<Vec<Interface>> {
 
 fn dump(request: u16, body_bytes: usize, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC;
-    let protocol = Some(netlink::ROUTE);
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+    // No protocol is NETLINK_ROUTE.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     bind(&socket, &SocketAddrNetlink::new(0, 0))?;
     let mut message = vec![0; HEADER_BYTES + body_bytes];
     let length = u32::try_from(message.len()).expect("a header and a body");

@@ -1,8 +1,12 @@
 //! The link thread's end of the shards' mailboxes. What does not fit a full mailbox waits here, in order.
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use shard::{LinkMailbox, Receiver, Sender, ToLink, ToShard};
+use shard::{Bell, LinkMailbox, Receiver, Sender, ToLink, ToShard};
+use tokio::net::unix::pipe;
 
 /// Messages waiting for one shard; past it answers are dropped and counted (a shard that takes none is dead).
 const WAITING_MAX: usize = 65_536;
@@ -82,6 +86,35 @@ impl End {
             }
         }
         true
+    }
+}
+
+/// The bell as tokio awaits it: a second descriptor of its eventfd, read as a pipe is (the constructor of `AsyncFd` is
+/// unsafe).
+pub(super) struct Ringing {
+    bell: Arc<Bell>,
+    readable: pipe::Receiver,
+}
+
+impl Ringing {
+    pub fn new(bell: Arc<Bell>) -> io::Result<Ringing> {
+        let second = bell.as_fd().try_clone_to_owned()?;
+        Ok(Ringing { readable: pipe::Receiver::from_owned_fd_unchecked(second)?, bell })
+    }
+
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Waits for the bell and silences it. May be dropped at any time.
+    pub async fn wait(&self) -> io::Result<()> {
+        loop {
+            self.readable.readable().await?;
+            match self.readable.try_read(&mut [0; 8]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read.map(drop),
+            }
+        }
     }
 }
 

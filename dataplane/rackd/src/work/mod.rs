@@ -16,6 +16,8 @@ pub mod fill;
 pub mod power;
 pub mod proxy;
 pub mod shards;
+#[cfg(test)]
+mod testing;
 pub mod upstream;
 
 use std::collections::HashMap;

@@ -4,11 +4,12 @@
 //! and counted (a connection with 503; a want is repeated by the next request).
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shard::{Bell, ToShard, ToWork, WorkMailbox};
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 use super::fill::Letter;
@@ -28,14 +29,6 @@ pub struct Counters {
     pub refused: Counter,
 }
 
-struct BellFd(Arc<Bell>);
-
-impl std::os::fd::AsRawFd for BellFd {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 /// Serves until it is dropped.
 pub async fn run(
     mut shards: Vec<WorkMailbox>,
@@ -44,8 +37,8 @@ pub async fn run(
     progress: Arc<Notify>,
     counters: Arc<WorkCounters>,
 ) {
-    let readable = match AsyncFd::new(BellFd(bell.clone())) {
-        Ok(readable) => readable,
+    let ringing = match listen(&bell) {
+        Ok(ringing) => ringing,
         Err(error) => {
             tracing::error!(%error, "the work thread cannot hear its shards");
             return;
@@ -55,12 +48,11 @@ pub async fn run(
         bell.park();
         if shards.iter().all(|shard| shard.from_shard.is_empty()) {
             tokio::select! {
-                rung = wait(&readable) => {
+                rung = wait(&ringing) => {
                     if let Err(error) = rung {
                         tracing::error!(%error, "the work thread cannot hear its shards");
                         return;
                     }
-                    bell.silence();
                 }
                 () = progress.notified() => {
                     bell.unpark();
@@ -83,10 +75,21 @@ pub async fn run(
     }
 }
 
-async fn wait(readable: &AsyncFd<BellFd>) -> io::Result<()> {
-    // The bell is silenced by its owner; what is cleared here is only tokio's note of it.
-    readable.readable().await?.clear_ready();
-    Ok(())
+/// The bell's eventfd as tokio awaits it: a second descriptor of it, read as a pipe is read. (tokio's
+/// `AsyncFd` would do, but its constructor is unsafe.)
+fn listen(bell: &Bell) -> io::Result<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd_unchecked(bell.as_fd().try_clone_to_owned()?)
+}
+
+/// Waits for the bell, and silences it.
+async fn wait(ringing: &pipe::Receiver) -> io::Result<()> {
+    loop {
+        ringing.readable().await?;
+        match ringing.try_read(&mut [0; 8]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read.map(drop),
+        }
+    }
 }
 
 fn take(message: ToWork, mailboxes: &Mailboxes, counters: &WorkCounters) {
@@ -105,5 +108,50 @@ fn take(message: ToWork, mailboxes: &Mailboxes, counters: &WorkCounters) {
                 proxy::refuse(full.into_inner());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[tokio::test]
+    async fn the_bell_is_heard_each_time() {
+        let bell = Bell::new().unwrap();
+        let ringing = listen(&bell).unwrap();
+        for _ in 0..3 {
+            let silent = tokio::time::timeout(Duration::from_millis(20), wait(&ringing)).await;
+            assert!(silent.is_err());
+            // As its sender does, for an owner that sleeps.
+            rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
+            rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
+            tokio::time::timeout(Duration::from_secs(1), wait(&ringing)).await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_finds_a_full_mailbox_is_refused() {
+        let (mailboxes, mut inbox) = super::super::mailboxes();
+        let counters = WorkCounters::default();
+        let hand_off = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let client = std::net::TcpStream::connect(address).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let read = b"GET".to_vec();
+            (client, ToWork::HandOff { socket: server.into(), peer, local: address, read })
+        };
+        take(ToWork::Want([7; 32]), &mailboxes, &counters);
+        assert!(matches!(inbox.fills.try_recv(), Ok(Letter::Wanted(sha256)) if sha256 == [7; 32]));
+        take(hand_off().1, &mailboxes, &counters);
+        assert_eq!(inbox.connections.try_recv().unwrap().read, b"GET");
+        inbox.connections.close();
+        let (mut client, message) = hand_off();
+        take(message, &mailboxes, &counters);
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        assert_eq!((counters.shards.hand_offs.get(), counters.shards.refused.get()), (2, 1));
     }
 }

@@ -1,0 +1,240 @@
+//! The proxy between real sockets: plain HTTP in front, TLS with client certificates behind.
+
+use std::collections::HashMap;
+use std::sync::RwLock;
+use std::sync::atomic::Ordering;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::work::testing::{Authority, TestPool, TestRegion, dead_region, pool};
+
+struct Bench {
+    region: TestRegion,
+    links: TestPool,
+    bindings: Bindings,
+    counters: Arc<WorkCounters>,
+    mailbox: mpsc::Sender<HandedOff>,
+    proxy: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.proxy.abort();
+    }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        Self::with_room_for(16).await
+    }
+
+    async fn with_room_for(connections: usize) -> Self {
+        let authority = Authority::new();
+        let region = TestRegion::start(&authority).await;
+        let links = pool(&authority, std::slice::from_ref(&region.region));
+        let bindings: Bindings = Arc::new(RwLock::new(HashMap::new()));
+        let counters = Arc::new(WorkCounters::default());
+        let (mailbox, inbox) = mpsc::channel(16);
+        let proxy = Arc::new(Proxy {
+            pool: links.pool.clone(),
+            bindings: bindings.clone(),
+            counters: counters.clone(),
+            answer_deadline: Duration::from_secs(2),
+        });
+        let proxy = tokio::spawn(serve(inbox, proxy, connections));
+        Self { region, links, bindings, counters, mailbox, proxy }
+    }
+
+    /// A client's connection, of which the shard has read `read` already.
+    async fn connect(&self, read: &[u8]) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, peer) = listener.accept().await.unwrap();
+        let local = server.local_addr().unwrap();
+        let socket = server.into_std().unwrap().into();
+        let read = read.to_vec();
+        assert!(self.mailbox.send(HandedOff { socket, peer, local, read }).await.is_ok());
+        client
+    }
+
+    /// Sends the octets, half of them read by the shard, and takes the whole answer.
+    async fn ask(&self, request: &str) -> String {
+        let (read, rest) = request.as_bytes().split_at(request.len() / 2);
+        let mut client = self.connect(read).await;
+        client.write_all(rest).await.unwrap();
+        answer(&mut client).await
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters.proxy
+    }
+}
+
+async fn answer(client: &mut TcpStream) -> String {
+    let mut octets = Vec::new();
+    let read = client.read_to_end(&mut octets);
+    timeout(Duration::from_secs(10), read).await.expect("the connection is closed").unwrap();
+    String::from_utf8(octets).unwrap()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: 10.0.0.1\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_request_reaches_the_region_with_the_racks_word_and_not_the_clients() {
+    let bench = Bench::new().await;
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let binding = Binding { mac: [0x52, 0x54, 0, 0, 1, 0xfe], vlan: 5_001, end };
+    bench.bindings.write().unwrap().insert("127.0.0.1".parse().unwrap(), binding);
+    let text = bench
+        .ask(
+            "GET /MAAS/metadata/latest/by-id/abc/?op=get_preseed HTTP/1.1\r\nHost: 10.0.0.1:5248\r\n\
+             X-Muster-Client-Mac: aa:aa:aa:aa:aa:aa\r\nx-muster-anything: 1\r\nX-Forwarded-For: 9.9.9.9\r\n\
+             Forwarded: for=9.9.9.9\r\nConnection: keep-alive, X-Secret-Hop\r\nX-Secret-Hop: 1\r\n\
+             Authorization: OAuth oauth_token=\"t\"\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let head = head.to_lowercase();
+    assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");
+    assert!(head.contains("x-region: yes"));
+    assert!(body.starts_with("GET /MAAS/metadata/latest/by-id/abc/?op=get_preseed\n"), "{body}");
+    for line in [
+        "x-muster-client-address: 127.0.0.1",
+        "x-muster-client-mac: 52:54:00:00:01:fe",
+        "x-muster-client-vlan: 5001",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-host: 10.0.0.1:5248",
+        "authorization: OAuth oauth_token=\"t\"",
+    ] {
+        assert!(body.lines().any(|other| other == line), "no {line:?} in\n{body}");
+    }
+    for text in ["aa:aa", "9.9.9.9", "x-muster-anything", "x-secret-hop", "expect"] {
+        assert!(!body.contains(text), "{text} in\n{body}");
+    }
+    assert_eq!(bench.counters().attested.get(), 1);
+}
+
+#[tokio::test]
+async fn an_ended_or_unknown_binding_attests_nothing() {
+    let bench = Bench::new().await;
+    assert!(!bench.ask(&get("/MAAS/a")).await.contains("client-mac"));
+    let binding = Binding { mac: [1; 6], vlan: 1, end: std::time::Instant::now() };
+    bench.bindings.write().unwrap().insert("127.0.0.1".parse().unwrap(), binding);
+    let text = bench.ask(&get("/MAAS/a")).await;
+    assert!(!text.contains("client-mac") && text.contains("x-muster-client-address: 127.0.0.1"));
+}
+
+#[tokio::test]
+async fn bodies_pass_in_both_directions() {
+    let bench = Bench::new().await;
+    let large = "x".repeat(300_000);
+    let request = format!(
+        "POST /MAAS/metadata/2012-03-01/ HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
+    let text = bench.ask(&request).await;
+    assert!(text.ends_with(&large) && text.contains("content-length: 300000"));
+    let text = bench
+        .ask("POST /MAAS/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        .await;
+    assert!(text.ends_with("\n\nabc"), "{text}");
+    // Both went over one connection to the region.
+    assert_eq!(bench.region.behaviour.connections.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_the_regions_stays_here() {
+    let bench = Bench::new().await;
+    for path in ["/", "/MAASX", "/images/x"] {
+        assert!(bench.ask(&get(path)).await.starts_with("HTTP/1.1 404 "), "{path}");
+    }
+    let huge = "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n";
+    assert!(bench.ask(huge).await.starts_with("HTTP/1.1 413 "));
+    assert!(bench.ask("no http at all\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    assert_eq!(bench.region.behaviour.requests.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.counters().rejected.get(), 4);
+}
+
+#[tokio::test]
+async fn another_region_answers_where_one_does_not() {
+    let bench = Bench::new().await;
+    // Wherever the order starts, the living one is found, also for a POST of which nothing was sent.
+    for dead_first in [true, false] {
+        let mut regions = vec![bench.region.region.clone(), dead_region(), dead_region()];
+        if dead_first {
+            regions.rotate_left(1);
+        }
+        bench.links.regions.send(Arc::from(regions)).unwrap();
+        assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
+        let post = "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
+        assert!(bench.ask(post).await.ends_with("abc"));
+    }
+    // A region that says 503 is passed over if there is another, and else believed.
+    let authority = Authority::new();
+    let second = TestRegion::start(&authority).await; // of another authority: never trusted
+    *bench.region.behaviour.status.lock().unwrap() = StatusCode::SERVICE_UNAVAILABLE;
+    bench.links.regions.send(Arc::from([bench.region.region.clone()])).unwrap();
+    bench.region.behaviour.failing.store(1, Ordering::Relaxed);
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(bench.counters().unavailable.get(), 0, "that was the region's own answer");
+    bench.links.regions.send(Arc::from([second.region.clone()])).unwrap();
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(second.behaviour.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn without_a_region_the_client_is_told_to_come_back() {
+    let bench = Bench::new().await;
+    for regions in [vec![], vec![dead_region()]] {
+        bench.links.regions.send(regions.into()).unwrap();
+        let text = bench.ask(&get("/MAAS/a")).await.to_lowercase();
+        assert!(text.starts_with("http/1.1 503 ") && text.contains("retry-after: "), "{text}");
+    }
+    // A region that hangs: the deadline of 2 s ends it.
+    bench.links.regions.send(Arc::from([bench.region.region.clone()])).unwrap();
+    *bench.region.behaviour.delay.lock().unwrap() = Duration::from_secs(30);
+    let begin = Instant::now();
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
+    assert!(begin.elapsed() < Duration::from_secs(4));
+    // Before it is enrolled a rack has no certificate.
+    bench.links.tls.send(None).unwrap();
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(bench.counters().unavailable.get(), 4);
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_slow_heads_end() {
+    let bench = Bench::with_room_for(2).await;
+    let _first = bench.connect(b"GET /MAAS/a HT").await;
+    let mut second = bench.connect(b"GET /MAAS/a HT").await;
+    let mut third = bench.connect(get("/MAAS/a").as_bytes()).await;
+    assert!(answer(&mut third).await.starts_with("HTTP/1.1 503 "));
+    assert_eq!(bench.counters().refused.get(), 1);
+    let mut octets = Vec::new();
+    let ended = timeout(HEAD_TIMEOUT + Duration::from_secs(3), second.read_to_end(&mut octets));
+    ended.await.expect("a head that never comes ends the connection").unwrap();
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_region_has_at_most_32_connections() {
+    let bench = Bench::with_room_for(200).await;
+    *bench.region.behaviour.delay.lock().unwrap() = Duration::from_millis(50);
+    let request = get("/MAAS/a");
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(bench.connect(request.as_bytes()).await);
+    }
+    for client in &mut clients {
+        assert!(answer(client).await.starts_with("HTTP/1.1 200"));
+    }
+    let most = bench.region.behaviour.open_most.load(Ordering::Relaxed);
+    let connections = bench.region.behaviour.connections.load(Ordering::Relaxed);
+    assert!((8..=32).contains(&most), "{most}");
+    assert!(connections <= 32, "{connections}");
+}
