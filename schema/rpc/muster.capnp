@@ -71,6 +71,8 @@ interface Session {
   # For a MAC that the feed did not have. An unknown machine gets purpose `enlist` and an empty systemId.
   renew @5 (csr :Data) -> (certificate :Data);
   report @6 (events :List(RackEvent)) -> ();
+  regions @7 () -> (regions :List(RegionEndpoint));
+  # As in Welcome: asked now and then, because processes come and go while a link stays.
 }
 
 interface Rack {

@@ -39,7 +39,7 @@ const SIGNAL_BYTES_MAX: usize = 16 << 20;
 const REPORT_BYTES_MAX: usize = 1 << 20;
 /// Bodies in memory at once; more wait.
 const BODIES_MAX: usize = 64;
-/// How long they wait: a runner gives its request up after 60 s.
+/// How long they wait for a place, and then may take to arrive: a runner gives its request up after 60 s.
 const BODY_WAIT: Duration = Duration::from_secs(30);
 /// Live tokens of one boot. cloud-init asks twice a boot, and a machine may start over.
 const TOKENS_MAX: i64 = 8;
@@ -184,7 +184,9 @@ impl Asked<'_> {
                 let _body = tokio::time::timeout(BODY_WAIT, state.bodies.acquire())
                     .await
                     .map_err(|_| ApiError::Unavailable("Too many signals at once. Try again."))?;
-                let octets = body::collect(body, SIGNAL_BYTES_MAX).await?;
+                let octets = tokio::time::timeout(BODY_WAIT, body::collect(body, SIGNAL_BYTES_MAX))
+                    .await
+                    .map_err(|_| ApiError::bad_request("The request body came too slowly."))??;
                 let form = self.form(&octets)?;
                 match self.query.filled("op").or(form.filled("op")) {
                     Some("signal") => self.signal(&token, place, &form).await,

@@ -27,6 +27,7 @@ const TEST_ADDRESS: &str = "x-test-address";
 
 struct Region {
     db: TestDatabase,
+    sealer: Arc<Sealer>,
     address: SocketAddr,
     machine: SystemId,
     client: reqwest::Client,
@@ -43,13 +44,21 @@ async fn attest(mut request: Request, next: Next) -> Response {
 }
 
 fn attestation_of(request: &Request) -> Option<Attestation> {
-    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     // A machine that enlists has a card that the region does not know; its client sends no header of ours.
     let enlists = request.uri().path().starts_with("/MAAS/api/");
     let mac = header(TEST_MAC).unwrap_or(if enlists { "52:54:00:00:00:77" } else { MAC });
     (mac != "direct").then(|| Attestation {
         rack: "rack01".to_owned(),
-        client_address: header(TEST_ADDRESS).unwrap_or("10.0.0.5").parse().expect("an address"),
+        client_address: header(TEST_ADDRESS)
+            .unwrap_or("10.0.0.5")
+            .parse()
+            .expect("an address"),
         client_mac: mac.parse().ok(),
         vlan: None,
     })
@@ -59,18 +68,30 @@ impl Region {
     /// One machine "abc123" (card MAC, manual power) and one "zzz999" (another card).
     async fn new() -> Self {
         // reqwest wants one, though nothing here is encrypted.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let db = store::testing::database().await;
         let folder = tempfile::tempdir().unwrap();
         let sealer = Arc::new(Sealer::ephemeral());
         let library = Library::open(folder.path(), db.pool.clone()).unwrap();
-        let app = App::new(db.pool.clone(), sealer.clone(), library, link::Racks::default());
+        let app = App::new(
+            db.pool.clone(),
+            sealer.clone(),
+            library,
+            link::Racks::default(),
+        );
         for (id, mac) in [("abc123", MAC), ("zzz999", "52:54:00:00:00:99")] {
             for sql in [
                 "insert into machine (system_id, hostname) values ($1, 'node-' || $1) returning $2",
                 "insert into interface (machine, name, mac) values ($1, 'eth0', $2::macaddr)",
             ] {
-                sqlx::query(sql).bind(id).bind(mac).execute(&db.pool).await.unwrap();
+                sqlx::query(sql)
+                    .bind(id)
+                    .bind(mac)
+                    .execute(&db.pool)
+                    .await
+                    .unwrap();
             }
             let id: SystemId = id.parse().unwrap();
             let none = PowerType::Manual.split(&serde_json::Map::new()).unwrap();
@@ -86,6 +107,7 @@ impl Region {
         server.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Region {
             db,
+            sealer,
             address,
             machine: "abc123".parse().unwrap(),
             client: reqwest::Client::new(),
@@ -96,7 +118,9 @@ impl Region {
 
     async fn commission(&self, id: &SystemId) {
         let mut tx = self.db.pool.begin().await.unwrap();
-        workflow::commission(&mut tx, id, "admin", &CommissionOptions::default()).await.unwrap();
+        workflow::commission(&mut tx, id, "admin", &CommissionOptions::default())
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
     }
 
@@ -117,11 +141,19 @@ impl Region {
     }
 
     async fn get(&self, path: &str, token: &Token) -> (StatusCode, String) {
-        answer(self.client.get(self.url(path)).header("authorization", token.sign())).await
+        answer(
+            self.client
+                .get(self.url(path))
+                .header("authorization", token.sign()),
+        )
+        .await
     }
 
     async fn status(&self) -> MachineStatus {
-        lifecycle::get(&self.db.pool, &self.machine).await.unwrap().status
+        lifecycle::get(&self.db.pool, &self.machine)
+            .await
+            .unwrap()
+            .status
     }
 
     async fn events(&self, kind: &str) -> i64 {
@@ -135,7 +167,10 @@ impl Region {
 
 async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, String) {
     let response = request.send().await.expect("the region answers");
-    (response.status(), response.text().await.expect("a whole body"))
+    (
+        response.status(),
+        response.text().await.expect("a whole body"),
+    )
 }
 
 #[derive(Clone)]
@@ -148,7 +183,9 @@ struct Token {
 impl Token {
     fn of(preseed: &str) -> Self {
         let value = |key: &str| {
-            let line = preseed.lines().find_map(|line| line.trim().strip_prefix(&format!("{key}: ")));
+            let line = preseed
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(&format!("{key}: ")));
             line.expect(key).trim_matches('"').to_owned()
         };
         Token {
@@ -159,7 +196,10 @@ impl Token {
     }
 
     fn sign(&self) -> String {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         format!(
             "OAuth oauth_nonce=\"{}\", oauth_timestamp=\"{now}\", oauth_version=\"1.0\", \
              oauth_signature_method=\"PLAINTEXT\", oauth_consumer_key=\"{}\", oauth_token=\"{}\", \
@@ -181,8 +221,14 @@ async fn run_scripts(preseed: &str) -> Output {
     let mut config = tempfile::NamedTempFile::new().unwrap();
     config.write_all(preseed.as_bytes()).unwrap();
     let mut command = Command::new(machine_folder().join("maas-run-scripts"));
-    command.arg("--config").arg(config.path()).args(["--retry-unit", "0.01"]);
-    let output = tokio::task::spawn_blocking(move || (command.output(), config)).await.unwrap().0;
+    command
+        .arg("--config")
+        .arg(config.path())
+        .args(["--retry-unit", "0.01"]);
+    let output = tokio::task::spawn_blocking(move || (command.output(), config))
+        .await
+        .unwrap()
+        .0;
     output.expect("python3 runs")
 }
 
@@ -198,14 +244,26 @@ async fn a_machine_is_commissioned_over_http() {
     assert!(preseed.starts_with("#cloud-config\n"), "{preseed}");
     let base = format!("metadata_url: \"http://{}/MAAS/metadata/\"", region.address);
     assert!(preseed.contains(&base), "{preseed}");
-    assert!(preseed.contains("mode: poweroff") && !preseed.contains("packages"), "{preseed}");
+    assert!(
+        preseed.contains("mode: poweroff") && !preseed.contains("packages"),
+        "{preseed}"
+    );
     let token = Token::of(&preseed);
 
     // What DataSourceMAAS asks, in its order.
     let ask = async |path: &str| region.get(&format!("/2012-03-01/{path}"), &token).await;
-    assert_eq!(ask("meta-data/instance-id").await, (StatusCode::OK, "abc123".into()));
-    assert_eq!(ask("meta-data/instance-id").await, (StatusCode::OK, "abc123".into()));
-    assert_eq!(ask("meta-data/local-hostname").await, (StatusCode::OK, "node-abc123.maas".into()));
+    assert_eq!(
+        ask("meta-data/instance-id").await,
+        (StatusCode::OK, "abc123".into())
+    );
+    assert_eq!(
+        ask("meta-data/instance-id").await,
+        (StatusCode::OK, "abc123".into())
+    );
+    assert_eq!(
+        ask("meta-data/local-hostname").await,
+        (StatusCode::OK, "node-abc123.maas".into())
+    );
     assert_eq!(ask("meta-data/public-keys").await.0, StatusCode::NOT_FOUND);
     assert_eq!(ask("meta-data/vendor-data").await.0, StatusCode::NOT_FOUND);
     let (status, user_data) = ask("user-data").await;
@@ -214,7 +272,10 @@ async fn a_machine_is_commissioned_over_http() {
     assert_eq!(user_data, runner);
     assert_eq!(region.events("METADATA_SERVED").await, 1, "once a boot");
     assert_eq!(region.get("/", &token).await.1, "latest\n2012-03-01");
-    assert_eq!(ask("").await.1, "maas-commissioning-scripts\nmeta-data\nuser-data");
+    assert_eq!(
+        ask("").await.1,
+        "maas-commissioning-scripts\nmeta-data\nuser-data"
+    );
 
     let output = run_scripts(&preseed).await;
     assert!(output.status.success(), "{output:?}");
@@ -231,9 +292,18 @@ async fn a_machine_is_commissioned_over_http() {
         .await
         .unwrap()
         .unwrap();
-    for result in store::script::results(&region.db.pool, results.id).await.unwrap() {
-        let outputs = store::script::outputs(&region.db.pool, result.id).await.unwrap();
-        assert_eq!(outputs.combined.len(), outputs.stdout.len() + outputs.stderr.len(), "{result:?}");
+    for result in store::script::results(&region.db.pool, results.id)
+        .await
+        .unwrap()
+    {
+        let outputs = store::script::outputs(&region.db.pool, result.id)
+            .await
+            .unwrap();
+        assert_eq!(
+            outputs.combined.len(),
+            outputs.stdout.len() + outputs.stderr.len(),
+            "{result:?}"
+        );
     }
 
     // The boot is over: no new preseed, nothing to run. A late final word is still taken.
@@ -243,7 +313,12 @@ async fn a_machine_is_commissioned_over_http() {
     assert_eq!(region.events("PRESEED_REFUSED").await, 1);
     assert_eq!(ask("maas-scripts").await.0, StatusCode::NO_CONTENT);
     assert_eq!(ask("user-data").await.0, StatusCode::NOT_FOUND);
-    assert_eq!(signal(&region, &token, &[("op", "signal"), ("status", "OK")]).await.0, StatusCode::OK);
+    assert_eq!(
+        signal(&region, &token, &[("op", "signal"), ("status", "OK")])
+            .await
+            .0,
+        StatusCode::OK
+    );
 }
 
 async fn signal(region: &Region, token: &Token, fields: &[(&str, &str)]) -> (StatusCode, String) {
@@ -257,7 +332,10 @@ async fn a_preseed_is_answered_only_where_it_belongs() {
     let refused = async |id: &str, mac: &str, part: &str| {
         let (status, why) = region.preseed(id, mac).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{id} {mac}: {why}");
-        assert!(why.contains(part) && !why.contains("token_secret"), "{id} {mac}: {why}");
+        assert!(
+            why.contains(part) && !why.contains("token_secret"),
+            "{id} {mac}: {why}"
+        );
     };
     refused("abc123", MAC, "not expected to boot").await;
     region.commission(&region.machine).await;
@@ -268,7 +346,10 @@ async fn a_preseed_is_answered_only_where_it_belongs() {
     assert_eq!(region.preseed("ABC", MAC).await.0, StatusCode::NOT_FOUND);
     assert_eq!(region.preseed("abc123", MAC).await.0, StatusCode::OK);
     let url = region.url("/latest/by-id/abc123/?op=other");
-    assert_eq!(answer(region.client.get(url)).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        answer(region.client.get(url)).await.0,
+        StatusCode::BAD_REQUEST
+    );
 }
 
 #[tokio::test]
@@ -278,20 +359,47 @@ async fn a_token_holds_where_and_as_long_as_it_was_given() {
     let token = region.token().await;
     let path = "/latest/meta-data/instance-id";
     let ask = async |token: &Token, mac: &str, address: &str| {
-        let request = region.client.get(region.url(path)).header("authorization", token.sign());
-        answer(request.header(TEST_MAC, mac).header(TEST_ADDRESS, address)).await.0
+        let request = region
+            .client
+            .get(region.url(path))
+            .header("authorization", token.sign());
+        answer(request.header(TEST_MAC, mac).header(TEST_ADDRESS, address))
+            .await
+            .0
     };
     assert_eq!(ask(&token, MAC, "10.0.0.5").await, StatusCode::OK);
-    assert_eq!(ask(&token, MAC, "10.0.0.6").await, StatusCode::OK, "the card counts");
-    assert_eq!(ask(&token, "none", "10.0.0.5").await, StatusCode::OK, "the address, without a card");
+    assert_eq!(
+        ask(&token, MAC, "10.0.0.6").await,
+        StatusCode::OK,
+        "the card counts"
+    );
+    assert_eq!(
+        ask(&token, "none", "10.0.0.5").await,
+        StatusCode::OK,
+        "the address, without a card"
+    );
     assert_eq!(ask(&token, "none", "10.0.0.6").await, StatusCode::FORBIDDEN);
-    assert_eq!(ask(&token, "52:54:00:00:00:99", "10.0.0.5").await, StatusCode::FORBIDDEN);
-    assert_eq!(ask(&token, "direct", "10.0.0.5").await, StatusCode::FORBIDDEN);
-    let wrong = Token { token_secret: "x".repeat(32), ..token.clone() };
+    assert_eq!(
+        ask(&token, "52:54:00:00:00:99", "10.0.0.5").await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        ask(&token, "direct", "10.0.0.5").await,
+        StatusCode::FORBIDDEN
+    );
+    let wrong = Token {
+        token_secret: "x".repeat(32),
+        ..token.clone()
+    };
     assert_eq!(ask(&wrong, MAC, "10.0.0.5").await, StatusCode::UNAUTHORIZED);
     let unsigned = answer(region.client.get(region.url(path))).await;
     assert_eq!(unsigned.0, StatusCode::UNAUTHORIZED);
-    assert_eq!(answer(region.client.get(region.url("/latest/maas-scripts"))).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        answer(region.client.get(region.url("/latest/maas-scripts")))
+            .await
+            .0,
+        StatusCode::UNAUTHORIZED
+    );
 
     // At most eight alive: the oldest goes.
     for _ in 0..8 {
@@ -307,7 +415,9 @@ async fn a_token_holds_where_and_as_long_as_it_was_given() {
     // The next boot's token ends those of the last.
     let old = region.token().await;
     let mut tx = region.db.pool.begin().await.unwrap();
-    workflow::abort(&mut tx, &region.machine, "admin", "").await.unwrap();
+    workflow::abort(&mut tx, &region.machine, "admin", "")
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     region.commission(&region.machine).await;
     assert_eq!(ask(&old, MAC, "10.0.0.5").await, StatusCode::UNAUTHORIZED);
@@ -348,12 +458,28 @@ async fn bad_signals_get_a_clear_answer_and_change_nothing() {
     }
     let post = async |content_type: &str, body: Vec<u8>| {
         let request = region.client.post(region.url("/2012-03-01/")).body(body);
-        answer(request.header("authorization", token.sign()).header("content-type", content_type)).await.0
+        answer(
+            request
+                .header("authorization", token.sign())
+                .header("content-type", content_type),
+        )
+        .await
+        .0
     };
-    assert_eq!(post("multipart/form-data; boundary=B", b"--B\r\nno end".to_vec()).await, 400);
+    assert_eq!(
+        post("multipart/form-data; boundary=B", b"--B\r\nno end".to_vec()).await,
+        400
+    );
     assert_eq!(post("multipart/form-data", b"x".to_vec()).await, 400);
     assert_eq!(post("text/xml", b"<a/>".to_vec()).await, 400);
-    assert_eq!(post("multipart/form-data; boundary=B", vec![b'x'; (16 << 20) + 1]).await, 413);
+    assert_eq!(
+        post(
+            "multipart/form-data; boundary=B",
+            vec![b'x'; (16 << 20) + 1]
+        )
+        .await,
+        413
+    );
     assert_eq!(region.status().await, MachineStatus::Commissioning);
     let touched: i64 = sqlx::query_scalar("select count(*) from script_result where status <> 0")
         .fetch_one(&region.db.pool)
@@ -383,14 +509,23 @@ async fn all_files_of_a_result_are_kept() {
             .part("maas-lshw", file("maas-lshw", b"both\0\xff"))
             .part("maas-lshw.out", file("maas-lshw.out", b"out"))
             .part("maas-lshw.err", file("maas-lshw.err", b"err"))
-            .part("maas-lshw.yaml", file("maas-lshw.yaml", b"status: degraded\n"));
-        let request = region.client.post(region.url("/2012-03-01/")).multipart(form);
+            .part(
+                "maas-lshw.yaml",
+                file("maas-lshw.yaml", b"status: degraded\n"),
+            );
+        let request = region
+            .client
+            .post(region.url("/2012-03-01/"))
+            .multipart(form);
         let (status, text) = answer(request.header("authorization", token.sign())).await;
         assert_eq!((status, text.as_str()), (StatusCode::OK, "OK"));
     }
     let outputs = store::script::outputs(&region.db.pool, id).await.unwrap();
     assert_eq!(outputs.combined, b"both\0\xff");
-    assert_eq!((outputs.stdout.as_slice(), outputs.stderr.as_slice()), (&b"out"[..], &b"err"[..]));
+    assert_eq!(
+        (outputs.stdout.as_slice(), outputs.stderr.as_slice()),
+        (&b"out"[..], &b"err"[..])
+    );
     assert_eq!(outputs.result, b"status: degraded\n");
     let status: i32 = sqlx::query_scalar("select status from script_result where id = $1")
         .bind(id)
@@ -398,7 +533,11 @@ async fn all_files_of_a_result_are_kept() {
         .await
         .unwrap();
     assert_eq!(status, model::ScriptStatus::Degraded.number());
-    assert_eq!(region.events("SCRIPT_FAILED").await, 1, "told once, though it was sent twice");
+    assert_eq!(
+        region.events("SCRIPT_FAILED").await,
+        1,
+        "told once, though it was sent twice"
+    );
 }
 
 #[tokio::test]
@@ -407,8 +546,14 @@ async fn reports_and_netboot_are_of_the_machine_itself() {
     region.commission(&region.machine).await;
     let token = region.token().await;
     let report = async |id: &str, body: &str| {
-        let request = region.client.post(region.url(&format!("/status/{id}"))).body(body.to_owned());
-        answer(request.header("authorization", token.sign())).await.0.as_u16()
+        let request = region
+            .client
+            .post(region.url(&format!("/status/{id}")))
+            .body(body.to_owned());
+        answer(request.header("authorization", token.sign()))
+            .await
+            .0
+            .as_u16()
     };
     let good = r#"{"event_type": "start", "origin": "cloudinit", "name": "init-local",
                    "description": "searching", "timestamp": 1.5}"#;
@@ -430,13 +575,23 @@ async fn reports_and_netboot_are_of_the_machine_itself() {
             .await
             .unwrap()
     };
-    assert_eq!(signal(&region, &token, &[("op", "netboot_off")]).await.0, StatusCode::OK);
+    assert_eq!(
+        signal(&region, &token, &[("op", "netboot_off")]).await.0,
+        StatusCode::OK
+    );
     assert!(!netboot().await);
-    assert_eq!(signal(&region, &token, &[("op", "netboot_on")]).await.0, StatusCode::OK);
+    assert_eq!(
+        signal(&region, &token, &[("op", "netboot_on")]).await.0,
+        StatusCode::OK
+    );
     assert!(netboot().await);
     let by_id = async |mac: &str| {
         let url = region.url("/latest/by-id/abc123/");
-        let request = region.client.post(url).form(&[("op", "netboot_off")]).header(TEST_MAC, mac);
+        let request = region
+            .client
+            .post(url)
+            .form(&[("op", "netboot_off")])
+            .header(TEST_MAC, mac);
         answer(request).await.0
     };
     assert_eq!(by_id("52:54:00:00:00:99").await, StatusCode::FORBIDDEN);
@@ -452,13 +607,19 @@ async fn an_unknown_machine_enlists() {
     let (status, preseed) = answer(region.client.get(url)).await;
     assert_eq!(status, StatusCode::OK);
     let base = format!("http://{}/MAAS/metadata/enlist/", region.address);
-    assert!(preseed.contains(&base) && !preseed.contains("token"), "{preseed}");
+    assert!(
+        preseed.contains(&base) && !preseed.contains("token"),
+        "{preseed}"
+    );
     let ask = async |path: &str| {
         let url = region.url(&format!("/enlist/2012-03-01/{path}"));
         answer(region.client.get(url)).await
     };
     assert_eq!(ask("meta-data/instance-id").await.1, "i-maas-enlistment");
-    assert_eq!(ask("meta-data/local-hostname").await.1, "maas-enlisting-node");
+    assert_eq!(
+        ask("meta-data/local-hostname").await.1,
+        "maas-enlisting-node"
+    );
     assert_eq!(ask("maas-scripts").await.0, StatusCode::NO_CONTENT);
     let (status, user_data) = ask("user-data").await;
     assert_eq!(status, StatusCode::OK);
@@ -473,9 +634,15 @@ async fn an_unknown_machine_enlists() {
     std::fs::write(&script, user_data).unwrap();
     let url = format!("http://{}/MAAS/api/2.0/machines/", region.address);
     let mut command = Command::new("python3");
-    command.args(["-IS"]).arg(&script).args(["--url", &url, "--retry-unit", "0.01", "--sys"]);
+    command
+        .args(["-IS"])
+        .arg(&script)
+        .args(["--url", &url, "--retry-unit", "0.01", "--sys"]);
     command.arg(sysfs.path());
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(region.events("MACHINE_ENLISTED").await, 1);
     let (status, architecture): (i32, String) = sqlx::query_as(
@@ -485,5 +652,79 @@ async fn an_unknown_machine_enlists() {
     .fetch_one(&region.db.pool)
     .await
     .unwrap();
-    assert_eq!((status, architecture.ends_with("/generic")), (MachineStatus::New.number(), true));
+    assert_eq!(
+        (status, architecture.ends_with("/generic")),
+        (MachineStatus::New.number(), true)
+    );
+}
+
+#[tokio::test]
+async fn results_are_shown_to_operators() {
+    let region = Region::new().await;
+    region.commission(&region.machine).await;
+    let (_, preseed) = region.preseed("abc123", MAC).await;
+    assert!(run_scripts(&preseed).await.status.success());
+    let mut db = region.db.pool.acquire().await.unwrap();
+    let account: i32 = sqlx::query_scalar(
+        "insert into account (username, password_hash) values ('viewer', '') returning id",
+    )
+    .fetch_one(&mut *db)
+    .await
+    .unwrap();
+    let key = store::token::create(&mut db, &region.sealer, account, "test")
+        .await
+        .unwrap();
+    let key = Token {
+        consumer_key: key.consumer_key,
+        token_key: key.token_key,
+        token_secret: key.token_secret,
+    };
+    let get = async |path: &str| {
+        let url = format!("http://{}/MAAS/api/2.0/nodes/{path}", region.address);
+        answer(region.client.get(url).header("authorization", key.sign())).await
+    };
+    let json = async |path: &str| -> serde_json::Value {
+        let (status, text) = get(path).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {text}");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let sets = json("abc123/results/").await;
+    assert_eq!(sets[0]["status_name"], "Passed");
+    assert_eq!(sets[0]["type_name"], "Commissioning");
+    assert_eq!(sets[0]["results"].as_array().map(Vec::len), Some(3));
+    assert!(sets[0]["results"][0].get("output").is_none());
+    assert_eq!(
+        json("abc123/results/?type=testing").await,
+        serde_json::json!([])
+    );
+    let id = sets[0]["id"].as_i64().unwrap();
+    let path = format!("abc123/results/{id}/?include_output=1&filters=maas-kernel-cmdline");
+    let set = json(&path).await;
+    assert_eq!(set["results"].as_array().map(Vec::len), Some(1));
+    let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap();
+    let download = "abc123/results/current-commissioning/?op=download&filters=maas-kernel-cmdline";
+    assert_eq!(get(download).await, (StatusCode::OK, cmdline));
+    // Of this machine only, and only to look at.
+    assert_eq!(
+        get(&format!("zzz999/results/{id}/")).await.0,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(get("nobody/results/").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        get("abc123/results/current-testing/").await.0,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        get("abc123/results/?type=odd").await.0,
+        StatusCode::BAD_REQUEST
+    );
+    let url = format!(
+        "http://{}/MAAS/api/2.0/nodes/abc123/results/{id}/",
+        region.address
+    );
+    let delete = region
+        .client
+        .delete(url)
+        .header("authorization", key.sign());
+    assert_eq!(answer(delete).await.0, StatusCode::FORBIDDEN);
 }

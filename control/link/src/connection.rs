@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
 
+use capnp::ErrorKind;
 use capnp::message::ReaderOptions;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
@@ -96,7 +97,9 @@ pub(crate) async fn serve(
         () = limit => count(&counters.anonymous_expired),
         ended = system => match ended {
             Ok(Ok(())) => {}
-            Ok(Err(error)) if error.kind == capnp::ErrorKind::Disconnected => {}
+            // The rack, or its network, is gone.
+            Ok(Err(error))
+                if matches!(error.kind, ErrorKind::Disconnected | ErrorKind::PrematureEndOfFile) => {}
             Ok(Err(error)) => {
                 count(&counters.malformed);
                 tracing::warn!(%from, %error, "connection closed");

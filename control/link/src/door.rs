@@ -164,7 +164,6 @@ impl door::Server for Door {
         let store = |error: store::StoreError| calls::store_fault("greeting a rack", &error);
         let database = store::lease::check_database(&self.region.pool).await.map_err(store)?;
         let regions = store::region::live(&self.region.pool).await.map_err(store)?;
-        let endpoints: Vec<_> = regions.iter().flat_map(crate::region_hosts).collect();
 
         count(&counters.hello);
         tracing::info!(rack = peer.system_id, from = %self.from, version = hello.version, "rack linked");
@@ -178,13 +177,7 @@ impl door::Server for Door {
         welcome.set_database_timeline(database.timeline);
         welcome.set_heartbeat_ms(HEARTBEAT_MS);
         welcome.set_certificate_renew_ms(RACK_CERTIFICATE_RENEW.as_millis() as u64);
-        let mut list = welcome.init_regions(endpoints.len() as u32);
-        for (i, (host, process)) in endpoints.iter().enumerate() {
-            let mut endpoint = list.reborrow().get(i as u32);
-            endpoint.set_host(host);
-            endpoint.set_rpc_port(process.rpc_port);
-            endpoint.set_rack_http_port(process.rack_http_port);
-        }
+        wire::put_regions(&regions, |n| welcome.init_regions(n));
         let session = Session::open(
             Rc::clone(&self.region),
             peer.clone(),

@@ -37,6 +37,8 @@ const PING_TIME: Duration = Duration::from_secs(10);
 const POWER_MAX: usize = 512;
 /// Longest error text of a rack that is passed on.
 const REASON_CHARS_MAX: usize = 500;
+/// How capnp-rpc begins the text of an error that the other end answered with; all others are the connection's.
+const REMOTE: &str = "remote exception: ";
 
 /// Runs a call's work within its deadline.
 pub(crate) async fn within<T>(
@@ -284,6 +286,22 @@ impl session::Server for Session {
         add(&counters.events, stored);
         Ok(())
     }
+
+    async fn regions(
+        self: Rc<Self>,
+        _: session::RegionsParams,
+        mut results: session::RegionsResults,
+    ) -> Result<(), Error> {
+        let _place = self.enter()?;
+        let live = async {
+            store::region::live(&self.region.pool)
+                .await
+                .map_err(|error| store_fault("listing the regions", &error))
+        };
+        let live = within(self.region.racks.counters(), CALL_TIME, live).await?;
+        wire::put_regions(&live, |n| results.get().init_regions(n));
+        Ok(())
+    }
 }
 
 // ---------------------------------------------------------------- calls to the rack
@@ -360,11 +378,12 @@ async fn power(
             count(&counters.power_late);
             Err(LinkError::Deadline)
         }
-        Ok(Err(error)) if error.kind == capnp::ErrorKind::Disconnected => Err(LinkError::Lost),
-        Ok(Err(error)) if error.kind == capnp::ErrorKind::Overloaded => Err(LinkError::Busy),
-        Ok(Err(error)) => {
-            Err(LinkError::Refused(error.extra.chars().take(REASON_CHARS_MAX).collect()))
-        }
+        Ok(Err(error)) => Err(match error.extra.strip_prefix(REMOTE) {
+            None => LinkError::Lost,
+            Some(_) if error.kind == capnp::ErrorKind::Disconnected => LinkError::Lost,
+            Some(_) if error.kind == capnp::ErrorKind::Overloaded => LinkError::Busy,
+            Some(reason) => LinkError::Refused(reason.chars().take(REASON_CHARS_MAX).collect()),
+        }),
         Ok(Ok(response)) => {
             let report = response.get().and_then(|response| response.get_report());
             report.and_then(wire::report).map_err(|_| LinkError::Malformed)

@@ -14,6 +14,7 @@ use mac_address::MacAddress;
 use model::{PowerCommand, PowerState};
 use rpc::muster_capnp as wire;
 use store::rack::Interface;
+use store::region::Process;
 
 use crate::power::{PowerFailure, PowerFailureClass, PowerOperation, PowerReport};
 
@@ -109,6 +110,21 @@ fn interface(reader: wire::rack_interface::Reader<'_>) -> Result<Interface, Erro
         })
         .collect::<Result<_, Error>>()?;
     Ok(Interface { name: text(reader.get_name()?, NAME_BYTES_MAX)?, mac, addresses })
+}
+
+/// Every address of every process.
+pub(crate) fn put_regions<'a>(
+    regions: &[Process],
+    init: impl FnOnce(u32) -> capnp::struct_list::Builder<'a, wire::region_endpoint::Owned>,
+) {
+    let endpoints: Vec<_> = regions.iter().flat_map(crate::region_hosts).collect();
+    let mut list = init(endpoints.len() as u32);
+    for (i, (host, process)) in endpoints.iter().enumerate() {
+        let mut endpoint = list.reborrow().get(i as u32);
+        endpoint.set_host(host);
+        endpoint.set_rpc_port(process.rpc_port);
+        endpoint.set_rack_http_port(process.rack_http_port);
+    }
 }
 
 // ---------------------------------------------------------------- leases

@@ -16,7 +16,7 @@ use axum::routing::get;
 use library::{Library, LibraryError, PIECE_BYTES};
 use link::RackIdentity;
 
-/// A rack asks piece by piece; no answer is longer than this.
+/// A rack asks for images piece by piece; no range that is answered is longer than this.
 const RANGE_BYTES_MAX: u64 = PIECE_BYTES as u64;
 
 /// The whole of the rack listener: `region` serves everything but the images.
@@ -51,7 +51,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// `GET /images/<sha256>` with one byte range of at most a piece.
+/// `GET /images/<sha256>`: one byte range of at most a piece, or the whole (boot loaders).
 async fn image(
     State(library): State<Library>,
     Path(sha256): Path<String>,
@@ -65,7 +65,9 @@ async fn image(
         Ok(manifest) => manifest,
         Err(error) => return refuse(error),
     };
-    let range = text(&headers, "range").unwrap_or("bytes=0-");
+    let Some(range) = text(&headers, "range") else {
+        return whole(library, hash, manifest.size_bytes);
+    };
     let Some((first, last)) = byte_range(range, manifest.size_bytes) else {
         let all = format!("bytes */{}", manifest.size_bytes);
         let reply = (
@@ -95,6 +97,29 @@ async fn image(
     if let Ok(range) = HeaderValue::from_str(&range) {
         headers.insert(header::CONTENT_RANGE, range);
     }
+    reply
+}
+
+/// The whole file, read a piece at a time as the rack takes it.
+fn whole(library: Library, hash: [u8; 32], size_bytes: u64) -> Response {
+    let pieces = futures::stream::try_unfold(0, move |offset| {
+        let library = library.clone();
+        async move {
+            if offset >= size_bytes {
+                return Ok(None);
+            }
+            let octets = library.read(&hash, offset, PIECE_BYTES as usize).await?;
+            if octets.is_empty() {
+                return Err(LibraryError::NotFound); // shorter than its manifest: damaged
+            }
+            let next = offset + octets.len() as u64;
+            Ok(Some((octets, next)))
+        }
+    });
+    let mut reply = Response::new(Body::from_stream(pieces));
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size_bytes));
     reply
 }
 

@@ -176,9 +176,11 @@ async fn merge_interfaces(
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
-    let macs: Vec<MacAddress> = interfaces
-        .iter()
-        .map(|i| MacAddress::new(i.mac.octets()))
+    // The card that it booted from is there, whatever it reported.
+    let reported = interfaces.iter().map(|interface| interface.mac);
+    let macs: Vec<MacAddress> = reported
+        .chain(boot.mac)
+        .map(|mac| MacAddress::new(mac.octets()))
         .collect();
     sqlx::query(
         "delete from interface where machine = $1 and type = 'physical' and mac <> all($2)",
@@ -188,10 +190,12 @@ async fn merge_interfaces(
     .execute(&mut *db)
     .await?;
     // Names may have changed places (eth0, eth1): all make room first.
-    sqlx::query("update interface set name = 'card-' || id where machine = $1 and type = 'physical'")
-        .bind(machine.as_str())
-        .execute(&mut *db)
-        .await?;
+    sqlx::query(
+        "update interface set name = 'card-' || id where machine = $1 and type = 'physical'",
+    )
+    .bind(machine.as_str())
+    .execute(&mut *db)
+    .await?;
     let mut strangers = Vec::new();
     for interface in interfaces {
         let mac = MacAddress::new(interface.mac.octets());

@@ -6,7 +6,12 @@ use store::{StoreError, token};
 use uuid::Uuid;
 
 async fn account(db: &mut sqlx::PgConnection) -> i32 {
-    let new = NewAccount { username: "ada", email: "", password_hash: "!", is_admin: false };
+    let new = NewAccount {
+        username: "ada",
+        email: "",
+        password_hash: "!",
+        is_admin: false,
+    };
     account::create(db, &new).await.unwrap().id
 }
 
@@ -18,14 +23,25 @@ async fn a_key_opens_with_its_region_key_only() {
     let id = account(&mut db).await;
     let made = token::create(&mut db, &sealer, id, "ci").await.unwrap();
     assert!(!format!("{made:?}").contains(&made.token_secret));
-    let found = token::lookup(&mut db, &sealer, &made.token_key).await.unwrap().unwrap();
+    let found = token::lookup(&mut db, &sealer, &made.token_key)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(found.token_secret, made.token_secret.as_bytes());
-    assert_eq!((found.account.id, found.consumer_key), (id, made.consumer_key.clone()));
+    assert_eq!(
+        (found.account.id, found.consumer_key),
+        (id, made.consumer_key.clone())
+    );
     assert!(matches!(
         token::lookup(&mut db, &other, &made.token_key).await,
         Err(StoreError::Sealed)
     ));
-    assert!(token::lookup(&mut db, &sealer, "nobody").await.unwrap().is_none());
+    assert!(
+        token::lookup(&mut db, &sealer, "nobody")
+            .await
+            .unwrap()
+            .is_none()
+    );
 
     // A sealed secret that was copied to another key's row does not open there.
     let second = token::create(&mut db, &sealer, id, "").await.unwrap();
@@ -38,16 +54,36 @@ async fn a_key_opens_with_its_region_key_only() {
     .execute(&mut *db)
     .await
     .unwrap();
-    assert!(token::lookup(&mut db, &sealer, &second.token_key).await.is_err());
+    assert!(
+        token::lookup(&mut db, &sealer, &second.token_key)
+            .await
+            .is_err()
+    );
     assert!(token::delete(&mut db, id, &second.token_key).await.unwrap());
     assert!(!token::delete(&mut db, id, &second.token_key).await.unwrap());
 
-    let again = token::find_or_create(&mut db, &sealer, id, "ci").await.unwrap();
+    let again = token::find_or_create(&mut db, &sealer, id, "ci")
+        .await
+        .unwrap();
     assert_eq!(again, made);
-    assert!(token::rename(&mut db, id, &made.token_key, "cd").await.unwrap());
-    assert_ne!(token::find_or_create(&mut db, &sealer, id, "ci").await.unwrap(), made);
+    assert!(
+        token::rename(&mut db, id, &made.token_key, "cd")
+            .await
+            .unwrap()
+    );
+    assert_ne!(
+        token::find_or_create(&mut db, &sealer, id, "ci")
+            .await
+            .unwrap(),
+        made
+    );
     account::delete(&mut db, "ada").await.unwrap();
-    assert!(token::lookup(&mut db, &sealer, &made.token_key).await.unwrap().is_none());
+    assert!(
+        token::lookup(&mut db, &sealer, &made.token_key)
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -59,24 +95,49 @@ async fn a_machine_token_is_of_one_boot() {
         .await
         .unwrap();
     let machine = "abc123".parse().unwrap();
-    let (mac, address) = ("52:54:00:00:00:01".parse().unwrap(), "10.0.0.5".parse().unwrap());
+    let (mac, address) = (
+        "52:54:00:00:00:01".parse().unwrap(),
+        "10.0.0.5".parse().unwrap(),
+    );
     let (boot, next_boot) = (Uuid::new_v4(), Uuid::new_v4());
-    let made = token::mint_machine(&mut db, &machine, boot, mac, address).await.unwrap();
-    let found = token::lookup_machine(&mut db, &made.token_key).await.unwrap().unwrap();
-    assert_eq!((found.machine, found.boot_id, found.mac, found.address), (machine, boot, mac, address));
+    let made = token::mint_machine(&mut db, &machine, boot, mac, address)
+        .await
+        .unwrap();
+    let found = token::lookup_machine(&mut db, &made.token_key)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (found.machine, found.boot_id, found.mac, found.address),
+        (machine, boot, mac, address)
+    );
     assert!(found.secret_matches(&made.token_secret));
     assert!(!found.secret_matches("") && !found.secret_matches(&made.token_secret[1..]));
     assert!(!format!("{found:?}").contains(&made.token_secret));
 
     // The same boot may ask again; another boot ends both.
-    let again = token::mint_machine(&mut db, &machine, boot, mac, address).await.unwrap();
-    assert!(token::lookup_machine(&mut db, &made.token_key).await.unwrap().is_some());
-    let next = token::mint_machine(&mut db, &machine, next_boot, mac, address).await.unwrap();
+    let again = token::mint_machine(&mut db, &machine, boot, mac, address)
+        .await
+        .unwrap();
+    assert!(
+        token::lookup_machine(&mut db, &made.token_key)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let next = token::mint_machine(&mut db, &machine, next_boot, mac, address)
+        .await
+        .unwrap();
     for key in [&made.token_key, &again.token_key] {
         assert!(token::lookup_machine(&mut db, key).await.unwrap().is_none());
     }
     assert_eq!(token::revoke_machine(&mut db, &machine).await.unwrap(), 1);
-    assert!(token::lookup_machine(&mut db, &next.token_key).await.unwrap().is_none());
+    assert!(
+        token::lookup_machine(&mut db, &next.token_key)
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(token::forget_revoked(&mut db).await.unwrap(), 0);
     sqlx::query("update machine_token set revoked = now() - interval '2 days'")
         .execute(&mut *db)
@@ -92,10 +153,12 @@ async fn nonces_are_remembered_as_long_as_they_matter() {
     assert!(token::remember_nonce(&mut db, "a", "1").await.unwrap());
     assert!(!token::remember_nonce(&mut db, "a", "1").await.unwrap());
     assert!(token::remember_nonce(&mut db, "b", "1").await.unwrap());
-    sqlx::query("update oauth_nonce set seen = now() - interval '901 seconds' where token_key = 'a'")
-        .execute(&mut *db)
-        .await
-        .unwrap();
+    sqlx::query(
+        "update oauth_nonce set seen = now() - interval '901 seconds' where token_key = 'a'",
+    )
+    .execute(&mut *db)
+    .await
+    .unwrap();
     assert_eq!(token::forget_nonces(&mut db).await.unwrap(), 1);
     assert!(token::remember_nonce(&mut db, "a", "1").await.unwrap());
     assert!(!token::remember_nonce(&mut db, "b", "1").await.unwrap());

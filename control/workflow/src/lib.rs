@@ -20,7 +20,9 @@ mod runner;
 pub mod scripts;
 mod signal;
 
-pub use life::{CommissionOptions, Commissioned, abort, booted, commission, heard, power, query_power};
+pub use life::{
+    CommissionOptions, Commissioned, abort, booted, commission, heard, power, query_power,
+};
 pub use monitor::tick;
 pub use runner::{PowerLink, Runner};
 pub use signal::{SignalReport, signal};

@@ -50,33 +50,53 @@ pub async fn commission(
         return Err(WorkflowError::Locked);
     }
     let bmc_id = life.bmc_id.ok_or(WorkflowError::NoPower)?;
-    for wanted in options.scripts.iter().filter(|name| !name.is_empty() && *name != "none") {
-        let known = |script: &scripts::Script| script.name == wanted || script.tags.contains(wanted);
+    for wanted in options
+        .scripts
+        .iter()
+        .filter(|name| !name.is_empty() && *name != "none")
+    {
+        let known =
+            |script: &scripts::Script| script.name == wanted || script.tags.contains(wanted);
         if !scripts::builtin().iter().any(known) {
-            return Err(WorkflowError::UnknownScript(wanted.chars().take(64).collect()));
+            return Err(WorkflowError::UnknownScript(
+                wanted.chars().take(64).collect(),
+            ));
         }
     }
     let boot_id = Uuid::new_v4();
     let deadline = node_timeout(tx).await?;
     token::revoke_machine(tx, machine).await?;
     lifecycle::begin_boot(tx, machine, boot_id, options.enable_ssh).await?;
-    let change = Move { to: MachineStatus::Commissioning, deadline: Some(deadline), error: "" };
+    let change = Move {
+        to: MachineStatus::Commissioning,
+        deadline: Some(deadline),
+        error: "",
+    };
     lifecycle::move_to(tx, machine, change).await?;
     let list: Vec<NewScript<'_>> = scripts::builtin()
         .iter()
-        .map(|script| NewScript { name: script.name, timeout: script.timeout })
+        .map(|script| NewScript {
+            name: script.name,
+            timeout: script.timeout,
+        })
         .collect();
     let set = script::create_set(tx, machine, "commissioning", boot_id, &list).await?;
     let work = work::enqueue(tx, machine, bmc_id, PowerCommand::PxeOn).await?;
     let events = [
-        NewEvent::new(EventType::CommissioningRequested).machine(machine).by(by),
+        NewEvent::new(EventType::CommissioningRequested)
+            .machine(machine)
+            .by(by),
         NewEvent::new(EventType::WorkQueued)
             .machine(machine)
             .by(by)
             .text("power on, booting from the network"),
     ];
     event::record_all(tx, &events).await?;
-    Ok(Commissioned { script_set: set.id, work, boot_id })
+    Ok(Commissioned {
+        script_set: set.id,
+        work,
+        boot_id,
+    })
 }
 
 /// Stops a commissioning: back to New, results Aborted, power off where a region can switch it.
@@ -91,12 +111,19 @@ pub async fn abort(
         return Err(WorkflowError::NothingToAbort(life.status));
     }
     life.status.check_move(MachineStatus::New)?;
-    let change = Move { to: MachineStatus::New, deadline: None, error: "" };
+    let change = Move {
+        to: MachineStatus::New,
+        deadline: None,
+        error: "",
+    };
     lifecycle::move_to(tx, machine, change).await?;
     end_scripts(tx, &life, ScriptStatus::Aborted, "aborted by an operator").await?;
     token::revoke_machine(tx, machine).await?;
     power_off(tx, &life).await?;
-    let event = NewEvent::new(EventType::CommissioningAborted).machine(machine).by(by).text(comment);
+    let event = NewEvent::new(EventType::CommissioningAborted)
+        .machine(machine)
+        .by(by)
+        .text(comment);
     event::record(tx, event).await?;
     Ok(())
 }
@@ -120,7 +147,9 @@ pub async fn power(
     };
     let work = work::enqueue(tx, machine, bmc_id, command).await?;
     if command != PowerCommand::Query {
-        let event = NewEvent::new(EventType::PowerRequested).machine(machine).by(by);
+        let event = NewEvent::new(EventType::PowerRequested)
+            .machine(machine)
+            .by(by);
         event::record(tx, event.text(command.as_str())).await?;
     }
     Ok(work)
@@ -192,7 +221,9 @@ pub(crate) async fn node_timeout(db: &mut PgConnection) -> Result<Duration, Work
         .and_then(|value| value.as_f64().or_else(|| value.as_str()?.parse().ok()))
         .filter(|minutes| minutes.is_finite())
         .unwrap_or(NODE_TIMEOUT_MIN);
-    Ok(Duration::from_secs_f64(minutes.clamp(0.05, 10_080.0) * 60.0))
+    Ok(Duration::from_secs_f64(
+        minutes.clamp(0.05, 10_080.0) * 60.0,
+    ))
 }
 
 /// Reads the facts, asks the rules, and writes what they say. The caller holds the machine's lock.
@@ -214,7 +245,11 @@ pub(crate) async fn consider(
         return Ok(to);
     }
     life.status.check_move(to)?;
-    let change = Move { to, deadline: None, error: failure_reason(&actions) };
+    let change = Move {
+        to,
+        deadline: None,
+        error: failure_reason(&actions),
+    };
     lifecycle::move_to(tx, &life.system_id, change).await?;
     for action in &actions {
         enact(tx, life, action).await?;
@@ -265,7 +300,11 @@ async fn enact(tx: &mut PgConnection, life: &Life, action: &Action) -> Result<()
         }
         Action::PowerOff => power_off(tx, life).await?,
         Action::Record { event, text } => {
-            event::record(tx, NewEvent::new(*event).machine(machine).text(text.as_str())).await?;
+            event::record(
+                tx,
+                NewEvent::new(*event).machine(machine).text(text.as_str()),
+            )
+            .await?;
         }
     }
     Ok(())

@@ -18,21 +18,26 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(4);
 /// After this long the power of a machine whose boot ended is its operator's.
 const SETTLE_WINDOW: Duration = Duration::from_secs(900);
 /// Statuses that a machine gets into when its boot of ours has ended.
-const ENDED: [MachineStatus; 3] =
-    [MachineStatus::Ready, MachineStatus::FailedCommissioning, MachineStatus::New];
+const ENDED: [MachineStatus; 3] = [
+    MachineStatus::Ready,
+    MachineStatus::FailedCommissioning,
+    MachineStatus::New,
+];
 /// How long a token outlives Commissioning, for a final signal whose answer was lost.
 const TOKEN_GRACE: Duration = Duration::from_secs(300);
 
 /// One pass. Errors of one machine do not keep the others waiting.
 pub async fn tick(pool: &PgPool) -> Result<(), WorkflowError> {
     let commissioning = MachineStatus::Commissioning;
-    let late = lifecycle::needing_a_decision(pool, commissioning, SCRIPT_GRACE, QUIET, BATCH).await?;
+    let late =
+        lifecycle::needing_a_decision(pool, commissioning, SCRIPT_GRACE, QUIET, BATCH).await?;
     for machine in late {
         if let Err(error) = look(pool, &machine).await {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "looking at a machine");
         }
     }
-    let on = lifecycle::to_be_switched_off(pool, &ENDED, SETTLE_WINDOW, SETTLE_PAUSE, BATCH).await?;
+    let on =
+        lifecycle::to_be_switched_off(pool, &ENDED, SETTLE_WINDOW, SETTLE_PAUSE, BATCH).await?;
     for machine in on {
         if let Err(error) = settle(pool, &machine).await {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "settling its power");
@@ -56,8 +61,12 @@ async fn look(pool: &PgPool, machine: &SystemId) -> Result<(), WorkflowError> {
 async fn settle(pool: &PgPool, machine: &SystemId) -> Result<(), WorkflowError> {
     let mut tx = pool.begin().await?;
     let life = lifecycle::lock(&mut tx, machine).await?;
-    let (true, Some(bmc_id)) = (ENDED.contains(&life.status), life.bmc_id) else { return Ok(()) };
-    let Some(command) = settle_power(life.power_state, life.since_change) else { return Ok(()) };
+    let (true, Some(bmc_id)) = (ENDED.contains(&life.status), life.bmc_id) else {
+        return Ok(());
+    };
+    let Some(command) = settle_power(life.power_state, life.since_change) else {
+        return Ok(());
+    };
     if command != PowerCommand::Query && work::has_newer_intent(&mut *tx, machine, 0).await? {
         return Ok(());
     }

@@ -24,9 +24,16 @@ pub fn time_limit(command: PowerCommand) -> Duration {
 pub enum Next {
     Done(PowerState),
     /// This rack got no answer: it learned something, the next one may do better.
-    OtherRack { reason: String, learn: bool },
-    Retry { delay: Duration, reason: String },
-    Fail { reason: String },
+    OtherRack {
+        reason: String,
+    },
+    Retry {
+        delay: Duration,
+        reason: String,
+    },
+    Fail {
+        reason: String,
+    },
 }
 
 /// Decides on the answer of one rack. `attempts` counts this one; `others`: connected racks are left to try.
@@ -40,7 +47,10 @@ pub fn next(
         if attempts >= ATTEMPTS_MAX {
             Next::Fail { reason }
         } else {
-            Next::Retry { delay: backoff(attempts).max(least), reason }
+            Next::Retry {
+                delay: backoff(attempts).max(least),
+                reason,
+            }
         }
     };
     let report = match answer {
@@ -51,7 +61,9 @@ pub fn next(
         }
         Err(error @ LinkError::Deadline) => return again(error.to_string(), Duration::ZERO),
         Err(error) if others => {
-            return Next::OtherRack { reason: error.to_string(), learn: false };
+            return Next::OtherRack {
+                reason: error.to_string(),
+            };
         }
         Err(error) => return again(error.to_string(), Duration::ZERO),
     };
@@ -60,11 +72,11 @@ pub fn next(
     };
     let reason = failure.message.clone();
     match failure.class {
-        PowerFailureClass::Unreachable if others => Next::OtherRack { reason, learn: true },
+        PowerFailureClass::Unreachable if others => Next::OtherRack { reason },
         PowerFailureClass::Unreachable => again(reason, Duration::ZERO),
         // No rack and no time makes a password right.
         PowerFailureClass::Credentials | PowerFailureClass::Parameters => Next::Fail { reason },
-        PowerFailureClass::Busy if others => Next::OtherRack { reason, learn: false },
+        PowerFailureClass::Busy if others => Next::OtherRack { reason },
         PowerFailureClass::Refused | PowerFailureClass::Timeout | PowerFailureClass::Busy => {
             again(reason, Duration::ZERO)
         }
@@ -73,7 +85,13 @@ pub fn next(
 
 /// Whether a failed answer shows that the rack did not reach the BMC, that it did, or nothing.
 pub fn reached(answer: &Result<PowerReport, LinkError>) -> Option<bool> {
-    match answer.as_ref().ok()?.failure.as_ref().map(|failure| failure.class) {
+    match answer
+        .as_ref()
+        .ok()?
+        .failure
+        .as_ref()
+        .map(|failure| failure.class)
+    {
         None | Some(PowerFailureClass::Credentials | PowerFailureClass::Refused) => Some(true),
         Some(PowerFailureClass::Unreachable) => Some(false),
         Some(
@@ -102,23 +120,37 @@ mod tests {
     use super::*;
 
     fn failed(class: PowerFailureClass) -> Result<PowerReport, LinkError> {
-        let failure = Some(PowerFailure { class, message: "why".to_owned() });
-        Ok(PowerReport { state: link::PowerState::Unknown, steps: Vec::new(), failure })
+        let failure = Some(PowerFailure {
+            class,
+            message: "why".to_owned(),
+        });
+        Ok(PowerReport {
+            state: link::PowerState::Unknown,
+            steps: Vec::new(),
+            failure,
+        })
     }
 
     #[test]
     fn each_answer_has_its_consequence() {
         use PowerFailureClass as C;
-        let done = Ok(PowerReport { state: link::PowerState::On, steps: Vec::new(), failure: None });
+        let done = Ok(PowerReport {
+            state: link::PowerState::On,
+            steps: Vec::new(),
+            failure: None,
+        });
         let why = || "why".to_owned();
         let secs = Duration::from_secs;
-        let other = |learn| Next::OtherRack { reason: why(), learn };
-        let retry = |delay| Next::Retry { delay: secs(delay), reason: why() };
+        let other = || Next::OtherRack { reason: why() };
+        let retry = |delay| Next::Retry {
+            delay: secs(delay),
+            reason: why(),
+        };
         let fail = || Next::Fail { reason: why() };
         #[rustfmt::skip]
         let cases = [
             ("done",                     done,                   1, true,  Next::Done(PowerState::On)),
-            ("unreachable, others left", failed(C::Unreachable), 1, true,  other(true)),
+            ("unreachable, others left", failed(C::Unreachable), 1, true,  other()),
             ("unreachable by all",       failed(C::Unreachable), 1, false, retry(2)),
             ("second time",              failed(C::Unreachable), 2, false, retry(4)),
             ("backs off to a limit",     failed(C::Timeout),     5, false, retry(30)),
@@ -127,11 +159,15 @@ mod tests {
             ("parameters: at once",      failed(C::Parameters),  1, true,  fail()),
             ("refused: same rack later", failed(C::Refused),     1, true,  retry(2)),
             ("timeout: later",           failed(C::Timeout),     1, true,  retry(2)),
-            ("busy: another",            failed(C::Busy),        1, true,  other(false)),
+            ("busy: another",            failed(C::Busy),        1, true,  other()),
             ("busy, alone",              failed(C::Busy),        1, false, retry(2)),
         ];
         for (case, answer, attempts, others, want) in cases {
-            assert_eq!(next(&answer, PowerCommand::On, attempts, others), want, "{case}");
+            assert_eq!(
+                next(&answer, PowerCommand::On, attempts, others),
+                want,
+                "{case}"
+            );
         }
     }
 
@@ -152,7 +188,7 @@ mod tests {
         }
         assert!(matches!(
             next(&Err(LinkError::NotConnected), PowerCommand::On, 1, true),
-            Next::OtherRack { learn: false, .. }
+            Next::OtherRack { .. }
         ));
     }
 

@@ -39,8 +39,10 @@ pub enum ResourcesError {
 
 /// The inventory in `output`.
 pub fn parse(output: &[u8]) -> Result<Inventory, ResourcesError> {
-    let root: Value = serde_json::from_slice(output)
-        .map_err(|e| ResourcesError::NotJson { line: e.line(), column: e.column() })?;
+    let root: Value = serde_json::from_slice(output).map_err(|e| ResourcesError::NotJson {
+        line: e.line(),
+        column: e.column(),
+    })?;
     // Old scripts print the resources without the frame around them.
     let resources = root.get("resources").unwrap_or(&root);
     if !resources["cpu"].is_object() || !resources["memory"].is_object() {
@@ -87,7 +89,10 @@ fn threads(cpu: &Value) -> Vec<Thread> {
             for thread in items(&core["threads"]) {
                 if threads.len() < THREADS_MAX {
                     let id = small(&thread["id"]);
-                    threads.push(Thread { id, numa_node: small(&thread["numa_node"]).max(0) });
+                    threads.push(Thread {
+                        id,
+                        numa_node: small(&thread["numa_node"]).max(0),
+                    });
                 }
             }
         }
@@ -100,12 +105,19 @@ fn cpu_speed(model: &str, cpu: &Value) -> i32 {
     let named = model.rsplit_once('@').map_or("", |(_, speed)| speed).trim();
     let lower = named.to_ascii_lowercase();
     let number = |unit: &str| lower.strip_suffix(unit)?.trim().parse::<f64>().ok();
-    let mhz = number("ghz").map(|ghz| ghz * 1000.0).or_else(|| number("mhz"));
+    let mhz = number("ghz")
+        .map(|ghz| ghz * 1000.0)
+        .or_else(|| number("mhz"));
     if let Some(mhz) = mhz.filter(|mhz| (1.0..1e6).contains(mhz)) {
         return mhz.round() as i32;
     }
     items(&cpu["sockets"])
-        .flat_map(|socket| [small(&socket["frequency_turbo"]), small(&socket["frequency"])])
+        .flat_map(|socket| {
+            [
+                small(&socket["frequency_turbo"]),
+                small(&socket["frequency"]),
+            ]
+        })
         .max()
         .unwrap_or(0)
         .max(0)
@@ -115,12 +127,17 @@ fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
     let mut nodes: BTreeMap<i32, NumaNode> = BTreeMap::new();
     let mut node = |index: i32, change: &mut dyn FnMut(&mut NumaNode)| {
         if nodes.contains_key(&index) || nodes.len() < NUMA_NODES_MAX {
-            change(nodes.entry(index).or_insert_with(|| NumaNode { index, ..NumaNode::default() }));
+            change(nodes.entry(index).or_insert_with(|| NumaNode {
+                index,
+                ..NumaNode::default()
+            }));
         }
     };
     for entry in items(&memory["nodes"]) {
         let total = mib(&entry["total"]);
-        node(small(&entry["numa_node"]).max(0), &mut |node| node.memory_mib = total);
+        node(small(&entry["numa_node"]).max(0), &mut |node| {
+            node.memory_mib = total
+        });
     }
     for thread in threads {
         node(thread.numa_node, &mut |node| node.cores.push(thread.id));
@@ -130,7 +147,9 @@ fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
         && nodes.len() == 1
     {
         // A kernel without NUMA tells only the sum.
-        nodes.entry(0).and_modify(|node| node.memory_mib = mib(&memory["total"]));
+        nodes
+            .entry(0)
+            .and_modify(|node| node.memory_mib = mib(&memory["total"]));
     }
     nodes.into_values().collect()
 }
@@ -177,8 +196,12 @@ fn interfaces(network: &Value, networks: &Value) -> Vec<Interface> {
     for card in items(&network["cards"]) {
         for port in items(&card["ports"]) {
             let name = text(&port["id"]);
-            let mac = port["address"].as_str().and_then(|mac| mac.parse::<model::Mac>().ok());
-            let Some(mac) = mac.filter(|mac| mac.is_unicast()) else { continue };
+            let mac = port["address"]
+                .as_str()
+                .and_then(|mac| mac.parse::<model::Mac>().ok());
+            let Some(mac) = mac.filter(|mac| mac.is_unicast()) else {
+                continue;
+            };
             if name.is_empty() || interfaces.len() == INTERFACES_MAX {
                 continue;
             }
@@ -209,7 +232,11 @@ fn interfaces(network: &Value, networks: &Value) -> Vec<Interface> {
 /// Addresses that say where the card is plugged in.
 fn addresses(state: &Value) -> Vec<IpAddr> {
     items(&state["addresses"])
-        .filter(|address| address["scope"].as_str().is_none_or(|scope| scope == "global"))
+        .filter(|address| {
+            address["scope"]
+                .as_str()
+                .is_none_or(|scope| scope == "global")
+        })
         .filter_map(|address| address["address"].as_str()?.parse().ok())
         .take(ADDRESSES_MAX)
         .collect()
@@ -220,7 +247,9 @@ fn supported_speed(modes: &Value) -> i32 {
     items(modes)
         .filter_map(|mode| {
             let mode = mode.as_str()?;
-            let digits = mode.find(|c: char| !c.is_ascii_digit()).unwrap_or(mode.len());
+            let digits = mode
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(mode.len());
             mode[..digits].parse::<i32>().ok()
         })
         .max()
@@ -245,7 +274,11 @@ fn is_uuid(text: &str) -> bool {
 }
 
 fn or_unknown(text: String) -> String {
-    if text.is_empty() { "Unknown".to_owned() } else { text }
+    if text.is_empty() {
+        "Unknown".to_owned()
+    } else {
+        text
+    }
 }
 
 fn items(value: &Value) -> impl Iterator<Item = &Value> {
@@ -263,7 +296,11 @@ fn text(value: &Value) -> String {
         }
         _ => "",
     };
-    text.trim().chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+    text.trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(TEXT_MAX)
+        .collect()
 }
 
 fn some_text(value: &Value) -> Option<String> {
@@ -273,9 +310,10 @@ fn some_text(value: &Value) -> Option<String> {
 /// A whole number, from a number or its text; 0 otherwise.
 fn number(value: &Value) -> i64 {
     match value {
-        Value::Number(value) => {
-            value.as_i64().or_else(|| value.as_f64().map(|value| value as i64)).unwrap_or(0)
-        }
+        Value::Number(value) => value
+            .as_i64()
+            .or_else(|| value.as_f64().map(|value| value as i64))
+            .unwrap_or(0),
         Value::String(text) => text.trim().parse().unwrap_or(0),
         _ => 0,
     }
@@ -334,20 +372,42 @@ mod tests {
     fn the_whole_contract_is_read() {
         let got = parse(sample().to_string().as_bytes()).unwrap();
         assert_eq!(got.architecture, "amd64/generic");
-        assert_eq!((got.cpu_count, got.cpu_speed, got.memory_mib), (4, 2400, 8191));
-        assert_eq!(got.hardware_uuid.as_deref(), Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d"));
+        assert_eq!(
+            (got.cpu_count, got.cpu_speed, got.memory_mib),
+            (4, 2400, 8191)
+        );
+        assert_eq!(
+            got.hardware_uuid.as_deref(),
+            Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d")
+        );
         assert_eq!(got.hardware_info.len(), 9);
-        assert_eq!(got.hardware_info["cpu_model"], "Xeon(R) Gold 6148 CPU @ 2.40GHz");
+        assert_eq!(
+            got.hardware_info["cpu_model"],
+            "Xeon(R) Gold 6148 CPU @ 2.40GHz"
+        );
         assert_eq!(got.hardware_info["system_version"], "Unknown");
         assert_eq!(got.numa_nodes.len(), 2);
-        assert_eq!(got.numa_nodes[1], NumaNode { index: 1, memory_mib: 4096, cores: vec![1, 3] });
+        assert_eq!(
+            got.numa_nodes[1],
+            NumaNode {
+                index: 1,
+                memory_mib: 4096,
+                cores: vec![1, 3]
+            }
+        );
         assert_eq!(got.disks.len(), 1, "{:?}", got.disks);
         let disk = &got.disks[0];
-        assert_eq!((disk.model.as_str(), disk.block_bytes, disk.rotary), ("QEMU DISK", 4096, true));
+        assert_eq!(
+            (disk.model.as_str(), disk.block_bytes, disk.rotary),
+            ("QEMU DISK", 4096, true)
+        );
         assert_eq!(disk.id_path, "/dev/disk/by-id/ata-QEMU_s1");
         assert_eq!(got.interfaces.len(), 1, "{:?}", got.interfaces);
         let card = &got.interfaces[0];
-        assert_eq!((card.interface_speed, card.link_speed, card.numa_node), (10_000, 1000, 1));
+        assert_eq!(
+            (card.interface_speed, card.link_speed, card.numa_node),
+            (10_000, 1000, 1)
+        );
         assert_eq!(card.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
     }
 
@@ -367,7 +427,16 @@ mod tests {
 
     #[test]
     fn what_is_no_inventory_is_refused() {
-        for output in ["", "{", "[]", "null", "{}", "{\"resources\": 5}", "{\"resources\": {\"cpu\": {}}}", "\u{0}"] {
+        for output in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            "{\"resources\": 5}",
+            "{\"resources\": {\"cpu\": {}}}",
+            "\u{0}",
+        ] {
             assert!(parse(output.as_bytes()).is_err(), "{output:?}");
         }
         let deep = "[".repeat(100_000);

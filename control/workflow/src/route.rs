@@ -39,27 +39,47 @@ pub fn choose_rack<'a>(
         .filter(|route| connected.contains(&route.rack) && !tried.contains(&route.rack))
         .min_by_key(|route| {
             let failing = route.failures > 0
-                && route.last_failure.is_some_and(|failure| route.last_ok.is_none_or(|ok| ok < failure));
-            let latest = route.last_ok.map(|at| at.unix_timestamp()).unwrap_or(i64::MIN);
-            (failing, reason(route), std::cmp::Reverse(latest), spread(bmc_id, &route.rack))
+                && route
+                    .last_failure
+                    .is_some_and(|failure| route.last_ok.is_none_or(|ok| ok < failure));
+            let latest = route
+                .last_ok
+                .map(|at| at.unix_timestamp())
+                .unwrap_or(i64::MIN);
+            (
+                failing,
+                reason(route),
+                std::cmp::Reverse(latest),
+                spread(bmc_id, &route.rack),
+            )
         })
         .map(|route| (route.rack.as_str(), reason(route)))
 }
 
 fn reason(route: &Route) -> Reason {
     match route {
-        Route { on_subnet: true, .. } => Reason::OnSubnet,
-        Route { configured: true, .. } => Reason::Configured,
-        Route { last_ok: Some(_), .. } => Reason::Learned,
+        Route {
+            on_subnet: true, ..
+        } => Reason::OnSubnet,
+        Route {
+            configured: true, ..
+        } => Reason::Configured,
+        Route {
+            last_ok: Some(_), ..
+        } => Reason::Learned,
         _ => Reason::Untried,
     }
 }
 
 /// FNV-1a: any fixed mixing does.
 fn spread(bmc_id: i32, rack: &str) -> u64 {
-    bmc_id.to_le_bytes().iter().chain(rack.as_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bmc_id
+        .to_le_bytes()
+        .iter()
+        .chain(rack.as_bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
 }
 
 #[cfg(test)]
@@ -85,16 +105,46 @@ mod tests {
 
     #[test]
     fn the_best_connected_rack_is_chosen() {
-        let near = Route { on_subnet: true, ..route("near") };
-        let said = Route { configured: true, ..route("said") };
-        let old = Route { last_ok: at(10), ..route("old") };
-        let new = Route { last_ok: at(20), ..route("new") };
+        let near = Route {
+            on_subnet: true,
+            ..route("near")
+        };
+        let said = Route {
+            configured: true,
+            ..route("said")
+        };
+        let old = Route {
+            last_ok: at(10),
+            ..route("old")
+        };
+        let new = Route {
+            last_ok: at(20),
+            ..route("new")
+        };
         let other = route("other");
-        let deaf = Route { on_subnet: true, failures: 2, last_failure: at(30), ..route("deaf") };
-        let well = Route { on_subnet: true, failures: 0, last_failure: at(30), last_ok: at(40), ..route("well") };
+        let deaf = Route {
+            on_subnet: true,
+            failures: 2,
+            last_failure: at(30),
+            ..route("deaf")
+        };
+        let well = Route {
+            on_subnet: true,
+            failures: 0,
+            last_failure: at(30),
+            last_ok: at(40),
+            ..route("well")
+        };
         let all = [&other, &old, &deaf, &said, &new, &near].map(Clone::clone);
+        type Case<'a> = (
+            &'a str,
+            &'a [Route],
+            &'a [&'a str],
+            &'a [&'a str],
+            Option<(&'a str, Reason)>,
+        );
         #[rustfmt::skip]
-        let cases: [(&str, &[Route], &[&str], &[&str], Option<(&str, Reason)>); 10] = [
+        let cases: [Case<'_>; 10] = [
             ("subnet first",        &all, &["near", "said", "new"], &[],       Some(("near", Reason::OnSubnet))),
             ("then configured",     &all, &["said", "new", "other"], &[],      Some(("said", Reason::Configured))),
             ("then the latest",     &all, &["old", "new", "other"], &[],       Some(("new", Reason::Learned))),
@@ -107,8 +157,17 @@ mod tests {
             ("a rack without row",  &[], &["near"], &[],                       None),
         ];
         for (case, routes, connected, tried, want) in cases {
-            let own = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-            assert_eq!(choose_rack(7, routes, &own(connected), &own(tried)), want, "{case}");
+            let own = |names: &[&str]| {
+                names
+                    .iter()
+                    .map(|name| name.to_string())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(
+                choose_rack(7, routes, &own(connected), &own(tried)),
+                want,
+                "{case}"
+            );
         }
     }
 
@@ -118,7 +177,9 @@ mod tests {
         let connected = ["a", "b", "c"].map(str::to_owned);
         for rack in ["a", "b", "c"] {
             let share = (0..300)
-                .filter(|bmc| choose_rack(*bmc, &routes, &connected, &[]).is_some_and(|c| c.0 == rack))
+                .filter(|bmc| {
+                    choose_rack(*bmc, &routes, &connected, &[]).is_some_and(|c| c.0 == rack)
+                })
                 .count();
             assert!((50..=150).contains(&share), "{rack} got {share} of 300");
         }

@@ -53,16 +53,24 @@ pub struct Facts<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// This script ran out of time.
-    TimeOutScript { id: i32 },
+    TimeOutScript {
+        id: i32,
+    },
     /// Results that are still open get this status with the reason; the set is finished.
-    EndScripts { status: ScriptStatus, reason: String },
+    EndScripts {
+        status: ScriptStatus,
+        reason: String,
+    },
     /// Queued commands of this boot are no longer wanted.
     CancelPower,
     /// The boot is over: its tokens end now.
     RevokeTokens,
     /// Nobody on the machine will switch it off.
     PowerOff,
-    Record { event: EventType, text: String },
+    Record {
+        event: EventType,
+        text: String,
+    },
 }
 
 /// The next status of a commissioning machine, and what goes with it. In any other status nothing happens.
@@ -71,13 +79,26 @@ pub fn decide(status: MachineStatus, facts: &Facts<'_>) -> (MachineStatus, Vec<A
         return (status, Vec::new());
     }
     let open = |script: &&ScriptFact<'_>| !script.status.is_finished();
-    let failures = names(facts.scripts.iter().filter(|script| script.status.is_failure()));
+    let failures = names(
+        facts
+            .scripts
+            .iter()
+            .filter(|script| script.status.is_failure()),
+    );
     let missing = names(facts.scripts.iter().filter(open));
     let finished = |reason: &str| {
         if !failures.is_empty() {
-            failed(format!("Failed scripts: {failures}"), ScriptStatus::Aborted, true)
+            failed(
+                format!("Failed scripts: {failures}"),
+                ScriptStatus::Aborted,
+                true,
+            )
         } else if !missing.is_empty() {
-            failed(format!("{reason} without a result of: {missing}"), ScriptStatus::Aborted, true)
+            failed(
+                format!("{reason} without a result of: {missing}"),
+                ScriptStatus::Aborted,
+                true,
+            )
         } else {
             ready()
         }
@@ -112,18 +133,25 @@ fn look<'a>(
         .filter(|script| {
             !script.status.is_finished()
                 && !script.timeout.is_zero()
-                && script.running_for.is_some_and(|time| time > script.timeout + SCRIPT_GRACE)
+                && script
+                    .running_for
+                    .is_some_and(|time| time > script.timeout + SCRIPT_GRACE)
         })
         .collect();
     if !overdue.is_empty() {
         let reason = format!("Timed out: {}", names(overdue.iter().copied()));
         let (to, mut actions) = failed(reason, ScriptStatus::Aborted, false);
-        let marks = overdue.iter().map(|script| Action::TimeOutScript { id: script.id });
+        let marks = overdue
+            .iter()
+            .map(|script| Action::TimeOutScript { id: script.id });
         actions.splice(0..0, marks);
         return (to, actions);
     }
     let all_in = !facts.scripts.is_empty()
-        && facts.scripts.iter().all(|script| script.status.is_finished());
+        && facts
+            .scripts
+            .iter()
+            .all(|script| script.status.is_finished());
     if all_in && facts.scripts.iter().all(|script| script.idle_for >= QUIET) {
         return finished("The machine went quiet");
     }
@@ -140,9 +168,15 @@ fn look<'a>(
 
 fn ready() -> (MachineStatus, Vec<Action>) {
     let actions = vec![
-        Action::EndScripts { status: ScriptStatus::Skipped, reason: String::new() },
+        Action::EndScripts {
+            status: ScriptStatus::Skipped,
+            reason: String::new(),
+        },
         Action::CancelPower,
-        Action::Record { event: EventType::Commissioned, text: String::new() },
+        Action::Record {
+            event: EventType::Commissioned,
+            text: String::new(),
+        },
     ];
     (MachineStatus::Ready, actions)
 }
@@ -150,15 +184,24 @@ fn ready() -> (MachineStatus, Vec<Action>) {
 /// `lives`: the machine itself will end its boot; otherwise its tokens and its power are taken away.
 fn failed(reason: String, open: ScriptStatus, lives: bool) -> (MachineStatus, Vec<Action>) {
     let mut actions = vec![
-        Action::EndScripts { status: open, reason: reason.clone() },
+        Action::EndScripts {
+            status: open,
+            reason: reason.clone(),
+        },
         Action::CancelPower,
     ];
     if !lives {
-        actions.push(Action::Record { event: EventType::StatusTimeout, text: reason.clone() });
+        actions.push(Action::Record {
+            event: EventType::StatusTimeout,
+            text: reason.clone(),
+        });
         actions.push(Action::RevokeTokens);
         actions.push(Action::PowerOff);
     }
-    actions.push(Action::Record { event: EventType::CommissioningFailed, text: reason });
+    actions.push(Action::Record {
+        event: EventType::CommissioningFailed,
+        text: reason,
+    });
     (MachineStatus::FailedCommissioning, actions)
 }
 
@@ -167,7 +210,10 @@ pub fn failure_reason(actions: &[Action]) -> &str {
     actions
         .iter()
         .find_map(|action| match action {
-            Action::Record { event: EventType::CommissioningFailed, text } => Some(text.as_str()),
+            Action::Record {
+                event: EventType::CommissioningFailed,
+                text,
+            } => Some(text.as_str()),
             _ => None,
         })
         .unwrap_or_default()
@@ -261,7 +307,11 @@ mod tests {
 
     fn late(name: &'static str, status: T) -> ScriptFact<'static> {
         let late = Duration::from_secs(361);
-        ScriptFact { running_for: Some(late), idle_for: late, ..script(name, status) }
+        ScriptFact {
+            running_for: Some(late),
+            idle_for: late,
+            ..script(name, status)
+        }
     }
 
     #[test]
@@ -271,9 +321,18 @@ mod tests {
         let bad = || vec![script("50-a", T::Passed), script("60-b", T::Failed)];
         let open = || vec![script("50-a", T::Passed), script("60-b", T::Running)];
         let quiet = || vec![late("50-a", T::Passed), late("60-b", T::Passed)];
+        type Case<'a> = (
+            &'a str,
+            Vec<ScriptFact<'a>>,
+            Cause<'a>,
+            bool,
+            bool,
+            S,
+            &'a str,
+        );
         // case, scripts, cause, booted, deadline passed, next status, part of the reason
         #[rustfmt::skip]
-        let cases: [(&str, Vec<ScriptFact<'_>>, Cause<'_>, bool, bool, S, &str); 18] = [
+        let cases: [Case<'_>; 18] = [
             ("all passed, OK",       ok(),    SignalledOk,             true,  false, S::Ready, ""),
             ("OK after a failure",   bad(),   SignalledOk,             true,  false, S::FailedCommissioning, "Failed scripts: 60-b"),
             ("OK with one open",     open(),  SignalledOk,             true,  false, S::FailedCommissioning, "without a result of: 60-b"),
@@ -294,14 +353,30 @@ mod tests {
             ("timed out by runner",  vec![script("a", T::TimedOut)], SignalledFailed(""), true, false, S::FailedCommissioning, "a (timed out)"),
         ];
         for (case, scripts, cause, booted, deadline_passed, want, reason) in cases {
-            let facts = Facts { cause, scripts: &scripts, booted, deadline_passed };
+            let facts = Facts {
+                cause,
+                scripts: &scripts,
+                booted,
+                deadline_passed,
+            };
             let (to, actions) = decide(S::Commissioning, &facts);
             assert_eq!(to, want, "{case}");
-            assert!(failure_reason(&actions).contains(reason), "{case}: {actions:?}");
-            assert_eq!(to == S::Commissioning, actions.is_empty(), "{case}: {actions:?}");
-            assert!(model::can_move(S::Commissioning, to) || actions.is_empty(), "{case}");
+            assert!(
+                failure_reason(&actions).contains(reason),
+                "{case}: {actions:?}"
+            );
+            assert_eq!(
+                to == S::Commissioning,
+                actions.is_empty(),
+                "{case}: {actions:?}"
+            );
+            assert!(
+                model::can_move(S::Commissioning, to) || actions.is_empty(),
+                "{case}"
+            );
             // Only a machine that can't end its own boot loses power and tokens.
-            let silent = matches!(facts.cause, Look) && to == S::FailedCommissioning && !quiet_end(&scripts);
+            let silent =
+                matches!(facts.cause, Look) && to == S::FailedCommissioning && !quiet_end(&scripts);
             assert_eq!(actions.contains(&Action::PowerOff), silent, "{case}");
             assert_eq!(actions.contains(&Action::RevokeTokens), silent, "{case}");
         }
@@ -314,9 +389,16 @@ mod tests {
     #[test]
     fn other_statuses_do_not_move() {
         let scripts = [script("a", T::Failed)];
-        let facts =
-            Facts { cause: Cause::SignalledOk, scripts: &scripts, booted: true, deadline_passed: true };
-        for status in S::ALL.into_iter().filter(|status| *status != S::Commissioning) {
+        let facts = Facts {
+            cause: Cause::SignalledOk,
+            scripts: &scripts,
+            booted: true,
+            deadline_passed: true,
+        };
+        for status in S::ALL
+            .into_iter()
+            .filter(|status| *status != S::Commissioning)
+        {
             assert_eq!(decide(status, &facts), (status, Vec::new()), "{status}");
         }
     }
@@ -324,11 +406,21 @@ mod tests {
     #[test]
     fn an_overdue_script_is_marked_before_the_rest_ends() {
         let scripts = [late("a", T::Running), script("b", T::Pending)];
-        let facts =
-            Facts { cause: Cause::Look, scripts: &scripts, booted: true, deadline_passed: false };
+        let facts = Facts {
+            cause: Cause::Look,
+            scripts: &scripts,
+            booted: true,
+            deadline_passed: false,
+        };
         let (_, actions) = decide(S::Commissioning, &facts);
         assert_eq!(actions[0], Action::TimeOutScript { id: 1 });
-        assert!(matches!(actions[1], Action::EndScripts { status: T::Aborted, .. }));
+        assert!(matches!(
+            actions[1],
+            Action::EndScripts {
+                status: T::Aborted,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -351,7 +443,12 @@ mod tests {
             (Signal::Working, None, None, T::Running),
             (Signal::Installing, None, None, T::Installing),
             (Signal::Installing, Some(1), None, T::FailedInstalling),
-            (Signal::ApplyingNetconf, Some(2), None, T::FailedApplyingNetconf),
+            (
+                Signal::ApplyingNetconf,
+                Some(2),
+                None,
+                T::FailedApplyingNetconf,
+            ),
             (Signal::Working, Some(0), None, T::Passed),
             (Signal::Working, Some(0), Some("degraded"), T::Degraded),
             (Signal::Working, Some(0), Some("skipped"), T::Skipped),
@@ -361,7 +458,11 @@ mod tests {
             (Signal::TimedOut, None, None, T::TimedOut),
             (Signal::Failed, Some(3), None, T::Failed),
         ] {
-            assert_eq!(script_status(signal, exit, yaml), want, "{signal:?} {exit:?} {yaml:?}");
+            assert_eq!(
+                script_status(signal, exit, yaml),
+                want,
+                "{signal:?} {exit:?} {yaml:?}"
+            );
         }
     }
 

@@ -45,7 +45,7 @@ const CLAIM_MARGIN: Duration = Duration::from_secs(10);
 const TIMER: Duration = Duration::from_secs(5);
 /// Between two looks for claims of processes that died.
 const RELEASE: Duration = Duration::from_secs(1);
-const MONITOR: Duration = Duration::from_secs(2);
+const MONITOR: Duration = Duration::from_secs(3);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 /// While no rack is connected.
 const NO_RACK_DELAY: Duration = Duration::from_secs(3);
@@ -72,11 +72,7 @@ impl PowerLink for Racks {
         Racks::connected(self)
     }
 
-    async fn power(
-        &self,
-        rack: &str,
-        operation: PowerOperation,
-    ) -> Result<PowerReport, LinkError> {
+    async fn power(&self, rack: &str, operation: PowerOperation) -> Result<PowerReport, LinkError> {
         Racks::power(self, rack, operation).await
     }
 }
@@ -97,7 +93,11 @@ impl<L: PowerLink> Runner<L> {
         racks: L,
         cancel: CancellationToken,
     ) -> JoinSet<()> {
-        let runner = Runner { pool, sealer, racks };
+        let runner = Runner {
+            pool,
+            sealer,
+            racks,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(runner.clone().watch(cancel.clone()));
         tasks.spawn(runner.run(cancel));
@@ -115,7 +115,10 @@ impl<L: PowerLink> Runner<L> {
                 _ = housekeeping.tick() => monitor::housekeeping(&self.pool).await,
             };
             if let Err(error) = done {
-                tracing::warn!(error = &error as &dyn std::error::Error, "reconciling machines");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "reconciling machines"
+                );
             }
         }
     }
@@ -132,7 +135,10 @@ impl<L: PowerLink> Runner<L> {
             if released.is_none_or(|at: Instant| at.elapsed() >= RELEASE) {
                 released = Some(Instant::now());
                 if let Err(error) = work::release_expired(&self.pool).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "releasing expired claims");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "releasing expired claims"
+                    );
                 }
             }
             let free = OPERATIONS_MAX - operations.len();
@@ -185,14 +191,20 @@ impl<L: PowerLink> Runner<L> {
     }
 
     async fn until_due(&self) -> Duration {
-        let due = work::next_due(&self.pool).await.ok().flatten().unwrap_or(TIMER);
+        let due = work::next_due(&self.pool)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or(TIMER);
         // What is due already is held back by a busy BMC or a missing rack: no spinning.
         due.clamp(Duration::from_millis(250), TIMER)
     }
 
     /// One claimed piece of work, with its heartbeat.
     async fn operate(self, work: Work) {
-        let Some(token) = work.claim_token else { return };
+        let Some(token) = work.claim_token else {
+            return;
+        };
         let mut beat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         let operation = self.attempt(&work, token);
         tokio::pin!(operation);
@@ -242,13 +254,19 @@ impl<L: PowerLink> Runner<L> {
                 let mut connection = self.pool.acquire().await?;
                 bmc::record_route(&mut connection, bmc.id, &rack, reached).await?;
             }
-            let others = self.racks.connected().iter().any(|rack| !tried.contains(rack));
+            let others = self
+                .racks
+                .connected()
+                .iter()
+                .any(|rack| !tried.contains(rack));
             match outcome::next(&answer, work.command, attempts, others) {
-                Next::OtherRack { reason, .. } => {
+                Next::OtherRack { reason } => {
                     tracing::info!(machine = %work.machine, rack, reason, "trying another rack");
                 }
                 next => {
-                    let steps = answer.map(|report| report.steps.join("; ")).unwrap_or_default();
+                    let steps = answer
+                        .map(|report| report.steps.join("; "))
+                        .unwrap_or_default();
                     return self.record(work, token, Some((&rack, &steps)), next).await;
                 }
             }
@@ -278,8 +296,16 @@ impl<L: PowerLink> Runner<L> {
         };
         let bmc = bmc::get(&mut tx, bmc_id).await?;
         let routes = bmc::routes(&mut tx, bmc_id).await?;
-        let Some((rack, reason)) = choose_rack(bmc_id, &routes, &self.racks.connected(), tried) else {
-            work::retry(&mut *tx, token, NO_RACK_DELAY, false, "no rack is connected").await?;
+        let Some((rack, reason)) = choose_rack(bmc_id, &routes, &self.racks.connected(), tried)
+        else {
+            work::retry(
+                &mut *tx,
+                token,
+                NO_RACK_DELAY,
+                false,
+                "no rack is connected",
+            )
+            .await?;
             tx.commit().await?;
             return Ok(None);
         };
@@ -322,7 +348,9 @@ impl<L: PowerLink> Runner<L> {
         let mut tries = 1;
         loop {
             match self.record_once(work, token, by, &next).await {
-                Err(WorkflowError::Store(error)) if error.is_transient() && tries < RECORD_TRIES => {
+                Err(WorkflowError::Store(error))
+                    if error.is_transient() && tries < RECORD_TRIES =>
+                {
                     tries += 1;
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -362,7 +390,10 @@ impl<L: PowerLink> Runner<L> {
             }
         };
         if !held {
-            tracing::warn!(work = work.id, "the claim was lost; its outcome is not recorded");
+            tracing::warn!(
+                work = work.id,
+                "the claim was lost; its outcome is not recorded"
+            );
             return Ok(());
         }
         match next {
@@ -412,7 +443,10 @@ async fn record_choice(
     reason: Reason,
 ) -> Result<(), StoreError> {
     let text = format!("{} by rack {rack}: {reason}", work.command.as_str());
-    let event = NewEvent::new(EventType::RackChosen).machine(&work.machine).rack(rack).text(text);
+    let event = NewEvent::new(EventType::RackChosen)
+        .machine(&work.machine)
+        .rack(rack)
+        .text(text);
     event::record(tx, event).await
 }
 
@@ -436,7 +470,10 @@ fn done_event(
 }
 
 fn switches_on(command: PowerCommand) -> bool {
-    matches!(command, PowerCommand::On | PowerCommand::Cycle | PowerCommand::PxeOn)
+    matches!(
+        command,
+        PowerCommand::On | PowerCommand::Cycle | PowerCommand::PxeOn
+    )
 }
 
 fn command_of(command: PowerCommand) -> link::PowerCommand {

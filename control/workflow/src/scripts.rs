@@ -36,7 +36,10 @@ pub fn builtin() -> &'static [Script] {
                 "maas-kernel-cmdline",
                 &include_bytes!("../../../deploy/machine/scripts/maas-kernel-cmdline")[..],
             ),
-            ("maas-lshw", &include_bytes!("../../../deploy/machine/scripts/maas-lshw")[..]),
+            (
+                "maas-lshw",
+                &include_bytes!("../../../deploy/machine/scripts/maas-lshw")[..],
+            ),
         ]
         .into_iter()
         .map(|(name, content)| script(name, content))
@@ -62,7 +65,12 @@ pub fn enlister() -> &'static [u8] {
 
 fn script(name: &'static str, content: &'static [u8]) -> Script {
     let header = header(content);
-    let value = |key: &str| header.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+    let value = |key: &str| {
+        header
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| *value)
+    };
     Script {
         name,
         title: value("title").unwrap_or(name).to_owned(),
@@ -83,7 +91,11 @@ fn script(name: &'static str, content: &'static [u8]) -> Script {
 /// The `# key: value` lines between the marks of MAAS 1.0 script metadata.
 fn header(content: &[u8]) -> Vec<(&str, &str)> {
     // A script may hold octets that are no text; its header may not.
-    let end = content.iter().take(16_384).position(|byte| *byte == 0).unwrap_or(content.len().min(16_384));
+    let end = content
+        .iter()
+        .take(16_384)
+        .position(|byte| *byte == 0)
+        .unwrap_or(content.len().min(16_384));
     let text = match std::str::from_utf8(&content[..end]) {
         Ok(text) => text,
         Err(error) => std::str::from_utf8(&content[..error.valid_up_to()]).unwrap_or_default(),
@@ -101,7 +113,9 @@ fn header(content: &[u8]) -> Vec<(&str, &str)> {
 fn timeout(text: &str) -> Option<Duration> {
     let mut secs: u64 = 0;
     for part in text.trim_matches(['"', '\'']).split(':') {
-        secs = secs.checked_mul(60)?.checked_add(part.trim().parse().ok()?)?;
+        secs = secs
+            .checked_mul(60)?
+            .checked_add(part.trim().parse().ok()?)?;
     }
     (secs <= 7 * 86_400).then(|| Duration::from_secs(secs))
 }
@@ -116,8 +130,16 @@ mod tests {
         assert!(names.is_sorted(), "{names:?}");
         for script in builtin() {
             let header = header(script.content);
-            assert!(header.contains(&("name", script.name)), "{}: {header:?}", script.name);
-            assert!(!script.title.is_empty() && !script.description.is_empty(), "{}", script.name);
+            assert!(
+                header.contains(&("name", script.name)),
+                "{}: {header:?}",
+                script.name
+            );
+            assert!(
+                !script.title.is_empty() && !script.description.is_empty(),
+                "{}",
+                script.name
+            );
             assert_eq!(script.script_type, "commissioning");
             assert!(script.content.starts_with(b"#!"), "{}", script.name);
         }
@@ -142,7 +164,12 @@ mod tests {
 
     #[test]
     fn odd_headers_are_no_headers() {
-        for content in [&b""[..], b"\0\0", b"\xff# --- Start MAAS 1.0 script metadata ---\n# name: x\n", b"#!/bin/sh\n# name: x\n"] {
+        for content in [
+            &b""[..],
+            b"\0\0",
+            b"\xff# --- Start MAAS 1.0 script metadata ---\n# name: x\n",
+            b"#!/bin/sh\n# name: x\n",
+        ] {
             assert_eq!(header(content), [], "{content:?}");
         }
     }

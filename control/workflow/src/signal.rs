@@ -81,16 +81,24 @@ async fn on_result(
     if script::set(&mut *tx, machine, result.set_id).await?.boot_id != boot_id {
         return Ok(());
     }
-    let yaml = report.outputs.as_ref().and_then(|outputs| yaml_status(&outputs.result));
+    let yaml = report
+        .outputs
+        .as_ref()
+        .and_then(|outputs| yaml_status(&outputs.result));
     let mut status = script_status(report.status, report.exit_status, yaml.as_deref());
     let mut error = error.to_owned();
     if status == ScriptStatus::Passed && result.name == scripts::RESOURCES {
-        let output = report.outputs.as_ref().map_or(&[][..], |outputs| &outputs.stdout);
+        let output = report
+            .outputs
+            .as_ref()
+            .map_or(&[][..], |outputs| &outputs.stdout);
         if let Err(reason) = store_inventory(tx, machine, output, report.boot).await? {
             status = ScriptStatus::Failed;
             error = format!("the inventory cannot be read: {reason}");
             let text = format!("{}: {error}", result.name);
-            let event = NewEvent::new(EventType::InventoryRefused).machine(machine).text(text);
+            let event = NewEvent::new(EventType::InventoryRefused)
+                .machine(machine)
+                .text(text);
             event::record(tx, event).await?;
         }
     }
@@ -103,7 +111,10 @@ async fn on_result(
     };
     script::update(&mut *tx, result.id, progress, report.outputs.as_ref()).await?;
     let event = if status.is_failure() {
-        let exit = report.exit_status.map(|exit| format!(", exit status {exit}")).unwrap_or_default();
+        let exit = report
+            .exit_status
+            .map(|exit| format!(", exit status {exit}"))
+            .unwrap_or_default();
         let text = format!("{}: {}{exit}: {error}", result.name, status.name());
         NewEvent::new(EventType::ScriptFailed).text(text)
     } else if status.is_finished() {
@@ -131,7 +142,9 @@ async fn store_inventory(
     let strangers = inventory::replace(tx, machine, &inventory, boot).await?;
     for mac in strangers {
         let text = format!("network card {mac} belongs to another machine; left there");
-        let event = NewEvent::new(EventType::InventoryRefused).machine(machine).mac(mac);
+        let event = NewEvent::new(EventType::InventoryRefused)
+            .machine(machine)
+            .mac(mac);
         event::record(tx, event.text(text)).await?;
     }
     Ok(Ok(()))
@@ -143,7 +156,10 @@ pub(crate) fn clean(text: &str) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text[..end]
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use link::{LinkError, PowerFailure, PowerFailureClass, PowerOperation, PowerReport};
-use model::{EventType, MachineStatus, PowerCommand, PowerState, PowerType, ScriptStatus, Signal, SystemId};
+use model::{
+    EventType, MachineStatus, PowerCommand, PowerState, PowerType, ScriptStatus, Signal, SystemId,
+};
 use sqlx::PgPool;
 use store::inventory::BootInterface;
 use store::lifecycle::{self, Life};
@@ -54,7 +56,12 @@ impl Racks {
     }
 
     fn calls(&self) -> Vec<String> {
-        self.calls.lock().unwrap().iter().map(|(rack, command)| format!("{rack} {command:?}")).collect()
+        self.calls
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(rack, command)| format!("{rack} {command:?}"))
+            .collect()
     }
 }
 
@@ -64,7 +71,10 @@ impl PowerLink for Racks {
     }
 
     async fn power(&self, rack: &str, operation: PowerOperation) -> Result<PowerReport, LinkError> {
-        self.calls.lock().unwrap().push((rack.to_owned(), operation.command));
+        self.calls
+            .lock()
+            .unwrap()
+            .push((rack.to_owned(), operation.command));
         *self.parameters.lock().unwrap() = operation.parameters.expose().to_owned();
         {
             let mut active = self.active.lock().unwrap();
@@ -87,12 +97,23 @@ impl PowerLink for Racks {
             }
         }
         let failure = match answer {
-            Answer::Fails(class) => Some(PowerFailure { class, message: format!("{class:?}") }),
+            Answer::Fails(class) => Some(PowerFailure {
+                class,
+                message: format!("{class:?}"),
+            }),
             Answer::Lost => return Err(LinkError::Lost),
             Answer::Works | Answer::Hangs => None,
         };
-        let state = if *is_on { link::PowerState::On } else { link::PowerState::Off };
-        Ok(PowerReport { state, steps: vec![format!("is {state:?}")], failure })
+        let state = if *is_on {
+            link::PowerState::On
+        } else {
+            link::PowerState::Off
+        };
+        Ok(PowerReport {
+            state,
+            steps: vec![format!("is {state:?}")],
+            failure,
+        })
     }
 }
 
@@ -133,8 +154,13 @@ impl Region {
             .await
             .unwrap();
         let machine = "abc123".parse().unwrap();
-        let region =
-            Region { db, sealer, machine, tasks: JoinSet::new(), cancel: CancellationToken::new() };
+        let region = Region {
+            db,
+            sealer,
+            machine,
+            tasks: JoinSet::new(),
+            cancel: CancellationToken::new(),
+        };
         region.set_power(PowerType::Ipmi).await;
         region
     }
@@ -169,8 +195,13 @@ impl Region {
 
     async fn commission(&self) -> Result<workflow::Commissioned, WorkflowError> {
         let mut tx = self.pool().begin().await.unwrap();
-        let done =
-            workflow::commission(&mut tx, &self.machine, "admin", &CommissionOptions::default()).await;
+        let done = workflow::commission(
+            &mut tx,
+            &self.machine,
+            "admin",
+            &CommissionOptions::default(),
+        )
+        .await;
         if done.is_ok() {
             tx.commit().await.unwrap();
         }
@@ -179,7 +210,9 @@ impl Region {
 
     async fn power(&self, command: PowerCommand) {
         let mut tx = self.pool().begin().await.unwrap();
-        workflow::power(&mut tx, &self.machine, command, "admin").await.unwrap();
+        workflow::power(&mut tx, &self.machine, command, "admin")
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
     }
 
@@ -188,21 +221,37 @@ impl Region {
     }
 
     async fn error(&self) -> String {
-        sqlx::query_scalar("select error_description from machine").fetch_one(self.pool()).await.unwrap()
+        sqlx::query_scalar("select error_description from machine")
+            .fetch_one(self.pool())
+            .await
+            .unwrap()
     }
 
     async fn events(&self) -> Vec<String> {
-        sqlx::query_scalar("select type from event order by id").fetch_all(self.pool()).await.unwrap()
+        sqlx::query_scalar("select type from event order by id")
+            .fetch_all(self.pool())
+            .await
+            .unwrap()
     }
 
     async fn count(&self, event: EventType) -> usize {
-        self.events().await.into_iter().filter(|name| name == event.name()).count()
+        self.events()
+            .await
+            .into_iter()
+            .filter(|name| name == event.name())
+            .count()
     }
 
     async fn results(&self) -> BTreeMap<String, ScriptResult> {
-        let set = script::latest_set(self.pool(), &self.machine, "commissioning").await.unwrap().unwrap();
+        let set = script::latest_set(self.pool(), &self.machine, "commissioning")
+            .await
+            .unwrap()
+            .unwrap();
         let results = script::results(self.pool(), set.id).await.unwrap();
-        results.into_iter().map(|result| (result.name.clone(), result)).collect()
+        results
+            .into_iter()
+            .map(|result| (result.name.clone(), result))
+            .collect()
     }
 
     async fn signal(&self, report: &SignalReport) -> Result<MachineStatus, WorkflowError> {
@@ -225,14 +274,21 @@ impl Region {
     async fn run_scripts(&self) {
         for (name, result) in self.results().await {
             self.signal(&started(result.id)).await.unwrap();
-            let output = if name == workflow::scripts::RESOURCES { RESOURCES } else { "x" };
+            let output = if name == workflow::scripts::RESOURCES {
+                RESOURCES
+            } else {
+                "x"
+            };
             self.signal(&ended(result.id, 0, output)).await.unwrap();
         }
     }
 
     async fn make_old(&self, column: &str, table: &str, secs: i64) {
         let sql = format!("update {table} set {column} = {column} - interval '{secs} seconds'");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(self.pool()).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(self.pool())
+            .await
+            .unwrap();
     }
 
     async fn wait_for(&self, what: &str, done: impl AsyncFn(&Self) -> bool) {
@@ -242,11 +298,18 @@ impl Region {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("not in time: {what}; {:?}; events {:?}", self.life().await, self.events().await);
+        panic!(
+            "not in time: {what}; {:?}; events {:?}",
+            self.life().await,
+            self.events().await
+        );
     }
 
     async fn wait_status(&self, status: MachineStatus) {
-        self.wait_for(status.name(), async |region| region.life().await.status == status).await;
+        self.wait_for(status.name(), async |region| {
+            region.life().await.status == status
+        })
+        .await;
     }
 }
 
@@ -271,7 +334,10 @@ fn report(status: Signal, id: Option<i32>, exit_status: Option<i32>) -> SignalRe
         error: String::new(),
         outputs: None,
         digest,
-        boot: BootInterface { mac: "52:54:00:00:00:01".parse().ok(), vlan: None },
+        boot: BootInterface {
+            mac: "52:54:00:00:00:01".parse().ok(),
+            vlan: None,
+        },
     }
 }
 
@@ -286,7 +352,10 @@ fn ended(id: i32, exit_status: i32, output: &str) -> SignalReport {
         stderr: Vec::new(),
         result: Vec::new(),
     };
-    SignalReport { outputs: Some(outputs), ..report(Signal::Working, Some(id), Some(exit_status)) }
+    SignalReport {
+        outputs: Some(outputs),
+        ..report(Signal::Working, Some(id), Some(exit_status))
+    }
 }
 
 fn finished(status: Signal) -> SignalReport {
@@ -303,18 +372,29 @@ async fn commissioning_begins_whole_or_not_at_all() {
     assert_eq!(life.status, MachineStatus::Commissioning);
     assert_eq!(life.boot_id, Some(begun.boot_id));
     let results = region.results().await;
-    assert!(results.values().all(|result| result.status == ScriptStatus::Pending));
+    assert!(
+        results
+            .values()
+            .all(|result| result.status == ScriptStatus::Pending)
+    );
     assert!(results.contains_key(workflow::scripts::RESOURCES));
     let work = store::work::get(region.pool(), begun.work).await.unwrap();
     assert_eq!(work.command, PowerCommand::PxeOn);
-    assert_eq!(region.events().await, ["COMMISSIONING_REQUESTED", "WORK_QUEUED"]);
-    let fed: i64 = sqlx::query_scalar("select count(*) from change where kind = 'machine' and key = 'abc123'")
-        .fetch_one(region.pool())
-        .await
-        .unwrap();
+    assert_eq!(
+        region.events().await,
+        ["COMMISSIONING_REQUESTED", "WORK_QUEUED"]
+    );
+    let fed: i64 =
+        sqlx::query_scalar("select count(*) from change where kind = 'machine' and key = 'abc123'")
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
     assert!(fed > 0, "racks must learn of the boot");
     // Again: not from here.
-    assert!(matches!(region.commission().await, Err(WorkflowError::Illegal(_))));
+    assert!(matches!(
+        region.commission().await,
+        Err(WorkflowError::Illegal(_))
+    ));
 }
 
 #[tokio::test]
@@ -325,14 +405,26 @@ async fn what_cannot_be_commissioned_is_refused() {
     };
     set("update machine set status = 6").await;
     let error = region.commission().await.unwrap_err();
-    assert_eq!(error.to_string(), "Invalid transition: Deployed -> Commissioning.");
+    assert_eq!(
+        error.to_string(),
+        "Invalid transition: Deployed -> Commissioning."
+    );
     set("update machine set status = 0, locked = true").await;
-    assert!(matches!(region.commission().await, Err(WorkflowError::Locked)));
+    assert!(matches!(
+        region.commission().await,
+        Err(WorkflowError::Locked)
+    ));
     set("update machine set locked = false, bmc_id = null").await;
-    assert!(matches!(region.commission().await, Err(WorkflowError::NoPower)));
+    assert!(matches!(
+        region.commission().await,
+        Err(WorkflowError::NoPower)
+    ));
     region.set_power(PowerType::Manual).await;
     let mut tx = region.pool().begin().await.unwrap();
-    let options = CommissionOptions { scripts: vec!["none".into(), "nope".into()], ..Default::default() };
+    let options = CommissionOptions {
+        scripts: vec!["none".into(), "nope".into()],
+        ..Default::default()
+    };
     let refused = workflow::commission(&mut tx, &region.machine, "admin", &options).await;
     assert!(matches!(refused, Err(WorkflowError::UnknownScript(name)) if name == "nope"));
     drop(tx);
@@ -345,20 +437,39 @@ async fn abort_ends_scripts_and_power() {
     let mut region = Region::new().await;
     let begun = region.commission().await.unwrap();
     let mut tx = region.pool().begin().await.unwrap();
-    workflow::abort(&mut tx, &region.machine, "admin", "wrong one").await.unwrap();
+    workflow::abort(&mut tx, &region.machine, "admin", "wrong one")
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     assert_eq!(region.life().await.status, MachineStatus::New);
-    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::Aborted));
+    assert!(
+        region
+            .results()
+            .await
+            .values()
+            .all(|result| result.status == ScriptStatus::Aborted)
+    );
     let work = store::work::get(region.pool(), begun.work).await.unwrap();
     assert_eq!(work.state, store::work::WorkState::Cancelled);
     let mut tx = region.pool().begin().await.unwrap();
     let again = workflow::abort(&mut tx, &region.machine, "admin", "").await;
-    assert!(matches!(again, Err(WorkflowError::NothingToAbort(MachineStatus::New))));
+    assert!(matches!(
+        again,
+        Err(WorkflowError::NothingToAbort(MachineStatus::New))
+    ));
     drop(tx);
     let racks = Racks::new(&[("near", Answer::Works)]);
     region.start(&racks);
-    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
-    assert_eq!(racks.calls(), ["near Off"], "what was queued before is not done");
+    region
+        .wait_for("off", async |region| {
+            region.life().await.power_state == PowerState::Off
+        })
+        .await;
+    assert_eq!(
+        racks.calls(),
+        ["near Off"],
+        "what was queued before is not done"
+    );
 }
 
 // ---------------------------------------------------------------- the runner
@@ -369,18 +480,31 @@ async fn power_goes_through_the_rack_that_is_near() {
     let racks = Racks::new(&[("far", Answer::Works), ("near", Answer::Works)]);
     region.start(&racks);
     region.commission().await.unwrap();
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     assert_eq!(racks.calls(), ["near PxeOn"]);
-    assert!(racks.parameters.lock().unwrap().contains(PASSWORD), "opened for the operation");
+    assert!(
+        racks.parameters.lock().unwrap().contains(PASSWORD),
+        "opened for the operation"
+    );
     assert_eq!(
         region.events().await,
-        ["COMMISSIONING_REQUESTED", "WORK_QUEUED", "RACK_CHOSEN", "POWERED_ON"]
+        [
+            "COMMISSIONING_REQUESTED",
+            "WORK_QUEUED",
+            "RACK_CHOSEN",
+            "POWERED_ON"
+        ]
     );
-    let leaked: i64 = sqlx::query_scalar("select count(*) from event where description like '%' || $1 || '%'")
-        .bind(PASSWORD)
-        .fetch_one(region.pool())
-        .await
-        .unwrap();
+    let leaked: i64 =
+        sqlx::query_scalar("select count(*) from event where description like '%' || $1 || '%'")
+            .bind(PASSWORD)
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
     assert_eq!(leaked, 0);
 }
 
@@ -391,10 +515,18 @@ async fn a_rack_that_cannot_reach_the_bmc_is_followed_by_another_and_remembered(
     let racks = Racks::new(&[("far", Answer::Works), ("near", unreachable)]);
     region.start(&racks);
     region.commission().await.unwrap();
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     assert_eq!(racks.calls(), ["near PxeOn", "far PxeOn"]);
     region.power(PowerCommand::Off).await;
-    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
+    region
+        .wait_for("off", async |region| {
+            region.life().await.power_state == PowerState::Off
+        })
+        .await;
     assert_eq!(racks.calls()[2..], ["far Off"], "learned");
 }
 
@@ -407,10 +539,20 @@ async fn refused_credentials_fail_at_once() {
     region.commission().await.unwrap();
     region.wait_status(MachineStatus::FailedCommissioning).await;
     assert_eq!(racks.calls(), ["near PxeOn"]);
-    assert!(region.error().await.contains("Credentials"), "{}", region.error().await);
+    assert!(
+        region.error().await.contains("Credentials"),
+        "{}",
+        region.error().await
+    );
     assert_eq!(region.count(EventType::CommissioningFailed).await, 1);
     assert_eq!(region.count(EventType::PowerFailed).await, 1);
-    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::Aborted));
+    assert!(
+        region
+            .results()
+            .await
+            .values()
+            .all(|result| result.status == ScriptStatus::Aborted)
+    );
 }
 
 #[tokio::test]
@@ -422,13 +564,19 @@ async fn attempts_are_bounded() {
     region
         .wait_for("failed", async |region| {
             // Back-off is for the clock on the wall, not for a test.
-            for sql in ["update work set not_before = now() where state = 'queued'", "notify muster_work"] {
+            for sql in [
+                "update work set not_before = now() where state = 'queued'",
+                "notify muster_work",
+            ] {
                 sqlx::query(sql).execute(region.pool()).await.unwrap();
             }
             region.life().await.status == MachineStatus::FailedCommissioning
         })
         .await;
-    assert_eq!(racks.calls().len(), workflow::outcome::ATTEMPTS_MAX as usize);
+    assert_eq!(
+        racks.calls().len(),
+        workflow::outcome::ATTEMPTS_MAX as usize
+    );
 }
 
 #[tokio::test]
@@ -440,7 +588,11 @@ async fn work_waits_for_a_rack() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(region.life().await.status, MachineStatus::Commissioning);
     racks.set("far", Answer::Works);
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -449,7 +601,9 @@ async fn a_killed_process_is_followed_by_another() {
     let racks = Racks::new(&[("near", Answer::Hangs)]);
     region.start(&racks);
     region.commission().await.unwrap();
-    region.wait_for("asked", async |_| !racks.calls().is_empty()).await;
+    region
+        .wait_for("asked", async |_| !racks.calls().is_empty())
+        .await;
     region.kill().await;
     let held: f64 = sqlx::query_scalar(
         "select extract(epoch from claim_until - now())::float8 from work where state = 'claimed'",
@@ -464,7 +618,11 @@ async fn a_killed_process_is_followed_by_another() {
         .unwrap();
     racks.set("near", Answer::Works);
     region.start(&racks);
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     assert_eq!(racks.calls(), ["near PxeOn", "near PxeOn"]);
 }
 
@@ -475,7 +633,9 @@ async fn a_lost_link_is_not_followed_by_another_rack_at_once() {
     region.start(&racks);
     region.commission().await.unwrap();
     region
-        .wait_for("retry", async |region| region.count(EventType::PowerRetried).await == 1)
+        .wait_for("retry", async |region| {
+            region.count(EventType::PowerRetried).await == 1
+        })
         .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(racks.calls(), ["near PxeOn"], "the rack may still be at it");
@@ -486,24 +646,45 @@ async fn two_processes_never_use_one_bmc_at_once() {
     let mut region = Region::new().await;
     let racks = Racks::new(&[("far", Answer::Works), ("near", Answer::Works)]);
     region.start(&racks);
-    let mut other =
-        Runner::start(region.pool().clone(), region.sealer.clone(), racks.clone(), region.cancel.clone());
+    let mut other = Runner::start(
+        region.pool().clone(),
+        region.sealer.clone(),
+        racks.clone(),
+        region.cancel.clone(),
+    );
     for round in 0..10 {
-        region.power(if round % 2 == 0 { PowerCommand::On } else { PowerCommand::Off }).await;
-        let query = workflow::query_power(region.pool(), &region.machine).await.unwrap();
-        assert!(matches!(query, PowerState::On | PowerState::Off), "{query:?}");
+        region
+            .power(if round % 2 == 0 {
+                PowerCommand::On
+            } else {
+                PowerCommand::Off
+            })
+            .await;
+        let query = workflow::query_power(region.pool(), &region.machine)
+            .await
+            .unwrap();
+        assert!(
+            matches!(query, PowerState::On | PowerState::Off),
+            "{query:?}"
+        );
     }
     region
         .wait_for("rest", async |region| {
-            let open: i64 = sqlx::query_scalar("select count(*) from work where state in ('queued', 'claimed')")
-                .fetch_one(region.pool())
-                .await
-                .unwrap();
+            let open: i64 = sqlx::query_scalar(
+                "select count(*) from work where state in ('queued', 'claimed')",
+            )
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
             open == 0
         })
         .await;
     assert_eq!(racks.active.lock().unwrap().1, 1, "at most one at a time");
-    assert_eq!(region.life().await.power_state, PowerState::Off, "the newest intent holds");
+    assert_eq!(
+        region.life().await.power_state,
+        PowerState::Off,
+        "the newest intent holds"
+    );
     region.cancel.cancel();
     while other.join_next().await.is_some() {}
 }
@@ -512,7 +693,9 @@ async fn two_processes_never_use_one_bmc_at_once() {
 async fn a_manual_machine_s_power_is_unknown() {
     let region = Region::new().await;
     region.set_power(PowerType::Manual).await;
-    let state = workflow::query_power(region.pool(), &region.machine).await.unwrap();
+    let state = workflow::query_power(region.pool(), &region.machine)
+        .await
+        .unwrap();
     assert_eq!(state, PowerState::Unknown);
 }
 
@@ -524,9 +707,16 @@ async fn a_good_run_ends_ready_with_the_inventory_and_the_power_off() {
     let racks = Racks::new(&[("near", Answer::Works)]);
     region.start(&racks);
     region.commission().await.unwrap();
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     region.run_scripts().await;
-    assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+    assert_eq!(
+        region.signal(&finished(Signal::Ok)).await.unwrap(),
+        MachineStatus::Ready
+    );
     let (cpus, speed, memory, architecture, uuid, boot): (i32, i32, i64, String, String, Option<i32>) =
         sqlx::query_as(
             "select cpu_count, cpu_speed, memory_mib, architecture, hardware_uuid, boot_interface_id from machine",
@@ -534,26 +724,48 @@ async fn a_good_run_ends_ready_with_the_inventory_and_the_power_off() {
         .fetch_one(region.pool())
         .await
         .unwrap();
-    assert_eq!((cpus, speed, memory, architecture.as_str()), (2, 2000, 1024, "amd64/generic"));
+    assert_eq!(
+        (cpus, speed, memory, architecture.as_str()),
+        (2, 2000, 1024, "amd64/generic")
+    );
     assert_eq!(uuid, "ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d");
     let cards: Vec<(i32, String, String)> =
         sqlx::query_as("select id, name, mac::text from interface order by name")
             .fetch_all(region.pool())
             .await
             .unwrap();
-    let names: Vec<_> = cards.iter().map(|(_, name, mac)| (name.as_str(), mac.as_str())).collect();
-    assert_eq!(names, [("ens3", "52:54:00:00:00:01"), ("ens4", "52:54:00:00:00:02")]);
+    let names: Vec<_> = cards
+        .iter()
+        .map(|(_, name, mac)| (name.as_str(), mac.as_str()))
+        .collect();
+    assert_eq!(
+        names,
+        [("ens3", "52:54:00:00:00:01"), ("ens4", "52:54:00:00:00:02")]
+    );
     assert_eq!(boot, Some(cards[0].0), "the card that it booted from");
-    let disks: Vec<String> =
-        sqlx::query_scalar("select name from block_device").fetch_all(region.pool()).await.unwrap();
+    let disks: Vec<String> = sqlx::query_scalar("select name from block_device")
+        .fetch_all(region.pool())
+        .await
+        .unwrap();
     assert_eq!(disks, ["vda"]);
     // The machine switches itself off; the monitor sees it.
     *racks.is_on.lock().unwrap() = false;
-    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
-    assert!(!racks.calls().iter().any(|call| call.ends_with("Off")), "{:?}", racks.calls());
+    region
+        .wait_for("off", async |region| {
+            region.life().await.power_state == PowerState::Off
+        })
+        .await;
+    assert!(
+        !racks.calls().iter().any(|call| call.ends_with("Off")),
+        "{:?}",
+        racks.calls()
+    );
     assert_eq!(region.count(EventType::PoweredOff).await, 1);
     assert_eq!(region.count(EventType::Commissioned).await, 1);
-    assert_eq!(region.count(EventType::ScriptResult).await, region.results().await.len());
+    assert_eq!(
+        region.count(EventType::ScriptResult).await,
+        region.results().await.len()
+    );
 }
 
 #[tokio::test]
@@ -562,17 +774,33 @@ async fn a_machine_that_stays_on_is_switched_off() {
     let racks = Racks::new(&[("near", Answer::Works)]);
     region.start(&racks);
     region.commission().await.unwrap();
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     region.run_scripts().await;
     region.signal(&finished(Signal::Ok)).await.unwrap();
     // Also its work: what is asked after Ready would count as an operator's wish.
     region.make_old("status_changed", "machine", 130).await;
     region.make_old("created", "work", 140).await;
-    region.wait_for("off", async |region| region.life().await.power_state == PowerState::Off).await;
-    assert!(racks.calls().contains(&"near Off".to_owned()), "{:?}", racks.calls());
+    region
+        .wait_for("off", async |region| {
+            region.life().await.power_state == PowerState::Off
+        })
+        .await;
+    assert!(
+        racks.calls().contains(&"near Off".to_owned()),
+        "{:?}",
+        racks.calls()
+    );
     // What an operator switches on stays on.
     region.power(PowerCommand::On).await;
-    region.wait_for("on", async |region| region.life().await.power_state == PowerState::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
     let before = racks.calls().len();
     workflow::tick(region.pool()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -595,7 +823,10 @@ async fn signals_may_be_repeated_and_come_late() {
     region.signal(&started(id)).await.unwrap();
     region.signal(&ended(id, 1, "second")).await.unwrap();
     let result = &region.results().await["maas-lshw"];
-    assert_eq!((result.status, result.exit_status), (ScriptStatus::Passed, Some(0)));
+    assert_eq!(
+        (result.status, result.exit_status),
+        (ScriptStatus::Passed, Some(0))
+    );
     let outputs = script::outputs(region.pool(), id).await.unwrap();
     assert_eq!(outputs.stdout, b"first");
     assert_eq!(region.count(EventType::ScriptResult).await, 1);
@@ -603,14 +834,23 @@ async fn signals_may_be_repeated_and_come_late() {
 
     region.run_scripts().await;
     for _ in 0..2 {
-        assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+        assert_eq!(
+            region.signal(&finished(Signal::Ok)).await.unwrap(),
+            MachineStatus::Ready
+        );
     }
-    assert_eq!(region.signal(&finished(Signal::Failed)).await.unwrap(), MachineStatus::Ready);
+    assert_eq!(
+        region.signal(&finished(Signal::Failed)).await.unwrap(),
+        MachineStatus::Ready
+    );
     assert_eq!(region.count(EventType::Commissioned).await, 1);
 
     // A new run: words of the old boot do nothing in it.
     region.commission().await.unwrap();
-    let status = region.signal_of(boot, &finished(Signal::Failed)).await.unwrap();
+    let status = region
+        .signal_of(boot, &finished(Signal::Failed))
+        .await
+        .unwrap();
     assert_eq!(status, MachineStatus::Commissioning);
 }
 
@@ -624,11 +864,18 @@ async fn another_machine_s_result_is_not_found() {
         .await
         .unwrap();
     let other: SystemId = "zzz999".parse().unwrap();
-    let boot = lifecycle::get(region.pool(), &other).await.unwrap().boot_id.unwrap();
+    let boot = lifecycle::get(region.pool(), &other)
+        .await
+        .unwrap()
+        .boot_id
+        .unwrap();
     let mut tx = region.pool().begin().await.unwrap();
     let refused = workflow::signal(&mut tx, &other, boot, &ended(id, 0, "x")).await;
     assert!(
-        matches!(refused, Err(WorkflowError::Store(store::StoreError::NotFound { .. }))),
+        matches!(
+            refused,
+            Err(WorkflowError::Store(store::StoreError::NotFound { .. }))
+        ),
         "{refused:?}"
     );
 }
@@ -638,14 +885,33 @@ async fn failures_are_told_by_name() {
     let region = Region::new().await;
     region.commission().await.unwrap();
     let results = region.results().await;
-    region.signal(&ended(results["maas-lshw"].id, 3, "broken")).await.unwrap();
-    let garbage = region.signal(&ended(results[workflow::scripts::RESOURCES].id, 0, "not json")).await;
-    assert_eq!(garbage.unwrap(), MachineStatus::Commissioning, "the rest may still run");
-    region.signal(&ended(results["maas-kernel-cmdline"].id, 0, "x")).await.unwrap();
+    region
+        .signal(&ended(results["maas-lshw"].id, 3, "broken"))
+        .await
+        .unwrap();
+    let garbage = region
+        .signal(&ended(
+            results[workflow::scripts::RESOURCES].id,
+            0,
+            "not json",
+        ))
+        .await;
+    assert_eq!(
+        garbage.unwrap(),
+        MachineStatus::Commissioning,
+        "the rest may still run"
+    );
+    region
+        .signal(&ended(results["maas-kernel-cmdline"].id, 0, "x"))
+        .await
+        .unwrap();
     let status = region.signal(&finished(Signal::Failed)).await.unwrap();
     assert_eq!(status, MachineStatus::FailedCommissioning);
     let error = region.error().await;
-    assert!(error.contains("maas-lshw") && error.contains("50-maas-01-commissioning"), "{error}");
+    assert!(
+        error.contains("maas-lshw") && error.contains("50-maas-01-commissioning"),
+        "{error}"
+    );
     assert_eq!(region.count(EventType::InventoryRefused).await, 1);
     assert_eq!(region.count(EventType::ScriptFailed).await, 2);
     assert!(region.commission().await.is_ok(), "and may be tried again");
@@ -658,13 +924,18 @@ async fn a_card_of_another_machine_stays_there() {
         .execute(region.pool())
         .await
         .unwrap();
-    sqlx::query("insert into interface (machine, name, mac) values ('zzz999', 'eth0', '52:54:00:00:00:02')")
-        .execute(region.pool())
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into interface (machine, name, mac) values ('zzz999', 'eth0', '52:54:00:00:00:02')",
+    )
+    .execute(region.pool())
+    .await
+    .unwrap();
     region.commission().await.unwrap();
     region.run_scripts().await;
-    assert_eq!(region.signal(&finished(Signal::Ok)).await.unwrap(), MachineStatus::Ready);
+    assert_eq!(
+        region.signal(&finished(Signal::Ok)).await.unwrap(),
+        MachineStatus::Ready
+    );
     let owner: String =
         sqlx::query_scalar("select machine from interface where mac = '52:54:00:00:00:02'")
             .fetch_one(region.pool())
@@ -682,23 +953,37 @@ async fn silence_ends_in_failure_with_its_reason() {
     let region = Region::new().await;
     region.commission().await.unwrap();
     workflow::tick(region.pool()).await.unwrap();
-    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "in time");
+    assert_eq!(
+        region.life().await.status,
+        MachineStatus::Commissioning,
+        "in time"
+    );
     region.make_old("status_deadline", "machine", 1801).await;
     workflow::tick(region.pool()).await.unwrap();
     assert_eq!(region.error().await, "The machine did not start in time");
-    assert!(region.results().await.values().all(|result| result.status == ScriptStatus::TimedOut));
+    assert!(
+        region
+            .results()
+            .await
+            .values()
+            .all(|result| result.status == ScriptStatus::TimedOut)
+    );
     assert_eq!(region.count(EventType::StatusTimeout).await, 1);
-    let off: i64 = sqlx::query_scalar("select count(*) from work where command = 'off' and state = 'queued'")
-        .fetch_one(region.pool())
-        .await
-        .unwrap();
+    let off: i64 =
+        sqlx::query_scalar("select count(*) from work where command = 'off' and state = 'queued'")
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
     assert_eq!(off, 1);
 
     region.commission().await.unwrap();
     region.signal(&finished(Signal::Working)).await.unwrap();
     region.make_old("status_deadline", "machine", 1801).await;
     workflow::tick(region.pool()).await.unwrap();
-    assert_eq!(region.error().await, "The machine stopped reporting before it had finished");
+    assert_eq!(
+        region.error().await,
+        "The machine stopped reporting before it had finished"
+    );
 }
 
 #[tokio::test]
@@ -706,16 +991,33 @@ async fn a_script_over_its_time_is_timed_out() {
     let region = Region::new().await;
     region.commission().await.unwrap();
     let results = region.results().await;
-    region.signal(&started(results["maas-kernel-cmdline"].id)).await.unwrap();
+    region
+        .signal(&started(results["maas-kernel-cmdline"].id))
+        .await
+        .unwrap();
     region.make_old("started", "script_result", 300).await;
     workflow::tick(region.pool()).await.unwrap();
-    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "within the grace");
+    assert_eq!(
+        region.life().await.status,
+        MachineStatus::Commissioning,
+        "within the grace"
+    );
     region.make_old("started", "script_result", 31).await;
     workflow::tick(region.pool()).await.unwrap();
-    assert_eq!(region.life().await.status, MachineStatus::FailedCommissioning);
-    assert!(region.error().await.contains("maas-kernel-cmdline"), "{}", region.error().await);
+    assert_eq!(
+        region.life().await.status,
+        MachineStatus::FailedCommissioning
+    );
+    assert!(
+        region.error().await.contains("maas-kernel-cmdline"),
+        "{}",
+        region.error().await
+    );
     let results = region.results().await;
-    assert_eq!(results["maas-kernel-cmdline"].status, ScriptStatus::TimedOut);
+    assert_eq!(
+        results["maas-kernel-cmdline"].status,
+        ScriptStatus::TimedOut
+    );
     assert_eq!(results["maas-lshw"].status, ScriptStatus::Aborted);
 }
 
@@ -725,7 +1027,11 @@ async fn a_lost_final_signal_does_not_matter() {
     region.commission().await.unwrap();
     region.run_scripts().await;
     workflow::tick(region.pool()).await.unwrap();
-    assert_eq!(region.life().await.status, MachineStatus::Commissioning, "it may still come");
+    assert_eq!(
+        region.life().await.status,
+        MachineStatus::Commissioning,
+        "it may still come"
+    );
     region.make_old("updated", "script_result", 61).await;
     workflow::tick(region.pool()).await.unwrap();
     assert_eq!(region.life().await.status, MachineStatus::Ready);

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! bmc_model LISTEN (--state DIR | --exec "PROGRAM ARG..") [--credentials FILE] [--suites 17,3]
+//!     [--silent-after COMMANDS]
 //! ```
+//! `--silent-after`: answers so many commands in sessions, and then none; sessions still open.
 //! `--exec` runs a program as ipmi_sim runs its chassis_control (`get power`, `set boot pxe`, ..).
 //! Credentials: lines `user=`, `password=`, `k_g=` in FILE, or the variables BMC_USER, BMC_PASSWORD and
 //! BMC_K_G. They are never arguments: those can be read by everyone on a machine. Prints `listening on
 //! ADDRESS` when ready, and runs until it is killed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 #[path = "../tests/model/mod.rs"]
 mod model;
@@ -25,6 +28,7 @@ fn main() -> Result<(), Failure> {
         .ok_or("usage: bmc_model LISTEN (--state DIR | --exec PROGRAM)")?;
     let mut chassis: Option<Arc<dyn Chassis>> = None;
     let mut suites = vec![Suite::Sha256, Suite::Sha1];
+    let faults = Arc::new(Faults::default());
     let mut account = Account {
         user: std::env::var("BMC_USER").unwrap_or_default(),
         password: std::env::var("BMC_PASSWORD").unwrap_or_default(),
@@ -68,6 +72,11 @@ fn main() -> Result<(), Failure> {
                     })
                     .collect::<Result<_, _>>()?;
             }
+            "--silent-after" => {
+                faults
+                    .silent_after_commands
+                    .store(value.parse()?, Ordering::Relaxed);
+            }
             other => return Err(format!("unknown argument {other}").into()),
         }
     }
@@ -75,7 +84,7 @@ fn main() -> Result<(), Failure> {
         account,
         suites,
         chassis: chassis.ok_or("--state or --exec is needed")?,
-        faults: Arc::new(Faults::default()),
+        faults,
         seen: Arc::new(Seen::default()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -372,6 +372,26 @@ async fn a_stuck_machine_is_a_timeout() {
     assert_eq!(bench.seen.closed.load(Ordering::Relaxed), 1);
 }
 
+/// Many BMCs cost one thread no more than their packets.
+#[tokio::test]
+async fn two_hundred_bmcs_at_once() {
+    let mut benches = Vec::new();
+    for _ in 0..200 {
+        benches.push(Bench::new(false).await);
+    }
+    let begin = Instant::now();
+    let mut operations = tokio::task::JoinSet::new();
+    for bench in benches {
+        operations.spawn(async move { bench.run(PowerCommand::PxeOn, "").await });
+    }
+    while let Some(report) = operations.join_next().await {
+        let report = report.unwrap();
+        assert!(report.result.is_ok(), "{report:?}");
+    }
+    eprintln!("200 BMCs, both ends on one thread: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
 // ---------------------------------------------------------------- other people's clients
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -185,9 +185,7 @@ impl HttpSide {
                 core: &mut *core,
                 engine,
             };
-            let step = http
-                .connection
-                .step(now, &mut catalog, &mut self.counters);
+            let step = http.connection.step(now, &mut catalog, &mut self.counters);
             if let Some(served) = http.connection.take_served() {
                 tell(&served, http.peer.ip(), core, engine);
             }
@@ -211,7 +209,7 @@ impl HttpSide {
                     }
                     if !http.noted {
                         http.noted = true;
-                        core.waiting.push(Waiter::Http(stream));
+                        core.note(Waiter::Http(stream));
                     }
                     return;
                 }

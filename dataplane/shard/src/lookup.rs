@@ -24,6 +24,9 @@ const WANT_EVERY: Duration = Duration::from_secs(1);
 /// Files asked for within that time.
 const WANTS_MAX: usize = 1024;
 
+/// Waiters noted before all of them look again: those who gave up meanwhile are forgotten by that.
+const WAITING_MAX: usize = 16_384;
+
 /// What the sides of a shard share.
 pub(crate) struct Core {
     pub config: Config,
@@ -31,8 +34,8 @@ pub(crate) struct Core {
     pub snapshot: Arc<Snapshot>,
     pub mail: ShardMailbox,
     pub queries: Queries,
-    /// Who waits for a file or a piece. Bounded by the tables of those who wait.
-    pub waiting: Vec<Waiter>,
+    /// Who waits for a file or a piece.
+    waiting: Vec<Waiter>,
     /// Who is to look again in this turn.
     pub woken: Vec<Waiter>,
     wants: HashMap<[u8; 32], Instant>,
@@ -112,7 +115,7 @@ impl Core {
                 },
                 None => {
                     self.want(&loader.sha256);
-                    self.waiting.push(asked.waiter);
+                    self.note(asked.waiter);
                     Lookup::Later
                 }
             };
@@ -279,6 +282,14 @@ impl Core {
         if self.mail.to_link.push(ToLink::Event(event)).is_err() {
             self.counters.events_lost += 1;
         }
+    }
+
+    /// Notes who waits for a file.
+    pub fn note(&mut self, waiter: Waiter) {
+        if self.waiting.len() >= WAITING_MAX {
+            self.wake_waiting();
+        }
+        self.waiting.push(waiter);
     }
 
     /// Everybody who waits for a file looks again.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::mem;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -239,6 +240,14 @@ impl<D: Driver> Shard<D> {
         let length = octets.len().min(TFTP_BYTES_MAX);
         copy[..length].copy_from_slice(&octets[..length]);
         let octets = &copy[..length];
+        // A request to everybody is nobody's to answer (RFC 1123 §4.2.3.5).
+        let to_all = match datagram.local {
+            IpAddr::V4(local) => local.is_broadcast() || local.is_multicast(),
+            IpAddr::V6(local) => local.is_multicast(),
+        };
+        if to_all {
+            return;
+        }
         let peer = tftp::Peer {
             client: datagram.from,
             local: datagram.local,
@@ -303,6 +312,8 @@ impl<D: Driver> Shard<D> {
         if now >= self.stats_due {
             self.stats_due = now + WAIT_MAX;
             self.publish();
+            // A Progress that found the mailbox full costs a second.
+            self.core.wake_waiting();
         }
     }
 

@@ -112,7 +112,7 @@ fn download(options: Options, bytes: usize, lose: Option<u64>) -> (Vec<u8>, Serv
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        lose.is_some_and(|one_in| (state >> 33) % one_in == 0)
+        lose.is_some_and(|one_in| (state >> 33).is_multiple_of(one_in))
     };
     let request = read("f", options);
     server.on_request(peer(1000), Some(1500), &request, now, &mut world);

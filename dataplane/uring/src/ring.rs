@@ -3,6 +3,7 @@
 //! User data of every operation is `kind (8 bits) | serial (24) | index (32)`: the inventory of everything that may be
 //! in flight is [`Kind`]. Completions are copied out of the queue before any is handled.
 
+use std::collections::HashMap;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -254,6 +255,8 @@ pub struct Ring {
     queue: Queue,
     memory: ManuallyDrop<Memory>,
     sockets: Slab<Socket>,
+    /// Packet sockets by device.
+    links: HashMap<u32, u32>,
     listener: Option<Listener>,
     bell: Arc<Bell>,
     bell_armed: bool,
@@ -321,6 +324,7 @@ impl Ring {
                 template,
             }),
             sockets: Slab::new(),
+            links: HashMap::new(),
             listener: None,
             bell,
             bell_armed: false,
@@ -682,14 +686,7 @@ impl Driver for Ring {
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), NoSlot> {
         let (socket, ipv6) = match target {
-            Target::Frame { interface, .. } => {
-                let found = self.sockets.iter().find(|(_, socket)| {
-                    socket.service == Service::DhcpFrame
-                        && socket.interface == *interface
-                        && !socket.leaving
-                });
-                (found.map(|(index, _)| index as u32), false)
-            }
+            Target::Frame { interface, .. } => (self.links.get(interface).copied(), false),
             Target::Dhcp { .. } => (self.dhcp, false),
             Target::Tftp { .. } => (self.transfer, self.transfer_ipv6),
         };
@@ -756,8 +753,10 @@ impl Driver for Ring {
             // If the queue is full the socket stays until the ring goes: it still receives, and nobody listens.
             let _ = self.queue.cancel(target, user_data(Kind::Cancel, 0));
         }
+        self.links.clear();
         for link in links {
-            self.add_socket(link.socket, Service::DhcpFrame, link.interface);
+            let index = self.add_socket(link.socket, Service::DhcpFrame, link.interface);
+            self.links.insert(link.interface, index);
         }
     }
 

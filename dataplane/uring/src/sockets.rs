@@ -262,6 +262,14 @@ fn open_datagram(place: SocketAddr, shared: bool) -> Result<Socket, SocketError>
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
     };
     set(&socket, level, name, &1i32).map_err(fault("asking for packet information", place))?;
+    // A block that does not fit some tunnel on its way is better fragmented than refused: no DF bit.
+    let free: c_int = libc::IP_PMTUDISC_DONT;
+    set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &free)
+        .map_err(fault("allowing fragments", place))?;
+    if place.is_ipv6() {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &free)
+            .map_err(fault("allowing fragments", place))?;
+    }
     receive_buffer(&socket);
     socket
         .bind(&place.into())

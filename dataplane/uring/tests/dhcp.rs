@@ -410,3 +410,30 @@ fn links_come_and_go() {
         rack.stop();
     });
 }
+
+/// A sender on this host leaves the UDP checksum to hardware that a veth pair does not have: its packets arrive
+/// without one, and are no less valid.
+#[test]
+fn a_checksum_left_to_hardware_is_not_missed() {
+    in_network(|| {
+        let rack = rack(1);
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.bind_device(Some(b"ve1")).unwrap();
+        socket
+            .bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68).into())
+            .unwrap();
+        let mut wire = Wire::open("ve1");
+        let discover = message(
+            MessageType::Discover,
+            mac(1),
+            true,
+            Ipv4Addr::UNSPECIFIED,
+            None,
+        );
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 67);
+        socket.send_to(&discover, &to.into()).unwrap();
+        assert_eq!(wire.replies().len(), 1);
+        rack.stop();
+    });
+}

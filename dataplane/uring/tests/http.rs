@@ -227,7 +227,7 @@ fn a_fill_in_progress_is_streamed_piece_by_piece() {
             stream
         })
         .collect();
-    let wanted = rack.from_work(|message| match message {
+    let wanted = rack.next_to_work(|message| match message {
         ToWork::Want(sha256) => Some(sha256),
         ToWork::HandOff { .. } => None,
     });
@@ -263,7 +263,7 @@ fn a_fill_that_fails_is_a_503() {
     let mut rack = Rack::start(snapshot(&[], &[Arc::clone(&object)]), Setup::default());
     let mut stream = connect(rack.http);
     stream.write_all(get(&image_path(1)).as_bytes()).unwrap();
-    rack.from_work(|message| matches!(message, ToWork::Want(_)).then_some(()));
+    rack.next_to_work(|message| matches!(message, ToWork::Want(_)).then_some(()));
     object.set_filling();
     object.set_failed();
     rack.work[0].to_shard.push(ToShard::Progress).unwrap();
@@ -305,7 +305,7 @@ fn a_handed_off_connection_keeps_its_octets() {
                 answer
             }
         });
-        let (socket, peer, local, mut read) = rack.from_work(|message| match message {
+        let (socket, peer, local, mut read) = rack.next_to_work(|message| match message {
             ToWork::HandOff {
                 socket,
                 peer,
@@ -420,4 +420,18 @@ fn stop_and_drain() {
             assert!(TcpStream::connect(rack.http).is_err(), "nobody listens");
         }
     }
+}
+
+/// Nothing to do costs nothing: no shard spins, with connections or without.
+#[test]
+fn an_idle_shard_sleeps() {
+    let rack = Rack::start(snapshot(&[], &[object(1, b"x")]), Setup::default());
+    let mut idle = connect(rack.http);
+    assert_eq!(ask(&mut idle, &image_path(1)).1, b"x");
+    let closed = connect(rack.http);
+    drop(closed);
+    let before = rack.stats().driver.enters;
+    let after = rack.stats().driver.enters;
+    assert!(after - before < 40, "{} calls in 2 s", after - before);
+    rack.stop();
 }

@@ -171,7 +171,7 @@ fn a_loader_that_is_on_its_way_is_waited_for() {
             options(None, None),
         )
     });
-    let wanted = rack.from_work(|message| match message {
+    let wanted = rack.next_to_work(|message| match message {
         shard::ToWork::Want(sha256) => Some(sha256),
         _ => None,
     });
@@ -218,7 +218,7 @@ fn an_unknown_machine_costs_one_call() {
         )
     };
     let clients = [std::thread::spawn(ask), std::thread::spawn(ask)];
-    let (ticket, query) = rack.from_link(|message| match message {
+    let (ticket, query) = rack.next_to_link(|message| match message {
         ToLink::BootConfig { ticket, query } => Some((ticket, query)),
         _ => None,
     });

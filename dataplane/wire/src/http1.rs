@@ -430,7 +430,9 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let cases: [(&str, u64, Option<Option<(u64, u64)>>); 15] = [
+        /// (offset, length) as resolved.
+        type Resolved = Option<(u64, u64)>;
+        let cases: [(&str, u64, Option<Resolved>); 15] = [
             // field, size, None: the field is ignored; Some(None): 416
             ("bytes=0-0", 10, Some(Some((0, 1)))),
             ("bytes=2-5", 10, Some(Some((2, 4)))),

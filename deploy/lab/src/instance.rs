@@ -90,17 +90,19 @@ impl Summary {
 #[derive(Debug)]
 pub struct Lab {
     // First, so that it is dropped first.
-    reaper: Reaper,
-    names: Names,
+    pub(crate) reaper: Reaper,
+    pub(crate) names: Names,
     network: BootNetwork,
-    rack_count: usize,
-    folder: PathBuf,
+    pub(crate) rack_count: usize,
+    pub(crate) folder: PathBuf,
     logs: PathBuf,
-    region_process: Option<Process>,
+    pub(crate) region_process: Option<Process>,
     region: Region,
-    racks: Vec<Rack>,
+    pub(crate) racks: Vec<Rack>,
     machines: Vec<Machine>,
-    processes: Vec<Process>,
+    pub(crate) processes: Vec<Process>,
+    /// Model machines made so far.
+    pub(crate) models: usize,
 }
 
 impl Lab {
@@ -187,6 +189,7 @@ impl Lab {
             racks: Vec::new(),
             machines: Vec::new(),
             processes: Vec::new(),
+            models: 0,
         };
         lab.start_advertising()?;
         lab.create_machines(config)?;
@@ -342,15 +345,7 @@ impl Lab {
             std::fs::write(&config, text)
                 .with_context(|| format!("writing {}", config.display()))?;
 
-            let mut command = on_host(&namespace, &hostname, binaries.join("rackd"));
-            command.arg("run").arg("--config").arg(&config);
-            let log = self.log(&format!("rackd-{number}"));
-            let mut process = Process::start(
-                &format!("rackd of {hostname}"),
-                &log,
-                &mut command,
-                Stdio::null(),
-            )?;
+            let mut process = self.spawn_rack(binaries, number)?;
             let region = &self.region;
             let system_id = process.wait_until("waiting for it to enrol", RACK_LIMIT, || {
                 let racks = region.get("rackcontrollers/", &[])?;
@@ -374,6 +369,22 @@ impl Lab {
             });
         }
         Ok(())
+    }
+
+    /// Starts rackd of rack `number`, whose configuration is written.
+    pub(crate) fn spawn_rack(&self, binaries: &Path, number: usize) -> Result<Process> {
+        let hostname = format!("rack{number}");
+        let mut command = on_host(
+            &self.names.rack(number),
+            &hostname,
+            binaries.join("rackd"),
+        );
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.folder.join(format!("{hostname}.toml")));
+        let log = self.log(&format!("rackd-{number}"));
+        Process::start(&rack_process(number), &log, &mut command, Stdio::null())
     }
 
     /// Tells the region of the machines' VLAN, its subnet and range, and switches DHCP on at rack 1.
@@ -482,7 +493,7 @@ impl Lab {
         &self.logs
     }
 
-    fn log(&self, name: &str) -> PathBuf {
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
 
@@ -545,6 +556,11 @@ impl Lab {
     }
 }
 
+/// What the process of rack `number` is called among the lab's.
+pub(crate) fn rack_process(number: usize) -> String {
+    format!("rackd of rack{number}")
+}
+
 /// Makes the lab's folder, which nobody may have made already. A lab that ends takes the empty base with it, so
 /// the base may be gone between two lines.
 fn make_folder(base: &Path, folder: &Path) -> Result<()> {
@@ -578,7 +594,7 @@ fn number(object: &Value, name: &str) -> Result<String> {
         .to_string())
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::File::options()

@@ -21,11 +21,14 @@
 //! `cargo xtask` installs. It does not build programs, and does not decide what a test expects.
 
 mod command;
+mod faults;
+pub mod host;
 pub mod image;
 mod instance;
 pub mod kvm;
 pub mod loaders;
 mod machine;
+mod model_machine;
 mod network;
 mod oauth;
 pub mod plan;
@@ -36,7 +39,10 @@ pub mod usage;
 
 pub use instance::{Lab, LabConfig, Rack, Summary};
 pub use machine::Machine;
+pub use model_machine::{BmcKind, ModelMachine, ModelSetup, Progress};
+pub use oauth::ApiKey;
 pub use plan::{BootNetwork, Firmware};
+pub use process::Process;
 pub use region::{Fault, Region};
 
 /// Why the lab can't run here, if it can't: it needs root for namespaces, taps and mounts.

@@ -159,7 +159,10 @@ impl Machine {
         let chassis = write("chassis.sh", CHASSIS, 0o755)?;
         write("sim.emu", EMULATOR, 0o644)?;
         write("boot", "default\n", 0o644)?;
-        write("lan.conf", &self.lan_conf(&chassis), 0o600)?;
+        let Secret(password) = &self.bmc_password;
+        let account = (self.bmc_user.as_str(), password.as_str());
+        let conf = lan_conf(&self.name, self.bmc_address, &self.uuid, account, &chassis);
+        write("lan.conf", &conf, 0o600)?;
         write(
             "qemu.args",
             &(self.qemu_arguments(number, accelerator).join("\n") + "\n"),
@@ -180,24 +183,6 @@ impl Machine {
 
     fn disk(&self, number: usize) -> PathBuf {
         self.folder.join(format!("disk{number}.raw"))
-    }
-
-    fn lan_conf(&self, chassis: &Path) -> String {
-        let Secret(password) = &self.bmc_password;
-        let levels: String = ["callback", "user", "operator", "admin"]
-            .map(|level| format!("    allowed_auths_{level} none md2 md5 straight\n"))
-            .concat();
-        format!(
-            "name \"{}\"\nset_working_mc 0x20\n  startlan 1\n    addr {} 623\n    priv_limit admin\n\
-             {levels}    guid {}\n  endlan\n  chassis_control \"{} 0x20\"\n\
-             \x20 user 1 false \"\" \"\" user 1 none\n\
-             \x20 user 2 true \"{}\" \"{password}\" admin 10 none md2 md5 straight\n",
-            self.name,
-            self.bmc_address,
-            self.uuid.replace('-', ""),
-            chassis.display(),
-            self.bmc_user,
-        )
     }
 
     /// One argument per line of `qemu.args`; `@NIC@` and `@DISK@` are boot positions, filled in at each start.
@@ -294,8 +279,29 @@ impl Machine {
     }
 }
 
+/// `ipmi_sim`'s configuration: a BMC at `address`, port 623, with one account, whose chassis is the program `chassis`.
+pub(crate) fn lan_conf(
+    name: &str,
+    address: Ipv4Addr,
+    uuid: &str,
+    (user, password): (&str, &str),
+    chassis: &Path,
+) -> String {
+    let levels: String = ["callback", "user", "operator", "admin"]
+        .map(|level| format!("    allowed_auths_{level} none md2 md5 straight\n"))
+        .concat();
+    format!(
+        "name \"{name}\"\nset_working_mc 0x20\n  startlan 1\n    addr {address} 623\n    priv_limit admin\n\
+         {levels}    guid {}\n  endlan\n  chassis_control \"{} 0x20\"\n\
+         \x20 user 1 false \"\" \"\" user 1 none\n\
+         \x20 user 2 true \"{user}\" \"{password}\" admin 10 none md2 md5 straight\n",
+        uuid.replace('-', ""),
+        chassis.display(),
+    )
+}
+
 /// Random digits in the shape of a version 4 UUID (RFC 9562 §5.4).
-fn as_uuid(digits: &str) -> String {
+pub(crate) fn as_uuid(digits: &str) -> String {
     format!(
         "{}-{}-4{}-8{}-{}",
         &digits[0..8],

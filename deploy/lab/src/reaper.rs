@@ -38,6 +38,16 @@ impl Reaper {
         Ok(Self { child, pipe })
     }
 
+    /// One more namespace that goes with the lab in `dir`. Call it before the namespace is made.
+    pub fn add(&self, dir: &Path, namespace: &str) -> Result<()> {
+        let list = dir.join(NAMESPACES);
+        File::options()
+            .append(true)
+            .open(&list)
+            .and_then(|mut file| writeln!(file, "{namespace}"))
+            .with_context(|| format!("writing {}", list.display()))
+    }
+
     /// Lets the lab stand after this process: somebody will call [`remove`].
     pub fn keep(mut self) -> Result<()> {
         let mut pipe = self.pipe.take().context("the reaper's pipe is gone")?;

@@ -13,6 +13,7 @@ use lab::{BootNetwork, Firmware, Lab, LabConfig};
 
 use crate::commissioning;
 use crate::database::TestDatabase;
+use crate::faults;
 use crate::packages;
 use crate::screen::Screen;
 use crate::workspace::{self, Profile};
@@ -25,9 +26,12 @@ pub struct Test {
     /// Only these stages, for a quick look.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Stage>,
-    /// The part that needs root; everything is built.
+    /// Of the faults, only the cases whose name has one of these in it.
+    #[arg(long, value_name = "WORDS")]
+    case: Vec<String>,
+    /// The part of this stage that needs root; everything is built.
     #[arg(long, hide = true)]
-    prepared: bool,
+    prepared: Option<Stage>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,23 +44,25 @@ enum Stage {
     Tests,
     /// Commissionings and an enlistment on real machines
     Lab,
+    /// What breaks while region, rack and model machines work
+    Faults,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Score {
-    passed: u32,
-    failed: u32,
+pub struct Score {
+    pub passed: u32,
+    pub failed: u32,
 }
 
 impl Score {
-    fn of(success: bool) -> Self {
+    pub fn of(success: bool) -> Self {
         Self {
             passed: u32::from(success),
             failed: u32::from(!success),
         }
     }
 
-    fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
     }
@@ -64,8 +70,11 @@ impl Score {
 
 impl Test {
     pub fn run(self) -> Result<ExitCode> {
-        if self.prepared {
-            let score = in_the_lab()?;
+        if let Some(stage) = self.prepared {
+            let score = match stage {
+                Stage::Faults => faults::run(&self.case)?,
+                _ => in_the_lab()?,
+            };
             return Ok(if score.failed == 0 {
                 ExitCode::SUCCESS
             } else {
@@ -75,7 +84,7 @@ impl Test {
         let mut total = Score::default();
         let mut times = Vec::new();
         packages::ensure()?;
-        for stage in [Stage::Format, Stage::Lints, Stage::Tests, Stage::Lab] {
+        for stage in Stage::value_variants().iter().copied() {
             if !self.only.is_empty() && !self.only.contains(&stage) {
                 continue;
             }
@@ -93,6 +102,7 @@ impl Test {
                 ]),
                 Stage::Tests => tests(),
                 Stage::Lab => lab_stage(),
+                Stage::Faults => self.faults_stage(),
             };
             let score = score.unwrap_or_else(|error| {
                 println!("{stage:?}: {error:#}");
@@ -117,6 +127,19 @@ impl Test {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+impl Test {
+    fn faults_stage(&self) -> Result<Score> {
+        faults::build()?;
+        if workspace::is_root() {
+            return faults::run(&self.case);
+        }
+        let mut arguments: Vec<String> = ["test", "--prepared", "faults"].map(str::to_owned).into();
+        arguments.extend(self.case.iter().map(|case| format!("--case={case}")));
+        let done = workspace::as_root(&arguments)?;
+        Ok(Score::of(done == ExitCode::SUCCESS))
     }
 }
 
@@ -235,7 +258,7 @@ fn lab_stage() -> Result<Score> {
         return in_the_lab();
     }
     // Its lines go through to the user; its exit status is all that is needed of it here.
-    let done = workspace::as_root(&["test".to_owned(), "--prepared".to_owned()])?;
+    let done = workspace::as_root(&["test", "--prepared", "lab"].map(str::to_owned))?;
     Ok(Score::of(done == ExitCode::SUCCESS))
 }
 
@@ -299,7 +322,7 @@ fn commission(lab: &mut Lab, index: usize) -> Result<()> {
     Ok(())
 }
 
-fn finish_logs(folder: &Path, score: Score) {
+pub fn finish_logs(folder: &Path, score: Score) {
     if score.failed == 0 {
         std::fs::remove_dir_all(folder).ok();
         return;

@@ -6,6 +6,7 @@ mod checks;
 mod commissioning;
 mod database;
 mod demo;
+mod faults;
 mod inventory;
 mod packages;
 mod screen;

@@ -20,6 +20,11 @@ const PACKAGES: &[(&str, &str, &str)] = &[
         "compiles the schema of the link",
     ),
     ("postgresql", "", "the region's database"),
+    (
+        "python3-minimal",
+        "/usr/bin/python3",
+        "the scripts that machines run, in tests",
+    ),
     ("iproute2", "/usr/sbin/ip", "hosts and networks of the lab"),
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "machines"),
     (

@@ -50,7 +50,6 @@ pub use events::Counters as EventCounters;
 pub use feed::Counters as FeedCounters;
 pub use identity::IdentityError;
 pub use interfaces::Interface;
-pub use tls::REGION_NAME;
 
 use crate::work::fill::Letter;
 use crate::work::power::Ask;
@@ -97,7 +96,7 @@ pub struct Ports {
     /// The work thread's mailboxes.
     pub power: mpsc::Sender<Ask>,
     pub fills: mpsc::Sender<Letter>,
-    /// The other end of the work thread's `replaced`.
+    /// The other end of the work thread's `replaced`: objects in place of those it evicted.
     pub replaced: mpsc::UnboundedReceiver<Arc<Object>>,
     /// For the work thread's HTTPS: this rack's certificate and the regions' authority.
     pub tls: watch::Sender<Option<Arc<rustls::ClientConfig>>>,
@@ -160,7 +159,8 @@ pub enum LinkFailed {
     Io(#[source] io::Error),
 }
 
-/// Runs the link on the calling thread until `context.cancel`, or until it cannot begin.
+/// Runs the link on the calling thread until `context.cancel`, or until it cannot begin. At its end it tells the
+/// shards to stop.
 pub fn run(context: LinkContext) -> Result<(), LinkFailed> {
     // Nothing here uses the ring: plain tokio. `tokio_uring::start(serve(context))` is the other line.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

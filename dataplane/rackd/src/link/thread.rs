@@ -34,8 +34,11 @@ const HAPPENINGS_PER_TURN: usize = 1_024;
 const INTERFACES_EVERY: Duration = Duration::from_secs(2);
 const CLOCKS_EVERY: Duration = Duration::from_secs(5);
 const RENEW_EVERY: Duration = Duration::from_secs(60);
+const REGIONS_EVERY: Duration = Duration::from_secs(10);
 /// What a full mailbox of a shard is tried again after.
 const MAILBOX_RETRY: Duration = Duration::from_millis(1);
+/// Shards with a full mailbox get this long to take the word that all ends.
+const STOP_TIME: Duration = Duration::from_secs(1);
 const SUBSCRIBE_TIME: Duration = Duration::from_secs(10);
 const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(1);
 const BOOT_TIME: Duration = Duration::from_secs(2);
@@ -54,6 +57,8 @@ pub(super) enum Happening {
     FeedEnded { subscription: u64 },
     FeedChanged(Changed),
     Machine { key: Key, machine: Option<Arc<boot::Machine>> },
+    /// Every live regiond process, by RPC endpoint and rack HTTP port.
+    Regions(Vec<(Endpoint, u16)>),
     Reported { taken: bool },
     Renewed(Option<Identity>),
 }
@@ -79,6 +84,8 @@ pub(super) struct Thread {
     subscribe_at: Instant,
     subscriptions: u64,
     links: BTreeMap<LinkId, Link>,
+    /// What a region last said of all processes.
+    process_list: Vec<(Endpoint, u16)>,
     /// The task that keeps a link to each.
     regions: HashMap<Endpoint, JoinHandle<()>>,
     /// Told by token or file, kept whatever a Welcome says.
@@ -96,6 +103,7 @@ pub(super) struct Thread {
     interfaces_at: Instant,
     clocks_at: Instant,
     renew_at: Instant,
+    regions_at: Instant,
 }
 
 impl Thread {
@@ -146,6 +154,7 @@ impl Thread {
             subscribe_at: now,
             subscriptions: 0,
             links: BTreeMap::new(),
+            process_list: Vec::new(),
             regions: HashMap::new(),
             seeds,
             identity: Rc::new(identity),
@@ -160,6 +169,7 @@ impl Thread {
             interfaces_at: now + INTERFACES_EVERY,
             clocks_at: now + CLOCKS_EVERY,
             renew_at: now,
+            regions_at: now + REGIONS_EVERY,
             shared,
         })
     }
@@ -217,6 +227,11 @@ impl Thread {
             task.abort();
         }
         self.calls.shutdown().await;
+        self.shards.send_all(|| ToShard::Stop);
+        let deadline = Instant::now() + STOP_TIME;
+        while self.shards.flush() && Instant::now() < deadline {
+            tokio::time::sleep(MAILBOX_RETRY).await;
+        }
     }
 
     fn wait(&self, waits: bool) -> Duration {
@@ -225,6 +240,7 @@ impl Thread {
             Some(self.interfaces_at),
             Some(self.clocks_at),
             Some(self.renew_at),
+            Some(self.regions_at),
             self.events.due(),
             (self.subscribed.is_none() && !self.links.is_empty()).then_some(self.subscribe_at),
         ];
@@ -240,13 +256,10 @@ impl Thread {
         let now = Now::read();
         match happening {
             Happening::Up { link, endpoint, session, welcome } => {
-                let endpoints: BTreeSet<Endpoint> =
-                    welcome.regions.iter().map(|(endpoint, _)| endpoint.clone()).collect();
+                self.process_list = welcome.regions.clone();
                 self.links.insert(link, Link { endpoint, session: session.clone(), welcome });
                 self.leases.link_up(link, session, now, &mut self.shards);
-                self.ports.save_regions(&endpoints);
-                self.keep_regions(endpoints);
-                self.tell_status();
+                self.follow_regions();
                 self.subscribe_at = now.instant;
                 self.renew_at = now.instant;
             }
@@ -274,6 +287,10 @@ impl Thread {
                     let machine = machine.clone();
                     self.shards.send(shard, ToShard::Machine { ticket, machine });
                 }
+            }
+            Happening::Regions(regions) => {
+                self.process_list = regions;
+                self.follow_regions();
             }
             Happening::Reported { taken } => self.events.finish(taken, now.instant),
             Happening::Renewed(identity) => self.on_renewed(identity),
@@ -314,6 +331,10 @@ impl Thread {
             self.interfaces_at = now.instant + INTERFACES_EVERY;
             self.look_at_interfaces();
         }
+        if self.regions_at <= now.instant {
+            self.regions_at = now.instant + REGIONS_EVERY;
+            self.ask_for_regions();
+        }
         if self.renew_at <= now.instant {
             self.renew_at = now.instant + RENEW_EVERY;
             self.renew();
@@ -321,6 +342,32 @@ impl Thread {
     }
 
     // ------------------------------------------------------------ regions
+
+    fn follow_regions(&mut self) {
+        let endpoints = self.process_list.iter().map(|(endpoint, _)| endpoint.clone()).collect();
+        self.ports.save_regions(&endpoints);
+        self.keep_regions(endpoints);
+        self.tell_status();
+    }
+
+    /// Processes come and go while a link stays.
+    fn ask_for_regions(&mut self) {
+        let Some(session) = self.session() else { return };
+        let request = session.regions_request();
+        let shared = Rc::clone(&self.shared);
+        self.calls.spawn_local(async move {
+            let answer = async {
+                let answer = request.send().promise.await?;
+                wire::regions(answer.get()?.get_regions()?)
+            };
+            // A region of an earlier version does not know the call; the next hello tells.
+            if let Ok(Ok(regions)) = tokio::time::timeout(REPORT_TIME, answer).await
+                && !regions.is_empty()
+            {
+                shared.tell(Happening::Regions(regions));
+            }
+        });
+    }
 
     /// Keeps a link to each of these and the seeds; lets go of the others unless they are linked.
     fn keep_regions(&mut self, mut endpoints: BTreeSet<Endpoint>) {
@@ -356,9 +403,9 @@ impl Thread {
             .values()
             .map(|link| {
                 let port = |(endpoint, port): &(Endpoint, u16)| (*endpoint == link.endpoint).then_some(*port);
-                let own = link.welcome.regions.iter().find_map(port);
+                let own = self.process_list.iter().find_map(port);
                 // Dialled by another name than the region's own: all processes use one port by convention.
-                let port = own.or_else(|| link.welcome.regions.first().map(|(_, port)| *port));
+                let port = own.or_else(|| self.process_list.first().map(|(_, port)| *port));
                 Region { host: link.endpoint.host.clone(), port: port.unwrap_or(5251) }
             })
             .collect();

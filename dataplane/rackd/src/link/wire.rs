@@ -88,19 +88,22 @@ pub(super) struct Welcome {
 }
 
 pub(super) fn welcome(reader: wire::welcome::Reader<'_>) -> Result<Welcome, Error> {
-    let regions = reader
-        .get_regions()?
-        .iter()
+    Ok(Welcome {
+        region: text(reader.get_region()?)?,
+        regions: regions(reader.get_regions()?)?,
+        renew: Duration::from_millis(reader.get_certificate_renew_ms()),
+    })
+}
+
+pub(super) fn regions(
+    list: capnp::struct_list::Reader<'_, wire::region_endpoint::Owned>,
+) -> Result<Vec<(Endpoint, u16)>, Error> {
+    list.iter()
         .map(|endpoint| {
             let host = text(endpoint.get_host()?)?;
             Ok((Endpoint { host, port: endpoint.get_rpc_port() }, endpoint.get_rack_http_port()))
         })
-        .collect::<Result<_, Error>>()?;
-    Ok(Welcome {
-        region: text(reader.get_region()?)?,
-        regions,
-        renew: Duration::from_millis(reader.get_certificate_renew_ms()),
-    })
+        .collect()
 }
 
 // ---------------------------------------------------------------- leases

@@ -54,7 +54,12 @@ impl Folder {
             let about = entry.metadata()?;
             if about.is_file() {
                 let used = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                found.push(Found { sha256, bytes: about.len(), used, complete });
+                found.push(Found {
+                    sha256,
+                    bytes: about.len(),
+                    used,
+                    complete,
+                });
             }
         }
         Ok(found)
@@ -86,7 +91,10 @@ impl Folder {
 
     /// Notes a use, so that the order of eviction survives a restart.
     pub fn touch(&self, sha256: &Sha256, now: SystemTime) -> io::Result<()> {
-        std::fs::File::options().append(true).open(self.complete(sha256))?.set_modified(now)
+        std::fs::File::options()
+            .append(true)
+            .open(self.complete(sha256))?
+            .set_modified(now)
     }
 
     /// Gives a filled and synced part its name, for good.
@@ -128,7 +136,10 @@ impl Part {
             }
         }
         let reader = std::fs::File::open(path)?;
-        let part = Self { file: File::from_std(file), resumed: had == size_bytes && had > 0 };
+        let part = Self {
+            file: File::from_std(file),
+            resumed: had == size_bytes && had > 0,
+        };
         Ok((part, reader.into()))
     }
 
@@ -150,9 +161,7 @@ pub async fn read_whole(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8
     let file = std::fs::File::open(path)?;
     let bytes = file.metadata()?.len();
     match usize::try_from(bytes) {
-        Ok(length) if bytes <= bytes_max => {
-            read(&File::from_std(file), 0, length).await.map(Some)
-        }
+        Ok(length) if bytes <= bytes_max => read(&File::from_std(file), 0, length).await.map(Some),
         _ => Ok(None),
     }
 }
@@ -191,10 +200,16 @@ mod tests {
             assert!(folder.scan().unwrap()[0].complete);
             let mut octets = [0; 10];
             rustix::io::pread(&reader, &mut octets, 0).unwrap();
-            assert_eq!(&octets, b"sixsixfour", "the early reader sees the same file");
+            assert_eq!(
+                &octets, b"sixsixfour",
+                "the early reader sees the same file"
+            );
             let whole = read_whole(&folder.complete(&sha256), 10).await.unwrap();
             assert_eq!(whole.as_deref(), Some(&b"sixsixfour"[..]));
-            assert_eq!(read_whole(&folder.complete(&sha256), 9).await.unwrap(), None);
+            assert_eq!(
+                read_whole(&folder.complete(&sha256), 9).await.unwrap(),
+                None
+            );
             folder.remove(&sha256).unwrap();
             folder.remove(&sha256).unwrap();
             // Another size: the old content is gone.

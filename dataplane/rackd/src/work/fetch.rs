@@ -70,9 +70,14 @@ pub struct Tally {
 /// What to fetch: a range of a file, or the whole of a small one.
 #[derive(Clone, Debug)]
 pub enum Want {
-    Range { range: Range<u64>, sha256: Sha256 },
+    Range {
+        range: Range<u64>,
+        sha256: Sha256,
+    },
     /// At most so many octets; the hash is the file's own.
-    Whole { bytes_max: u64 },
+    Whole {
+        bytes_max: u64,
+    },
 }
 
 pub struct Fetcher {
@@ -102,7 +107,9 @@ impl Fetcher {
                 pause = (pause * 2).min(PAUSE_LONGEST);
             }
             let order = self.pool.order(seed.wrapping_add(u64::from(attempt)));
-            let Some(region) = order.first() else { continue };
+            let Some(region) = order.first() else {
+                continue;
+            };
             match self.ask(region, file, want).await {
                 Ok(octets) => {
                     let expected = match want {
@@ -120,7 +127,12 @@ impl Fetcher {
                         break;
                     }
                 }
-                Err(source) => last = FetchError::Regions { tries: attempt + 1, source },
+                Err(source) => {
+                    last = FetchError::Regions {
+                        tries: attempt + 1,
+                        source,
+                    }
+                }
             }
         }
         (Err(last), tally)
@@ -147,7 +159,13 @@ impl Fetcher {
             .await
             .map_err(|failed| failed.error)?;
         let length = expected_length(region, want, &response)?;
-        read(region, response.into_body(), length, matches!(want, Want::Range { .. })).await
+        read(
+            region,
+            response.into_body(),
+            length,
+            matches!(want, Want::Range { .. }),
+        )
+        .await
     }
 }
 
@@ -169,12 +187,17 @@ fn expected_length(
                 .is_some_and(|value| value.starts_with(&wanted));
             match right {
                 true => Ok(range.end - range.start),
-                false => Err(AnswerError::Length { region: region.clone() }),
+                false => Err(AnswerError::Length {
+                    region: region.clone(),
+                }),
             }
         }
         // The whole file where its only piece was asked for; anything longer is cut off by `read`.
         Want::Range { range, .. } if status == StatusCode::OK && range.start == 0 => Ok(range.end),
-        _ => Err(AnswerError::Status { region: region.clone(), status }),
+        _ => Err(AnswerError::Status {
+            region: region.clone(),
+            status,
+        }),
     }
 }
 
@@ -192,17 +215,23 @@ async fn read(
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => break,
             Ok(Some(Err(_))) | Err(_) => {
-                return Err(AnswerError::Broken { region: region.clone() });
+                return Err(AnswerError::Broken {
+                    region: region.clone(),
+                });
             }
         };
         let data: Bytes = frame.into_data().unwrap_or_default();
         if octets.len() + data.len() > length {
-            return Err(AnswerError::Length { region: region.clone() });
+            return Err(AnswerError::Length {
+                region: region.clone(),
+            });
         }
         octets.extend_from_slice(&data);
     }
     match exact && octets.len() != length {
-        true => Err(AnswerError::Broken { region: region.clone() }),
+        true => Err(AnswerError::Broken {
+            region: region.clone(),
+        }),
         false => Ok(octets),
     }
 }

@@ -11,28 +11,27 @@
 //!
 //! Not here: who may see which file (shards, by the snapshot) and the memory in front of the disk.
 
+mod job;
+
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
 use images::{Object, State};
-use ring::digest::{SHA256, digest};
 use shard::Loader;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::disk::{Folder, Part, Sha256, read_whole};
-use super::fetch::{FetchError, Fetcher, Want};
+use super::disk::{Folder, Sha256};
+use super::fetch::{FetchError, Fetcher};
 use super::upstream::Pool;
 use super::{Counter, Counters as WorkCounters};
+use job::{Tools, chain};
 
-/// Pieces under way at once: for one file, and for all.
-const STREAMS_PER_FILE: usize = 4;
+/// Pieces under way at once, of all files.
 const STREAMS_MAX: usize = 8;
 /// Files being filled at once; more wait.
 const FILLS_MAX: usize = 8;
@@ -40,12 +39,8 @@ const FILLS_MAX: usize = 8;
 const PIECE_BYTES_MAX: u32 = 16 << 20;
 /// Files a rack may know.
 const MANIFESTS_MAX: usize = 65_536;
-/// Largest boot loader; each is held in memory.
-const LOADER_BYTES_MAX: u64 = 64 << 20;
 /// Loaders being fetched or waiting to be tried again.
 const LOADERS_MAX: usize = 1_024;
-const LOADER_PAUSE_FIRST: Duration = Duration::from_secs(1);
-const LOADER_PAUSE_LONGEST: Duration = Duration::from_secs(60);
 /// References to an object that are no use of it: this cache's and the snapshot's.
 const HOLDERS: usize = 2;
 /// After a fill failed, askers are told so at once for this long.
@@ -76,7 +71,10 @@ pub struct Manifest {
 pub enum Letter {
     /// From the feed: a file exists, or its prefetch flag changed. `object` is the one in the snapshot,
     /// absent so far; the filler opens and fills it.
-    Known { manifest: Manifest, object: Arc<Object> },
+    Known {
+        manifest: Manifest,
+        object: Arc<Object>,
+    },
     /// From the feed: a file is gone; so is its place on the disk.
     Forgotten(Sha256),
     /// A shard misses a piece of it.
@@ -109,7 +107,11 @@ impl Manifest {
     }
 
     fn object(&self) -> Arc<Object> {
-        Arc::new(Object::absent(self.sha256, self.size_bytes, self.piece_bytes))
+        Arc::new(Object::absent(
+            self.sha256,
+            self.size_bytes,
+            self.piece_bytes,
+        ))
     }
 }
 
@@ -149,15 +151,6 @@ pub struct Filler {
     jobs: JoinSet<Finished>,
 }
 
-/// What the jobs share.
-struct Tools {
-    folder: Folder,
-    fetcher: Fetcher,
-    streams: Semaphore,
-    progress: Arc<Notify>,
-    counters: Arc<WorkCounters>,
-}
-
 impl Filler {
     /// Looks at the folder. A folder that cannot be used is reported and every fill then fails with the
     /// same reason: a rack without a cache still serves DHCP and power.
@@ -179,8 +172,12 @@ impl Filler {
         };
         let mut places = HashMap::new();
         for file in found {
-            let place =
-                Place { bytes: file.bytes, used: file.used, complete: file.complete, uses: 0 };
+            let place = Place {
+                bytes: file.bytes,
+                used: file.used,
+                complete: file.complete,
+                uses: 0,
+            };
             let known = places.entry(file.sha256).or_insert(place);
             if file.complete {
                 *known = place;
@@ -190,7 +187,13 @@ impl Filler {
         let fetcher = Fetcher::new(pool);
         Self {
             settings,
-            tools: Rc::new(Tools { folder, fetcher, streams, progress, counters }),
+            tools: Rc::new(Tools {
+                folder,
+                fetcher,
+                streams,
+                progress,
+                counters,
+            }),
             replaced,
             objects: HashMap::new(),
             manifests: HashMap::new(),
@@ -272,7 +275,9 @@ impl Filler {
     /// Completes `object` if its file is on the disk. A complete file of another size is no such file.
     fn open_complete(&mut self, object: &Object) {
         let sha256 = object.sha256();
-        let Some(place) = self.places.get(sha256).filter(|place| place.complete) else { return };
+        let Some(place) = self.places.get(sha256).filter(|place| place.complete) else {
+            return;
+        };
         match self.tools.folder.open_complete(sha256) {
             Ok(file) if place.bytes == object.size_bytes() => {
                 object.open(file);
@@ -299,14 +304,20 @@ impl Filler {
     }
 
     fn want(&mut self, sha256: Sha256) {
-        let Some(object) = self.objects.get(&sha256).cloned() else { return };
+        let Some(object) = self.objects.get(&sha256).cloned() else {
+            return;
+        };
         if self.running.contains_key(&sha256)
             || object.state() == State::Complete
             || self.wanted.contains(&sha256)
         {
             return;
         }
-        if self.failed_at.get(&sha256).is_some_and(|at| at.elapsed() < FAILED_PAUSE) {
+        if self
+            .failed_at
+            .get(&sha256)
+            .is_some_and(|at| at.elapsed() < FAILED_PAUSE)
+        {
             // Whoever waits learns it from the count of failures.
             object.set_failed();
             self.wake();
@@ -346,8 +357,12 @@ impl Filler {
     }
 
     fn start(&mut self, sha256: Sha256, prefetch: bool) {
-        let Some(manifest) = self.manifests.get(&sha256).cloned() else { return };
-        let Some(object) = self.objects.get(&sha256).cloned() else { return };
+        let Some(manifest) = self.manifests.get(&sha256).cloned() else {
+            return;
+        };
+        let Some(object) = self.objects.get(&sha256).cloned() else {
+            return;
+        };
         if self.running.contains_key(&sha256) || object.state() == State::Complete {
             return;
         }
@@ -364,7 +379,12 @@ impl Filler {
             return;
         }
         let used = SystemTime::now();
-        let place = Place { bytes: manifest.size_bytes, used, complete: false, uses: 0 };
+        let place = Place {
+            bytes: manifest.size_bytes,
+            used,
+            complete: false,
+            uses: 0,
+        };
         self.places.insert(sha256, place);
         let tools = self.tools.clone();
         let job = self.jobs.spawn_local(async move {
@@ -378,7 +398,11 @@ impl Filler {
         match finished {
             Finished::Filled(object, result) => {
                 let sha256 = *object.sha256();
-                if self.objects.get(&sha256).is_some_and(|now| Arc::ptr_eq(now, &object)) {
+                if self
+                    .objects
+                    .get(&sha256)
+                    .is_some_and(|now| Arc::ptr_eq(now, &object))
+                {
                     self.running.remove(&sha256);
                     self.on_filled(sha256, result);
                 }
@@ -392,12 +416,17 @@ impl Filler {
         let lost = self.running.iter().find(|(_, job)| job.id() == error.id());
         if let Some(sha256) = lost.map(|(sha256, _)| *sha256) {
             self.running.remove(&sha256);
-            self.on_filled(sha256, Err(FetchError::Disk(std::io::Error::other("the fill broke"))));
+            self.on_filled(
+                sha256,
+                Err(FetchError::Disk(std::io::Error::other("the fill broke"))),
+            );
         }
     }
 
     fn on_filled(&mut self, sha256: Sha256, result: Result<(), FetchError>) {
-        let Some(object) = self.objects.get(&sha256).cloned() else { return };
+        let Some(object) = self.objects.get(&sha256).cloned() else {
+            return;
+        };
         match result {
             Ok(()) => {
                 object.set_complete();
@@ -414,7 +443,11 @@ impl Filler {
                 self.counters().failed.add(1);
                 self.failed_at.insert(sha256, Instant::now());
                 let chain = chain(&error);
-                tracing::warn!(file = hex::encode(sha256), reason = chain, "file not filled");
+                tracing::warn!(
+                    file = hex::encode(sha256),
+                    reason = chain,
+                    "file not filled"
+                );
             }
         }
         self.wake();
@@ -427,7 +460,15 @@ impl Filler {
             && let Ok(about) = self.tools.folder.complete(&sha256).metadata()
         {
             let (bytes, used) = (about.len(), SystemTime::now());
-            self.places.insert(sha256, Place { bytes, used, complete: true, uses: 0 });
+            self.places.insert(
+                sha256,
+                Place {
+                    bytes,
+                    used,
+                    complete: true,
+                    uses: 0,
+                },
+            );
             if let Some(object) = self.objects.get(&sha256).cloned()
                 && object.state() != State::Complete
             {
@@ -446,7 +487,10 @@ impl Filler {
             return false;
         }
         // What the file itself has already is part of `bytes`.
-        let others = self.places.iter().filter(|(other, _)| *other != sha256 || bytes == 0);
+        let others = self
+            .places
+            .iter()
+            .filter(|(other, _)| *other != sha256 || bytes == 0);
         let mut used: u64 = others.map(|(_, place)| place.bytes).sum();
         if used + bytes <= limit {
             return true;
@@ -477,7 +521,9 @@ impl Filler {
             return false;
         }
         // One reference more is a transfer's, or a shard's that asks right now.
-        self.objects.get(sha256).is_none_or(|object| Arc::strong_count(object) <= HOLDERS)
+        self.objects
+            .get(sha256)
+            .is_none_or(|object| Arc::strong_count(object) <= HOLDERS)
     }
 
     fn evict(&mut self, sha256: &Sha256) {
@@ -502,7 +548,9 @@ impl Filler {
     /// A file whose object was used since the last time moves to the young end.
     fn note_uses(&mut self, now: SystemTime) {
         for (sha256, place) in &mut self.places {
-            let Some(object) = self.objects.get(sha256) else { continue };
+            let Some(object) = self.objects.get(sha256) else {
+                continue;
+            };
             if object.uses() != place.uses {
                 place.uses = object.uses();
                 place.used = now;
@@ -521,161 +569,6 @@ impl Filler {
     fn wake(&self) {
         self.tools.progress.notify_one();
     }
-}
-
-impl Tools {
-    /// Fills one file: verify what is there, fetch what is not, sync, give it its name.
-    async fn fill(&self, manifest: &Manifest, object: &Object) -> Result<(), FetchError> {
-        let path = self.folder.part(&manifest.sha256);
-        let (part, reader) = Part::open(&path, manifest.size_bytes)?;
-        // A second fill of the same object finds its first file, which has the same inode.
-        object.open(reader);
-        let mut missing = VecDeque::new();
-        for index in 0..object.piece_count() {
-            if object.has_piece(index) || (part.resumed && self.is_good(&part, manifest, index).await?)
-            {
-                object.set_present(index);
-            } else {
-                missing.push_back(index);
-            }
-        }
-        self.progress.notify_one();
-        let mut under_way = FuturesUnordered::new();
-        loop {
-            while under_way.len() < STREAMS_PER_FILE
-                && let Some(index) = missing.pop_front()
-            {
-                under_way.push(self.fill_piece(&part, manifest, object, index));
-            }
-            match under_way.next().await {
-                Some(done) => done?,
-                None => break,
-            }
-        }
-        drop(under_way);
-        part.sync().await?;
-        self.folder.finish(&manifest.sha256)?;
-        Ok(())
-    }
-
-    async fn is_good(
-        &self,
-        part: &Part,
-        manifest: &Manifest,
-        index: u32,
-    ) -> Result<bool, FetchError> {
-        let (range, sha256) = piece(manifest, index);
-        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let octets = part.read(range.start, length).await?;
-        let good = digest(&SHA256, &octets).as_ref() == sha256;
-        if good {
-            self.counters.fill.resumed.add(1);
-        }
-        // Hashing a piece takes milliseconds: let the others have a turn.
-        tokio::task::yield_now().await;
-        Ok(good)
-    }
-
-    async fn fill_piece(
-        &self,
-        part: &Part,
-        manifest: &Manifest,
-        object: &Object,
-        index: u32,
-    ) -> Result<(), FetchError> {
-        let _stream = self.streams.acquire().await.expect("never closed");
-        let (range, sha256) = piece(manifest, index);
-        let start = range.start;
-        let octets =
-            self.get(&manifest.sha256, &Want::Range { range, sha256 }, u64::from(index)).await?;
-        part.write(start, octets).await?;
-        // Only now may a shard see it.
-        object.set_present(index);
-        self.progress.notify_one();
-        Ok(())
-    }
-
-    async fn get(&self, file: &Sha256, want: &Want, seed: u64) -> Result<Vec<u8>, FetchError> {
-        let (result, tally) = self.fetcher.get(file, want, seed).await;
-        let counters = &self.counters.fill;
-        counters.retries.add(tally.retries);
-        counters.bad.add(tally.bad);
-        let octets = result?;
-        counters.pieces.add(1);
-        counters.bytes.add(octets.len() as u64);
-        Ok(octets)
-    }
-
-    /// Sets a loader's bytes, trying again for as long as somebody else holds it.
-    async fn load(&self, loader: &Arc<Loader>) {
-        let mut pause = LOADER_PAUSE_FIRST;
-        while Arc::strong_count(loader) > 1 {
-            match self.read_or_fetch(&loader.sha256).await {
-                Ok(octets) => {
-                    // Lost only to another job's same octets.
-                    let _ = loader.bytes.set(octets);
-                    return;
-                }
-                Err(error) => {
-                    self.counters.fill.failed.add(1);
-                    let file = hex::encode(loader.sha256);
-                    tracing::warn!(file, reason = chain(&error), "loader not fetched");
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LOADER_PAUSE_LONGEST);
-        }
-    }
-
-    /// A small file, from the disk if it is there and good, else from a region, and then on the disk.
-    async fn read_or_fetch(&self, sha256: &Sha256) -> Result<Bytes, FetchError> {
-        let path = self.folder.complete(sha256);
-        if let Ok(Some(octets)) = read_whole(&path, LOADER_BYTES_MAX).await
-            && digest(&SHA256, &octets).as_ref() == sha256
-        {
-            return Ok(octets.into());
-        }
-        let _stream = self.streams.acquire().await.expect("never closed");
-        let octets = self.get(sha256, &Want::Whole { bytes_max: LOADER_BYTES_MAX }, 0).await?;
-        let octets = Bytes::from(octets);
-        // The disk is a convenience here: the octets are good whether or not they fit on it.
-        if let Err(error) = self.store_whole(sha256, &octets).await {
-            tracing::warn!(file = hex::encode(sha256), %error, "loader not cached on disk");
-        }
-        Ok(octets)
-    }
-
-    async fn store_whole(&self, sha256: &Sha256, octets: &Bytes) -> std::io::Result<()> {
-        let path = self.folder.part(sha256);
-        if path.exists() {
-            // A fill is at it, or was and will go on.
-            return Ok(());
-        }
-        let (part, _) = Part::open(&path, octets.len() as u64)?;
-        part.write(0, octets.to_vec()).await?;
-        part.sync().await?;
-        self.folder.finish(sha256)
-    }
-}
-
-/// Where piece `index` is, and its hash.
-fn piece(manifest: &Manifest, index: u32) -> (std::ops::Range<u64>, Sha256) {
-    let start = u64::from(index) * u64::from(manifest.piece_bytes);
-    let end = manifest.size_bytes.min(start + u64::from(manifest.piece_bytes));
-    // `is_sound` has counted them.
-    (start..end, manifest.pieces[index as usize])
-}
-
-/// An error with its causes, for one log field.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

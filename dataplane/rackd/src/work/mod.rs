@@ -91,9 +91,16 @@ pub fn mailboxes() -> (Mailboxes, Inbox) {
     let (power, power_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
     let (fills, fills_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
     let (connections, connections_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
-    let mailboxes = Mailboxes { power, fills, connections };
-    let inbox =
-        Inbox { power: power_inbox, fills: fills_inbox, connections: connections_inbox };
+    let mailboxes = Mailboxes {
+        power,
+        fills,
+        connections,
+    };
+    let inbox = Inbox {
+        power: power_inbox,
+        fills: fills_inbox,
+        connections: connections_inbox,
+    };
     (mailboxes, inbox)
 }
 
@@ -126,12 +133,33 @@ pub fn run(context: Context) {
 }
 
 async fn serve(context: Context) {
-    let Context { tls, regions, bindings, cache, replaced, shards, bell, .. } = context;
-    let Context { counters, mailboxes, inbox, mut stop, .. } = context;
+    let Context {
+        tls,
+        regions,
+        bindings,
+        cache,
+        replaced,
+        shards,
+        bell,
+        ..
+    } = context;
+    let Context {
+        counters,
+        mailboxes,
+        inbox,
+        mut stop,
+        ..
+    } = context;
+    let counted = counters.clone();
     let pool = Arc::new(upstream::Pool::new(tls, regions));
     let progress = Arc::new(Notify::new());
-    let filler =
-        fill::Filler::new(cache, pool.clone(), replaced, progress.clone(), counters.clone());
+    let filler = fill::Filler::new(
+        cache,
+        pool.clone(),
+        replaced,
+        progress.clone(),
+        counters.clone(),
+    );
     let filling = tokio::task::spawn_local(filler.run(inbox.fills));
     let messages = shards::run(shards, bell, mailboxes, progress, counters.clone());
     let messages = tokio::task::spawn_local(messages);
@@ -144,6 +172,20 @@ async fn serve(context: Context) {
     // grace goes and nobody sends more.
     messages.abort();
     filling.abort();
+    let (fill, power, proxy) = (&counted.fill, &counted.power, &counted.proxy);
+    tracing::info!(
+        fills = fill.filled.get(),
+        fills_failed = fill.failed.get(),
+        pieces = fill.pieces.get(),
+        pieces_bad = fill.bad.get(),
+        evicted = fill.evicted.get(),
+        power_done = power.done.get(),
+        power_failed = power.failed.get(),
+        requests = proxy.requests.get(),
+        unavailable = proxy.unavailable.get(),
+        refused = proxy.refused.get() + counted.shards.refused.get(),
+        "work thread stops"
+    );
     let _ = tokio::time::timeout(STOP_GRACE, async {
         while ending.join_next().await.is_some() {}
     })

@@ -80,7 +80,11 @@ impl Desk {
         counters: &Counters,
     ) {
         self.forget_old(Instant::now());
-        let Ask { operation, deadline, reply } = ask;
+        let Ask {
+            operation,
+            deadline,
+            reply,
+        } = ask;
         let id = operation.id;
         if let Some(report) = self.finished.get(&id) {
             counters.repeated.add(1);
@@ -111,7 +115,8 @@ impl Desk {
     ) {
         // A panic of ours: the askers see their channel close.
         let Ok((id, report)) = finished else {
-            self.running.retain(|_, waiting| waiting.iter().any(|asker| !asker.is_closed()));
+            self.running
+                .retain(|_, waiting| waiting.iter().any(|asker| !asker.is_closed()));
             return;
         };
         match &report.result {
@@ -148,7 +153,10 @@ async fn carry_out(operation: &Operation, deadline: Instant, gate: &Gate) -> Rep
     let Some(key) = operation.driver.gate_key() else {
         return power::run(operation, deadline).await;
     };
-    let busy = |reason| PowerError::Busy { bmc: operation.driver.bmc(), reason };
+    let busy = |reason| PowerError::Busy {
+        bmc: operation.driver.bmc(),
+        reason,
+    };
     match timeout_at(deadline, gate.enter(&key)).await {
         Err(_) => failed(busy("the deadline passed while it waited for its turn")),
         Ok(Err(_)) => failed(busy("an operation runs and another waits")),
@@ -161,7 +169,11 @@ async fn carry_out(operation: &Operation, deadline: Instant, gate: &Gate) -> Rep
 }
 
 fn failed(error: PowerError) -> Report {
-    Report { state: PowerState::Unknown, steps: Vec::new(), result: Err(error) }
+    Report {
+        state: PowerState::Unknown,
+        steps: Vec::new(),
+        result: Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -178,7 +190,11 @@ mod tests {
         let operation = Operation::parse([id; 16], driver, PowerCommand::On, json).unwrap();
         let (reply, answer) = oneshot::channel();
         let deadline = Instant::now() + Duration::from_secs(1);
-        let ask = Ask { operation, deadline, reply };
+        let ask = Ask {
+            operation,
+            deadline,
+            reply,
+        };
         assert!(mailbox.send(ask).await.is_ok());
         answer
     }
@@ -204,6 +220,9 @@ mod tests {
         desk.await.unwrap();
         assert_eq!(counters.power.asked.get(), 4);
         assert_eq!(counters.power.repeated.get(), 2);
-        assert_eq!((counters.power.done.get(), counters.power.failed.get()), (1, 1));
+        assert_eq!(
+            (counters.power.done.get(), counters.power.failed.get()),
+            (1, 1)
+        );
     }
 }

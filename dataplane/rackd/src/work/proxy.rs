@@ -105,7 +105,12 @@ pub async fn run(
     counters: Arc<WorkCounters>,
 ) {
     let answer_deadline = ANSWER_DEADLINE;
-    let proxy = Arc::new(Proxy { pool, bindings, counters, answer_deadline });
+    let proxy = Arc::new(Proxy {
+        pool,
+        bindings,
+        counters,
+        answer_deadline,
+    });
     serve(inbox, proxy, CONNECTIONS_MAX).await;
 }
 
@@ -162,7 +167,12 @@ fn adopt(socket: OwnedFd) -> io::Result<TcpStream> {
 
 impl Proxy {
     async fn connection(self: Arc<Self>, handed: HandedOff) {
-        let HandedOff { socket, peer, local, read } = handed;
+        let HandedOff {
+            socket,
+            peer,
+            local,
+            read,
+        } = handed;
         let stream = match adopt(socket) {
             Ok(stream) => stream,
             Err(error) => {
@@ -171,7 +181,10 @@ impl Proxy {
                 return;
             }
         };
-        let stream = Rewound { read: read.into(), stream };
+        let stream = Rewound {
+            read: read.into(),
+            stream,
+        };
         let service = service_fn(|request| self.answer(request, peer, local));
         let connection = http1::Builder::new()
             .keep_alive(false)
@@ -217,11 +230,15 @@ impl Proxy {
             }
             None => {
                 counters.unavailable.add(1);
-                let mut response =
-                    plain(StatusCode::SERVICE_UNAVAILABLE, "No region answers. Try again.\n");
+                let mut response = plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "No region answers. Try again.\n",
+                );
                 // Spread, so that all machines of a rack do not come back in one second.
                 let after = RETRY_AFTER_SECS + rand::random::<u64>() % RETRY_AFTER_SECS;
-                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after));
+                response
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from(after));
                 response
             }
         })
@@ -249,7 +266,8 @@ impl Proxy {
         // What can be said again, word for word, to the next region.
         let repeatable = (request.method().is_idempotent() && request.body().is_end_stream())
             .then(|| request.method().clone());
-        let again = repeatable.map(|method| (method, request.uri().clone(), request.headers().clone()));
+        let again =
+            repeatable.map(|method| (method, request.uri().clone(), request.headers().clone()));
         let mut next = Some(request);
         for (tried, region) in order.iter().enumerate() {
             let now = Instant::now();
@@ -320,7 +338,9 @@ fn outgoing(
     for name in claims {
         headers.remove(name);
     }
-    let host = headers.remove(header::HOST).or_else(|| local.to_string().parse().ok());
+    let host = headers
+        .remove(header::HOST)
+        .or_else(|| local.to_string().parse().ok());
     if let Some(host) = host {
         headers.insert(FORWARDED_HOST, host);
     }
@@ -334,7 +354,11 @@ fn outgoing(
     set(FORWARDED_FOR, address.clone());
     set(CLIENT_ADDRESS, address);
     if let Some(binding) = binding {
-        let mac: Vec<String> = binding.mac.iter().map(|octet| format!("{octet:02x}")).collect();
+        let mac: Vec<String> = binding
+            .mac
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect();
         set(CLIENT_MAC, mac.join(":"));
         set(CLIENT_VLAN, binding.vlan.to_string());
     }
@@ -398,7 +422,11 @@ struct Bounded {
 
 impl Bounded {
     fn new(inner: Incoming) -> Self {
-        Self { inner, left: BODY_BYTES_MAX, patience: Box::pin(sleep(STRETCH_TIMEOUT)) }
+        Self {
+            inner,
+            left: BODY_BYTES_MAX,
+            patience: Box::pin(sleep(STRETCH_TIMEOUT)),
+        }
     }
 }
 
@@ -417,7 +445,9 @@ impl Body for Bounded {
             }
             Poll::Pending => return Poll::Pending,
         };
-        self.patience.as_mut().reset(Instant::now() + STRETCH_TIMEOUT);
+        self.patience
+            .as_mut()
+            .reset(Instant::now() + STRETCH_TIMEOUT);
         let Some(Ok(frame)) = frame else {
             return Poll::Ready(frame.map(|result| result.map_err(BoxError::from)));
         };

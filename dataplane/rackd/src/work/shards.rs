@@ -67,7 +67,9 @@ pub async fn run(
         bell.unpark();
         for shard in &mut shards {
             for _ in 0..MESSAGES_PER_TURN_MAX {
-                let Some(message) = shard.from_shard.pop() else { break };
+                let Some(message) = shard.from_shard.pop() else {
+                    break;
+                };
                 take(message, &mailboxes, &counters);
             }
         }
@@ -100,9 +102,19 @@ fn take(message: ToWork, mailboxes: &Mailboxes, counters: &WorkCounters) {
                 counters.shards.refused.add(1);
             }
         }
-        ToWork::HandOff { socket, peer, local, read } => {
+        ToWork::HandOff {
+            socket,
+            peer,
+            local,
+            read,
+        } => {
             counters.shards.hand_offs.add(1);
-            let handed = HandedOff { socket, peer, local, read };
+            let handed = HandedOff {
+                socket,
+                peer,
+                local,
+                read,
+            };
             if let Err(full) = mailboxes.connections.try_send(handed) {
                 counters.shards.refused.add(1);
                 proxy::refuse(full.into_inner());
@@ -126,7 +138,10 @@ mod tests {
             // As its sender does, for an owner that sleeps.
             rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
             rustix::io::write(&*bell, &1u64.to_ne_bytes()).unwrap();
-            tokio::time::timeout(Duration::from_secs(1), wait(&ringing)).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(1), wait(&ringing))
+                .await
+                .unwrap()
+                .unwrap();
         }
     }
 
@@ -140,7 +155,15 @@ mod tests {
             let client = std::net::TcpStream::connect(address).unwrap();
             let (server, peer) = listener.accept().unwrap();
             let read = b"GET".to_vec();
-            (client, ToWork::HandOff { socket: server.into(), peer, local: address, read })
+            (
+                client,
+                ToWork::HandOff {
+                    socket: server.into(),
+                    peer,
+                    local: address,
+                    read,
+                },
+            )
         };
         take(ToWork::Want([7; 32]), &mailboxes, &counters);
         assert!(matches!(inbox.fills.try_recv(), Ok(Letter::Wanted(sha256)) if sha256 == [7; 32]));
@@ -152,6 +175,12 @@ mod tests {
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
-        assert_eq!((counters.shards.hand_offs.get(), counters.shards.refused.get()), (2, 1));
+        assert_eq!(
+            (
+                counters.shards.hand_offs.get(),
+                counters.shards.refused.get()
+            ),
+            (2, 1)
+        );
     }
 }

@@ -16,7 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ring::digest::{SHA256, digest};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,10 +46,9 @@ impl Authority {
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(root)).unwrap();
+        roots.add(root).unwrap();
         let roots = Arc::new(roots);
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
         let (chain, key) = issue("127.0.0.1");
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -64,7 +63,10 @@ impl Authority {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .unwrap();
-        Self { server: Arc::new(server), client: Arc::new(client) }
+        Self {
+            server: Arc::new(server),
+            client: Arc::new(client),
+        }
     }
 }
 
@@ -89,7 +91,10 @@ pub struct Behaviour {
 impl Behaviour {
     pub fn add(&self, octets: &[u8]) -> Sha256 {
         let sha256: Sha256 = digest(&SHA256, octets).as_ref().try_into().unwrap();
-        self.files.lock().unwrap().insert(sha256, Bytes::copy_from_slice(octets));
+        self.files
+            .lock()
+            .unwrap()
+            .insert(sha256, Bytes::copy_from_slice(octets));
         sha256
     }
 }
@@ -111,8 +116,19 @@ impl TestRegion {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let behaviour = Arc::new(Behaviour::default());
-        let task = tokio::spawn(accept(listener, authority.server.clone(), behaviour.clone()));
-        Self { region: Region { host: "127.0.0.1".to_owned(), port }, behaviour, task }
+        let task = tokio::spawn(accept(
+            listener,
+            authority.server.clone(),
+            behaviour.clone(),
+        ));
+        Self {
+            region: Region {
+                host: "127.0.0.1".to_owned(),
+                port,
+            },
+            behaviour,
+            task,
+        }
     }
 }
 
@@ -126,23 +142,34 @@ pub struct TestPool {
 pub fn pool(authority: &Authority, regions: &[Region]) -> TestPool {
     let (tls, tls_receiver) = watch::channel(Some(authority.client.clone()));
     let (regions, regions_receiver) = watch::channel(Arc::from(regions));
-    TestPool { pool: Arc::new(Pool::new(tls_receiver, regions_receiver)), tls, regions }
+    TestPool {
+        pool: Arc::new(Pool::new(tls_receiver, regions_receiver)),
+        tls,
+        regions,
+    }
 }
 
 /// A region that is listed and does not exist.
 pub fn dead_region() -> Region {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Region { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() }
+    Region {
+        host: "127.0.0.1".to_owned(),
+        port: listener.local_addr().unwrap().port(),
+    }
 }
 
 async fn accept(listener: TcpListener, config: Arc<ServerConfig>, behaviour: Arc<Behaviour>) {
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         let (acceptor, behaviour) = (acceptor.clone(), behaviour.clone());
         connections.spawn(async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
             behaviour.connections.fetch_add(1, Ordering::Relaxed);
             let service = service_fn(|request| answer(request, behaviour.clone()));
             let _ = hyper::server::conn::http1::Builder::new()
@@ -173,16 +200,27 @@ async fn respond(request: Request<Incoming>, behaviour: &Behaviour) -> Response<
         return response;
     }
     let path = request.uri().path().to_owned();
-    let Some(name) = path.strip_prefix("/images/") else { return echo(request).await };
+    let Some(name) = path.strip_prefix("/images/") else {
+        return echo(request).await;
+    };
     let mut sha256 = [0; 32];
     let known = hex::decode_to_slice(name, &mut sha256).is_ok();
-    let file = behaviour.files.lock().unwrap().get(&sha256).cloned().filter(|_| known);
+    let file = behaviour
+        .files
+        .lock()
+        .unwrap()
+        .get(&sha256)
+        .cloned()
+        .filter(|_| known);
     let Some(file) = file else {
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NOT_FOUND;
         return response;
     };
-    let range = request.headers().get(header::RANGE).map(|value| value.to_str().unwrap());
+    let range = request
+        .headers()
+        .get(header::RANGE)
+        .map(|value| value.to_str().unwrap());
     let Some((first, last)) = range.and_then(|r| r.strip_prefix("bytes=")?.split_once('-')) else {
         return Response::new(Full::new(alter(file, behaviour)));
     };
@@ -190,7 +228,10 @@ async fn respond(request: Request<Incoming>, behaviour: &Behaviour) -> Response<
     let part = alter(file.slice(first..=last), behaviour);
     Response::builder()
         .status(StatusCode::PARTIAL_CONTENT)
-        .header(header::CONTENT_RANGE, format!("bytes {first}-{last}/{}", file.len()))
+        .header(
+            header::CONTENT_RANGE,
+            format!("bytes {first}-{last}/{}", file.len()),
+        )
         .body(Full::new(part))
         .unwrap()
 }
@@ -217,11 +258,19 @@ async fn echo(request: Request<Incoming>) -> Response<Full<Bytes>> {
         Err(_) => text.push_str("(broken)"),
     }
     let mut response = Response::new(Full::new(text.into()));
-    response.headers_mut().insert("x-region", "yes".parse().unwrap());
-    response.headers_mut().insert(header::CONNECTION, "keep-alive".parse().unwrap());
+    response
+        .headers_mut()
+        .insert("x-region", "yes".parse().unwrap());
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, "keep-alive".parse().unwrap());
     response
 }
 
 fn take(counter: &AtomicU32) -> bool {
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        })
+        .is_ok()
 }

@@ -109,7 +109,11 @@ impl Pool {
         tls: watch::Receiver<Option<Arc<rustls::ClientConfig>>>,
         regions: watch::Receiver<Arc<[Region]>>,
     ) -> Self {
-        Self { tls, regions, hosts: Mutex::default() }
+        Self {
+            tls,
+            regions,
+            hosts: Mutex::default(),
+        }
     }
 
     /// Every listed region once, in the order to try: turned by `seed` to spread load, those that failed
@@ -137,12 +141,20 @@ impl Pool {
         let host = self.host(region);
         let Some(config) = self.tls.borrow().clone() else {
             let unsent = Some(Box::new(request));
-            return Err(Failed { error: UpstreamError::NotEnrolled, unsent });
+            return Err(Failed {
+                error: UpstreamError::NotEnrolled,
+                unsent,
+            });
         };
-        let timeout = || UpstreamError::Timeout { region: region.clone() };
+        let timeout = || UpstreamError::Timeout {
+            region: region.clone(),
+        };
         let permit = timeout_at(deadline, host.permits.clone().acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
-            return Err(Failed { error: timeout(), unsent: Some(Box::new(request)) });
+            return Err(Failed {
+                error: timeout(),
+                unsent: Some(Box::new(request)),
+            });
         };
         if let Ok(value) = region.to_string().parse() {
             request.headers_mut().insert(http::header::HOST, value);
@@ -154,15 +166,26 @@ impl Pool {
                     Ok(sender) => (sender, true),
                     Err(error) => {
                         host.doubt();
-                        return Err(Failed { error, unsent: Some(Box::new(request)) });
+                        return Err(Failed {
+                            error,
+                            unsent: Some(Box::new(request)),
+                        });
                     }
                 },
             };
             match timeout_at(deadline, sender.try_send_request(request)).await {
                 Ok(Ok(response)) => {
                     host.trust();
-                    let back = Back { sender, permit, host, config };
-                    return Ok(response.map(|inner| ResponseBody { inner, back: Some(back) }));
+                    let back = Back {
+                        sender,
+                        permit,
+                        host,
+                        config,
+                    };
+                    return Ok(response.map(|inner| ResponseBody {
+                        inner,
+                        back: Some(back),
+                    }));
                 }
                 Ok(Err(mut failed)) => match failed.take_message() {
                     // The region closed an idle connection just as we took it.
@@ -170,13 +193,22 @@ impl Pool {
                     unsent => {
                         host.doubt();
                         let source = failed.into_error();
-                        let error = UpstreamError::Request { region: region.clone(), source };
-                        return Err(Failed { error, unsent: unsent.map(Box::new) });
+                        let error = UpstreamError::Request {
+                            region: region.clone(),
+                            source,
+                        };
+                        return Err(Failed {
+                            error,
+                            unsent: unsent.map(Box::new),
+                        });
                     }
                 },
                 Err(_) => {
                     host.doubt();
-                    return Err(Failed { error: timeout(), unsent: None });
+                    return Err(Failed {
+                        error: timeout(),
+                        unsent: None,
+                    });
                 }
             }
         }
@@ -239,22 +271,32 @@ async fn connect(
     config: &Arc<rustls::ClientConfig>,
     deadline: Instant,
 ) -> Result<Sender, UpstreamError> {
-    let failed = |source| UpstreamError::Connect { region: region.clone(), source };
+    let failed = |source| UpstreamError::Connect {
+        region: region.clone(),
+        source,
+    };
     let until = deadline.min(Instant::now() + CONNECT_TIMEOUT);
     let stream = timeout_at(until, async {
         let stream = TcpStream::connect((region.host.as_str(), region.port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(region.host.clone())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        TlsConnector::from(config.clone()).connect(name, stream).await
+        TlsConnector::from(config.clone())
+            .connect(name, stream)
+            .await
     })
     .await
-    .map_err(|_| UpstreamError::Timeout { region: region.clone() })?
+    .map_err(|_| UpstreamError::Timeout {
+        region: region.clone(),
+    })?
     .map_err(failed)?;
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(|source| UpstreamError::Request { region: region.clone(), source })?;
+        .map_err(|source| UpstreamError::Request {
+            region: region.clone(),
+            source,
+        })?;
     // It ends when the sender and its response are dropped; its errors reach them.
     tokio::spawn(async move {
         let _ = connection.await;
@@ -278,8 +320,18 @@ struct Back {
 
 impl ResponseBody {
     fn give_back(&mut self) {
-        if let Some(Back { sender, permit, host, config }) = self.back.take() {
-            lock(&host.idle).push(Idle { sender, since: Instant::now(), config });
+        if let Some(Back {
+            sender,
+            permit,
+            host,
+            config,
+        }) = self.back.take()
+        {
+            lock(&host.idle).push(Idle {
+                sender,
+                since: Instant::now(),
+                config,
+            });
             drop(permit);
         }
     }

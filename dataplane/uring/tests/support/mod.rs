@@ -109,7 +109,7 @@ impl Rack {
     }
 
     /// The next message to the link thread that `pick` wants; others are dropped.
-    pub fn from_link<T>(&mut self, pick: impl Fn(ToLink) -> Option<T>) -> T {
+    pub fn next_to_link<T>(&mut self, pick: impl Fn(ToLink) -> Option<T>) -> T {
         wait_for(|| {
             self.link
                 .iter_mut()
@@ -117,7 +117,7 @@ impl Rack {
         })
     }
 
-    pub fn from_work<T>(&mut self, pick: impl Fn(ToWork) -> Option<T>) -> T {
+    pub fn next_to_work<T>(&mut self, pick: impl Fn(ToWork) -> Option<T>) -> T {
         wait_for(|| {
             self.work
                 .iter_mut()
@@ -126,7 +126,7 @@ impl Rack {
     }
 
     pub fn event(&mut self, kind: &str) -> shard::Event {
-        self.from_link(|message| match message {
+        self.next_to_link(|message| match message {
             ToLink::Event(event) if event.kind == kind => Some(event),
             _ => None,
         })

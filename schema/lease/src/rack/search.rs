@@ -48,8 +48,6 @@ fn number(client: &Client) -> usize {
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     racks: usize,
-    asks: u32,
-    ticks: u32,
     seconds: u32,
     crashes: u32,
     wipes: u32,
@@ -61,8 +59,6 @@ struct Bounds {
 
 const SMALL: Bounds = Bounds {
     racks: 1,
-    asks: 3,
-    ticks: 4,
     seconds: 1,
     crashes: 0,
     wipes: 0,
@@ -138,8 +134,6 @@ struct Site {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Used {
-    asks: u32,
-    ticks: u32,
     seconds: u32,
     crashes: u32,
     wipes: u32,
@@ -160,6 +154,8 @@ struct World {
     used: Used,
     /// Heartbeats that are sent now are answered.
     heard: bool,
+    /// A client has asked.
+    met: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +212,7 @@ impl World {
             holds: [Duration::ZERO; 2],
             used: Used::default(),
             heard: true,
+            met: false,
         };
         for rack in 0..bounds.racks {
             world.input(rack, Input::LinkUp(LINK));
@@ -236,13 +233,13 @@ impl World {
         for (rack, site) in self.sites.iter().enumerate() {
             let dealt = site.machine.mode() != Mode::Mute;
             for client in 0..2 {
-                let asks = used.asks < bounds.asks && (client == 0 || used.asks > 0);
+                // Until one of them has asked, they are the same.
+                let asks = client == 0 || self.met;
                 if dealt && asks && !site.asked.values().any(|asked| *asked == client) {
                     acts.push(Act::Ask { rack, client });
                 }
             }
-            let asks = used.asks < bounds.asks;
-            if dealt && asks && site.bound.is_some_and(|(_, end)| end <= self.now) && site.asked.is_empty() {
+            if dealt && site.bound.is_some_and(|(_, end)| end <= self.now) && site.asked.is_empty() {
                 acts.push(Act::AskBack { rack });
             }
             if !site.fsyncs.is_empty() {
@@ -263,9 +260,7 @@ impl World {
         }
         acts.extend((0..self.answers.len()).map(|answer| Act::Deliver { answer }));
         for heard in [true, false] {
-            if used.ticks < bounds.ticks {
-                acts.push(Act::Tick { heard });
-            }
+            acts.push(Act::Tick { heard });
             if used.seconds < bounds.seconds {
                 acts.push(Act::Second { heard });
             }
@@ -315,7 +310,6 @@ impl World {
             Act::Tick { heard } | Act::Second { heard } => {
                 let second = matches!(act, Act::Second { .. });
                 self.used.seconds += u32::from(second);
-                self.used.ticks += u32::from(!second);
                 self.now += if second { SECOND } else { TICK };
                 self.heard = heard;
                 (0..self.sites.len()).for_each(|rack| self.input(rack, Input::Tick));
@@ -353,7 +347,7 @@ impl World {
         let ticket = site.next_ticket;
         site.next_ticket += 1;
         site.asked.insert(ticket, what);
-        self.used.asks += 1;
+        self.met = true;
         let write = Write { block: BLOCK, epoch, address: ADDRESS, kind };
         self.input(rack, Input::Request { ticket, write });
     }
@@ -598,34 +592,32 @@ impl World {
         (0..2).any(|n| held(n) && !covered(n)).then_some("B: a lease without a durable end")
     }
 
-    /// Up to what makes no difference: names of calls, tickets, seqs and epochs beyond their order; ended is ended.
+    /// Up to what makes no difference: time is relative to now and ended is ended; calls, tickets, seqs
+    /// and epochs count by their order. So the horizon is open.
     fn fingerprint(&self) -> u64 {
         let mut world = self.clone();
-        for hold in &mut world.holds {
-            *hold = (*hold).max(self.now);
-        }
+        world.forget_dead_messages();
         world.forget_answers();
-        let mut calls = Names::default();
-        let mut seqs = Names::default();
-        world.names(&mut |call| calls.meet(*call), &mut |seq| seqs.meet(*seq));
-        world.names(&mut |call| *call = calls.of(*call), &mut |seq| *seq = seqs.of(*seq));
+        let mut names = [Names::default(), Names::default(), Names::default()];
+        world.names(&mut |kind, name| names[kind].meet(*name));
+        world.names(&mut |kind, name| *name = names[kind].of(*name));
+        world.make_relative();
         let mut hash = DefaultHasher::new();
         for site in &mut world.sites {
-            site.machine.counters = Counters::default();
-            site.machine.next_call = 0;
-            let tickets: Vec<usize> = site.asked.values().copied().collect();
-            tickets.hash(&mut hash);
+            let machine = &mut site.machine;
+            machine.counters = Counters::default();
+            machine.next_call = 0;
+            let asked: Vec<usize> = site.asked.values().copied().collect();
+            asked.hash(&mut hash);
             site.asked.clear();
-            site.next_ticket = 0;
-            site.life = 0;
-            for batch in &mut site.machine.batches {
-                batch.rows.iter_mut().for_each(|(origin, _)| {
-                    if let Origin::Shard(ticket) = origin {
-                        *ticket = 0;
-                    }
-                });
+            (site.next_ticket, site.life) = (0, 0);
+            machine.queue.iter_mut().for_each(|waiting| waiting.ticket = 0);
+            machine.appending.values_mut().for_each(|fact| fact.ticket = fact.ticket.map(|_| 0));
+            for (origin, _) in machine.batches.iter_mut().flat_map(|batch| &mut batch.rows) {
+                if let Origin::Shard(ticket) = origin {
+                    *ticket = 0;
+                }
             }
-            site.machine.queue.iter_mut().for_each(|waiting| waiting.ticket = 0);
         }
         for request in &mut world.requests {
             request.life = u32::from(request.life != self.sites[request.rack].life);
@@ -634,11 +626,103 @@ impl World {
         // Their order makes no difference.
         let mut bags = [unordered(&world.requests), unordered(&world.answers)];
         bags.iter_mut().for_each(|bag| bag.sort_unstable());
-        let answered: Vec<_> = world.db.answers.iter().collect();
-        (bags, &world.sites, &world.holds, &world.used, self.now).hash(&mut hash);
-        (world.db.owner, world.db.intended, world.db.epoch, world.db.quarantined, &world.db.row).hash(&mut hash);
-        (&world.db.sessions, &world.db.floors, answered).hash(&mut hash);
+        (bags, &world.sites, &world.holds, &world.used, self.met, &world.db).hash(&mut hash);
         hash.finish()
+    }
+
+    fn make_relative(&mut self) {
+        let (now, time) = (self.now, self.time());
+        // Without moves `until` protects nothing.
+        let moves = self.bounds.moves > 0;
+        let until = |until: &mut Boottime| {
+            *until = if moves { ahead(*until, now) } else { (*until).min(SECOND) };
+        };
+        for site in &mut self.sites {
+            let machine = &mut site.machine;
+            until(&mut machine.until);
+            until(&mut site.until);
+            if let Some((_, end)) = &mut site.bound {
+                *end = ahead(*end, now);
+            }
+            for known in machine.addresses.values_mut() {
+                if let Holder::Bound { end, .. } = &mut known.holder {
+                    *end = ahead(*end, now);
+                }
+                known.quarantined = known.quarantined.map(|end| ahead(end, now));
+            }
+            for batch in &mut machine.batches {
+                batch.first_sent = behind(batch.first_sent, now, 2 * LEASE);
+                batch.resend_at = ahead(batch.resend_at, now);
+            }
+            for fact in machine.appending.values_mut() {
+                fact.end = ahead(fact.end, now);
+                fact.sent = behind(fact.sent, now, 2 * LEASE);
+            }
+            for waiting in &mut machine.queue {
+                waiting.at = behind(waiting.at, now, BATCH_WAIT);
+            }
+            if let Some(attaching) = &mut machine.attaching {
+                attaching.sent = behind(attaching.sent, now, 2 * LEASE);
+                attaching.attempts = attaching.attempts.min(2);
+            }
+            if let Some(beat) = &mut machine.beat {
+                (beat.sent, beat.call) = (behind(beat.sent, now, SECOND), 0);
+            }
+            machine.silent_since = machine.silent_since.map(|since| behind(since, now, SECOND));
+            machine.beat_due = ahead(machine.beat_due, now);
+            machine.attach_not_before = ahead(machine.attach_not_before, now);
+            machine.spool_reset_due = Duration::ZERO;
+        }
+        let db = &mut self.db;
+        // 61 s behind, every comparison has its last answer.
+        let relative = |at: &mut Time| *at = Time(at.micros_since(time).max(-61_000_000));
+        relative(&mut db.quarantined);
+        if let Some(row) = &mut db.row {
+            relative(&mut row.end);
+            relative(&mut row.quarantined_until);
+        }
+        for session in db.sessions.iter_mut().flatten() {
+            relative(&mut session.until);
+            if !moves {
+                session.until = Time(0);
+            }
+        }
+        self.holds.iter_mut().for_each(|end| *end = ahead(*end, now));
+    }
+
+    /// Answers that nobody waits for; and, while the guards against them stand, requests that can only be refused.
+    fn forget_dead_messages(&mut self) {
+        let sites = &self.sites;
+        self.answers.retain(|answer| {
+            let machine = &sites[answer.rack].machine;
+            match &answer.input {
+                AnswerInput::Batch(id, _) => {
+                    machine.batches.iter().any(|batch| batch.calls.iter().any(|(call, _)| call == id))
+                }
+                AnswerInput::Attach(id, _) => {
+                    let newest = machine.attaching.as_ref().and_then(|attaching| attaching.call);
+                    newest.is_some_and(|(call, _)| call == *id)
+                }
+            }
+        });
+        let fences =
+            [Guard::EpochCompared, Guard::EpochAtAttach, Guard::AttachInOrder, Guard::DedupeKey];
+        if !fences.iter().all(|guard| self.guards.stands(*guard)) {
+            return;
+        }
+        let db = &self.db;
+        self.requests.retain(|request| match &request.call {
+            Call::Batch(batch) => {
+                let floor = db.floors.get(&(request.rack, batch.key.spool_id));
+                floor.is_some_and(|floor| *floor < batch.key.seq)
+                    && batch.writes.iter().any(|write| write.epoch.0 == db.epoch)
+            }
+            Call::Attach(spool_id, seq) => {
+                let current = db.sessions[request.rack].as_ref().map(|session| session.spool_id);
+                let floor = db.floors.get(&(request.rack, *spool_id));
+                floor.is_none_or(|floor| floor < seq) && (floor.is_none() || current == Some(*spool_id))
+            }
+        });
     }
 
     /// Keys that no message and no rack can use again.
@@ -665,70 +749,103 @@ impl World {
         }
     }
 
-    /// Visits every call id and every seq there is.
-    fn names(&mut self, call: &mut impl FnMut(&mut u64), seq: &mut impl FnMut(&mut u64)) {
+    /// Visits every call id (0), seq (1) and epoch (2) there is.
+    fn names(&mut self, name: &mut impl FnMut(usize, &mut u64)) {
+        let (call, seq, epoch) = (0, 1, 2);
         for site in &mut self.sites {
             let machine = &mut site.machine;
-            seq(&mut machine.seq);
+            name(seq, &mut machine.seq);
+            machine.blocks.values_mut().for_each(|block| name(epoch, &mut block.epoch.0));
             for batch in &mut machine.batches {
-                seq(&mut batch.seq);
-                batch.calls.iter_mut().for_each(|(id, _)| call(id));
-                for (origin, _) in &mut batch.rows {
+                name(seq, &mut batch.seq);
+                batch.calls.iter_mut().for_each(|(id, _)| name(call, id));
+                for (origin, write) in &mut batch.rows {
+                    name(epoch, &mut write.epoch.0);
                     if let Origin::Spool(spooled) = origin {
-                        seq(spooled);
+                        name(seq, spooled);
                     }
                 }
             }
-            if let Some((id, _)) = machine.attaching.as_mut().and_then(|attaching| attaching.call.as_mut()) {
-                call(id);
+            machine.queue.iter_mut().for_each(|waiting| name(epoch, &mut waiting.write.epoch.0));
+            if let Some((id, _)) =
+                machine.attaching.as_mut().and_then(|attaching| attaching.call.as_mut())
+            {
+                name(call, id);
             }
-            if let Some(beat) = &mut machine.beat {
-                call(&mut beat.call);
+            machine.newest.values_mut().for_each(|newest| name(seq, newest));
+            rename_entries(&mut machine.spool, name);
+            rename_entries(&mut site.disk, name);
+            for entry in &mut site.fsyncs {
+                name(seq, &mut entry.seq);
+                name(epoch, &mut entry.write.epoch.0);
             }
-            machine.newest.values_mut().for_each(&mut *seq);
-            rename_entries(&mut machine.spool, seq);
-            rename_entries(&mut site.disk, seq);
-            site.fsyncs.iter_mut().for_each(|entry| seq(&mut entry.seq));
             machine.appending = std::mem::take(&mut machine.appending)
                 .into_values()
-                .map(|mut appending| {
-                    seq(&mut appending.entry.seq);
-                    appending.ticket = appending.ticket.map(|_| 0);
-                    (appending.entry.seq, appending)
+                .map(|mut fact| {
+                    name(seq, &mut fact.entry.seq);
+                    name(epoch, &mut fact.entry.write.epoch.0);
+                    (fact.entry.seq, fact)
                 })
                 .collect();
         }
         for request in &mut self.requests {
-            call(&mut request.id);
+            name(call, &mut request.id);
             match &mut request.call {
-                Call::Batch(batch) => seq(&mut batch.key.seq),
-                Call::Attach(_, attach) => seq(attach),
+                Call::Batch(batch) => {
+                    name(seq, &mut batch.key.seq);
+                    batch.writes.iter_mut().for_each(|write| name(epoch, &mut write.epoch.0));
+                }
+                Call::Attach(_, attach) => name(seq, attach),
             }
         }
         for answer in &mut self.answers {
             match &mut answer.input {
-                AnswerInput::Batch(id, _) | AnswerInput::Attach(id, _) => call(id),
+                AnswerInput::Batch(id, _) => name(call, id),
+                AnswerInput::Attach(id, reply) => {
+                    name(call, id);
+                    if let AttachReply::Attached(attachment) = reply {
+                        attachment.blocks.iter_mut().for_each(|block| name(epoch, &mut block.epoch.0));
+                    }
+                }
             }
         }
-        self.db.floors.values_mut().for_each(&mut *seq);
+        name(epoch, &mut self.db.epoch);
+        self.db.floors.values_mut().for_each(|floor| name(seq, floor));
         self.db.answers = std::mem::take(&mut self.db.answers)
             .into_iter()
-            .map(|((rack, spool_id, mut of), verdicts)| {
-                seq(&mut of);
+            .map(|((rack, spool_id, mut of), mut verdicts)| {
+                name(seq, &mut of);
+                // Only the rows themselves say when they end.
+                for verdict in &mut verdicts {
+                    if let Verdict::Durable { end } = verdict {
+                        *end = Time(end.micros_since(Time(0).plus(self.now)).max(0));
+                    }
+                }
                 ((rack, spool_id, of), verdicts)
             })
             .collect();
     }
 }
 
-fn rename_entries(entries: &mut BTreeMap<u64, Entry>, seq: &mut impl FnMut(&mut u64)) {
+fn rename_entries(entries: &mut BTreeMap<u64, Entry>, name: &mut impl FnMut(usize, &mut u64)) {
     *entries = std::mem::take(entries)
         .into_values()
         .map(|mut entry| {
-            seq(&mut entry.seq);
+            name(1, &mut entry.seq);
+            name(2, &mut entry.write.epoch.0);
             (entry.seq, entry)
         })
         .collect();
+}
+
+/// What is left of it; nothing, if it has passed.
+fn ahead(at: Boottime, now: Boottime) -> Boottime {
+    at.saturating_sub(now)
+}
+
+/// How long ago, if that is less than `most`.
+fn behind(at: Boottime, now: Boottime, most: Duration) -> Boottime {
+    now.saturating_sub(at).min(most)
 }
 
 fn unordered<T: Hash>(items: &[T]) -> Vec<u64> {
@@ -831,7 +948,51 @@ fn breaks(guard: Guard, bounds: Bounds) {
 
 #[test]
 fn no_fault() {
-    for (asks, ticks, seconds) in [(2, 3, 1), (3, 3, 1), (3, 4, 1), (4, 4, 2)] {
-        holds("no fault", Bounds { asks, ticks, seconds, ..SMALL });
+    for (case, bounds) in [
+        ("seconds", Bounds { seconds: 2, ..SMALL }),
+        ("crash", Bounds { crashes: 1, ..SMALL }),
+        ("2 crash", Bounds { crashes: 2, ..SMALL }),
+        ("wipe", Bounds { wipes: 1, ..SMALL }),
+        ("dup", Bounds { duplicates: 1, ..SMALL }),
+        ("crash wipe dup", Bounds { crashes: 1, wipes: 1, duplicates: 1, ..SMALL }),
+        ("move", Bounds { racks: 2, moves: 1, until: 2 * TICK, ..SMALL }),
+        ("move 0s", Bounds { racks: 2, moves: 1, seconds: 0, until: 2 * TICK, ..SMALL }),
+    ] {
+        holds(case, bounds);
+    }
+}
+
+#[test]
+fn every_guard_is_needed() {
+    for guard in [
+        Guard::EpochCompared,
+        Guard::EpochAtAttach,
+        Guard::AttachInOrder,
+        Guard::DedupeKey,
+        Guard::ReclaimConditional,
+        Guard::QuarantineOnNewSpool,
+        Guard::HeartbeatDigest,
+        Guard::MoveAfterUntil,
+        Guard::ReclaimWhileAttached,
+        Guard::NoReuseDetached,
+        Guard::UnknownStaysUnknown,
+        Guard::FreshKey,
+        Guard::FrozenWhileAttaching,
+        Guard::DrainBeforeAttach,
+        Guard::CommitBeforeReply,
+        Guard::FsyncBeforeReply,
+        Guard::MuteAfterUntil,
+    ] {
+        for (case, bounds) in [
+            ("seconds", Bounds { seconds: 2, ..SMALL }),
+            ("crash", Bounds { crashes: 1, ..SMALL }),
+            ("wipe", Bounds { wipes: 1, ..SMALL }),
+            ("dup", Bounds { duplicates: 1, ..SMALL }),
+            ("move", Bounds { racks: 2, moves: 1, until: 2 * TICK, ..SMALL }),
+        ] {
+            let started = std::time::Instant::now();
+            let found = search(bounds, Guards::without(guard));
+            println!("{guard:?} {case}: {} {} {} {:?} {:?}", found.states, found.depth, found.complete, started.elapsed(), found.violation);
+        }
     }
 }

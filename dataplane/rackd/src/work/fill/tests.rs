@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use http::StatusCode;
+use ring::digest::{SHA256, digest};
 use tokio::time::{sleep, timeout};
 
+use super::job::STREAMS_PER_FILE;
 use super::*;
 use crate::work::testing::{Authority, TestPool, TestRegion, dead_region, pool};
 
@@ -30,7 +32,15 @@ impl Bench {
         let (_, replaced) = mpsc::unbounded_channel();
         let counters = Arc::new(WorkCounters::default());
         let filler = tokio::task::spawn_local(async {});
-        let mut bench = Self { region, links, home, counters, mailbox, replaced, filler };
+        let mut bench = Self {
+            region,
+            links,
+            home,
+            counters,
+            mailbox,
+            replaced,
+            filler,
+        };
         bench.restart(limit_bytes);
         bench
     }
@@ -38,7 +48,10 @@ impl Bench {
     /// A new filler on the same folder, as after a restart of the rack.
     fn restart(&mut self, limit_bytes: u64) {
         self.filler.abort();
-        let settings = Settings { folder: self.home.path().join("cache"), limit_bytes };
+        let settings = Settings {
+            folder: self.home.path().join("cache"),
+            limit_bytes,
+        };
         let (replaced_sender, replaced) = mpsc::unbounded_channel();
         self.counters = Arc::new(WorkCounters::default());
         let (pool, counters) = (self.links.pool.clone(), self.counters.clone());
@@ -57,7 +70,11 @@ impl Bench {
         let sha256 = self.region.behaviour.add(octets);
         let object = Arc::new(Object::absent(sha256, octets.len() as u64, PIECE as u32));
         let manifest = manifest(sha256, octets, prefetch);
-        self.send(Letter::Known { manifest, object: object.clone() }).await;
+        self.send(Letter::Known {
+            manifest,
+            object: object.clone(),
+        })
+        .await;
         object
     }
 
@@ -75,14 +92,24 @@ impl Bench {
 }
 
 fn manifest(sha256: Sha256, octets: &[u8], prefetch: bool) -> Manifest {
-    let pieces =
-        octets.chunks(PIECE).map(|p| digest(&SHA256, p).as_ref().try_into().unwrap()).collect();
+    let pieces = octets
+        .chunks(PIECE)
+        .map(|p| digest(&SHA256, p).as_ref().try_into().unwrap())
+        .collect();
     let (size_bytes, piece_bytes) = (octets.len() as u64, PIECE as u32);
-    Manifest { sha256, size_bytes, piece_bytes, pieces, prefetch }
+    Manifest {
+        sha256,
+        size_bytes,
+        piece_bytes,
+        pieces,
+        prefetch,
+    }
 }
 
 fn content(seed: u8, bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|i| seed ^ (i / 7) as u8 ^ (i >> 9) as u8).collect()
+    (0..bytes)
+        .map(|i| seed ^ (i / 7) as u8 ^ (i >> 9) as u8)
+        .collect()
 }
 
 async fn until(what: &str, mut is: impl FnMut() -> bool) {
@@ -91,7 +118,9 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(Duration::from_secs(20), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 async fn complete(object: &Object) {
@@ -101,7 +130,10 @@ async fn complete(object: &Object) {
 fn read(object: &Object) -> Vec<u8> {
     let mut octets = vec![0; usize::try_from(object.size_bytes()).unwrap()];
     let file = object.file().expect("open");
-    assert_eq!(rustix::io::pread(file, &mut octets, 0).unwrap(), octets.len());
+    assert_eq!(
+        rustix::io::pread(file, &mut octets, 0).unwrap(),
+        octets.len()
+    );
     octets
 }
 
@@ -124,10 +156,20 @@ fn a_file_is_fetched_once_for_all_askers() {
         until("counted", || bench.counters().filled.get() == 1).await;
         assert_eq!(bench.requests(), 11, "one per piece");
         let most = bench.region.behaviour.open_most.load(Ordering::Relaxed);
-        assert!((2..=STREAMS_PER_FILE as u32).contains(&most), "{most} streams");
-        assert!(bench.region.behaviour.connections.load(Ordering::Relaxed) <= most, "kept alive");
+        assert!(
+            (2..=STREAMS_PER_FILE as u32).contains(&most),
+            "{most} streams"
+        );
+        assert!(
+            bench.region.behaviour.connections.load(Ordering::Relaxed) <= most,
+            "kept alive"
+        );
         assert_eq!(bench.counters().bytes.get(), octets.len() as u64);
-        let name = bench.home.path().join("cache").join(hex::encode(object.sha256()));
+        let name = bench
+            .home
+            .path()
+            .join("cache")
+            .join(hex::encode(object.sha256()));
         assert_eq!(std::fs::read(name).unwrap(), octets);
     });
 }
@@ -188,14 +230,24 @@ fn a_restart_goes_on_where_it_was() {
         part[..2 * PIECE].copy_from_slice(&octets[..2 * PIECE]);
         part[PIECE + 5] ^= 1;
         part[3 * PIECE..4 * PIECE].copy_from_slice(&octets[3 * PIECE..4 * PIECE]);
-        std::fs::write(cache.join(format!("{}.part", hex::encode::<Sha256>(sha256))), part).unwrap();
+        std::fs::write(
+            cache.join(format!("{}.part", hex::encode::<Sha256>(sha256))),
+            part,
+        )
+        .unwrap();
         bench.restart(1 << 20);
         let object = bench.know(&octets, false).await;
         assert_eq!(object.state(), State::Absent);
         bench.want(&object).await;
         complete(&object).await;
         assert_eq!(read(&object), octets);
-        assert_eq!((bench.counters().resumed.get(), bench.counters().pieces.get()), (2, 3));
+        assert_eq!(
+            (
+                bench.counters().resumed.get(),
+                bench.counters().pieces.get()
+            ),
+            (2, 3)
+        );
         until("counted", || bench.counters().filled.get() == 1).await;
 
         // And once more: now it is simply there.
@@ -216,7 +268,10 @@ fn the_least_recently_used_file_goes_and_never_one_in_use() {
             let object = bench.know(&content(seed, PIECE), false).await;
             bench.want(&object).await;
             complete(&object).await;
-            until("counted", || bench.counters().filled.get() == u64::from(seed) - 9).await;
+            until("counted", || {
+                bench.counters().filled.get() == u64::from(seed) - 9
+            })
+            .await;
             objects.push(object);
         }
         // The older one is in a transfer's hands, so the younger one goes.
@@ -228,7 +283,11 @@ fn the_least_recently_used_file_goes_and_never_one_in_use() {
         let fresh = bench.replaced.recv().await.unwrap();
         assert_eq!(fresh.sha256(), objects[1].sha256());
         assert_eq!(fresh.state(), State::Absent);
-        assert_eq!(read(&objects[1]), content(11, PIECE), "who has it open can still read it");
+        assert_eq!(
+            read(&objects[1]),
+            content(11, PIECE),
+            "who has it open can still read it"
+        );
         assert_eq!(transfer.state(), State::Complete);
 
         // Nothing may go: the fill fails, and says so.
@@ -257,7 +316,10 @@ fn prefetch_fills_free_room_only() {
         let third = bench.know(&content(22, PIECE), true).await;
         until("counted", || bench.counters().filled.get() == 2).await;
         sleep(Duration::from_millis(100)).await;
-        assert_eq!((third.state(), bench.counters().evicted.get()), (State::Absent, 0));
+        assert_eq!(
+            (third.state(), bench.counters().evicted.get()),
+            (State::Absent, 0)
+        );
     });
 }
 
@@ -286,12 +348,20 @@ fn loaders_are_held_whole_and_tried_until_they_come() {
         let mut bench = Bench::new(1 << 20).await;
         let octets = content(40, 3 * PIECE);
         let sha256 = bench.region.behaviour.add(&octets);
-        bench.region.behaviour.wrong.store(BAD_ANSWERS, Ordering::Relaxed);
+        bench
+            .region
+            .behaviour
+            .wrong
+            .store(BAD_ANSWERS, Ordering::Relaxed);
         let loader = Arc::new(Loader::absent(sha256));
         bench.send(Letter::Loader(loader.clone())).await;
         until("loaded", || loader.bytes.get().is_some()).await;
         assert_eq!(loader.bytes.get().unwrap(), &octets);
-        assert_eq!(bench.counters().failed.get(), 1, "one round of tries failed");
+        assert_eq!(
+            bench.counters().failed.get(),
+            1,
+            "one round of tries failed"
+        );
         // From the disk the next time.
         bench.restart(1 << 20);
         let asked = bench.requests();
@@ -313,14 +383,31 @@ fn unsound_manifests_are_refused() {
         let sha256 = bench.region.behaviour.add(&octets);
         let good = manifest(sha256, &octets, false);
         let bad = [
-            Manifest { pieces: good.pieces[..1].to_vec(), ..good.clone() },
-            Manifest { piece_bytes: 0, ..good.clone() },
-            Manifest { piece_bytes: u32::MAX, ..good.clone() },
-            Manifest { size_bytes: 1, ..good.clone() },
+            Manifest {
+                pieces: good.pieces[..1].to_vec(),
+                ..good.clone()
+            },
+            Manifest {
+                piece_bytes: 0,
+                ..good.clone()
+            },
+            Manifest {
+                piece_bytes: u32::MAX,
+                ..good.clone()
+            },
+            Manifest {
+                size_bytes: 1,
+                ..good.clone()
+            },
         ];
         let object = Arc::new(Object::absent(sha256, octets.len() as u64, PIECE as u32));
         for manifest in bad {
-            bench.send(Letter::Known { manifest, object: object.clone() }).await;
+            bench
+                .send(Letter::Known {
+                    manifest,
+                    object: object.clone(),
+                })
+                .await;
         }
         until("refused", || bench.counters().refused.get() == 4).await;
         // An empty file needs no piece.

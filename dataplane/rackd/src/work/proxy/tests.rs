@@ -44,18 +44,37 @@ impl Bench {
             answer_deadline: Duration::from_secs(2),
         });
         let proxy = tokio::spawn(serve(inbox, proxy, connections));
-        Self { region, links, bindings, counters, mailbox, proxy }
+        Self {
+            region,
+            links,
+            bindings,
+            counters,
+            mailbox,
+            proxy,
+        }
     }
 
     /// A client's connection, of which the shard has read `read` already.
     async fn connect(&self, read: &[u8]) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (server, peer) = listener.accept().await.unwrap();
         let local = server.local_addr().unwrap();
         let socket = server.into_std().unwrap().into();
         let read = read.to_vec();
-        assert!(self.mailbox.send(HandedOff { socket, peer, local, read }).await.is_ok());
+        assert!(
+            self.mailbox
+                .send(HandedOff {
+                    socket,
+                    peer,
+                    local,
+                    read
+                })
+                .await
+                .is_ok()
+        );
         client
     }
 
@@ -75,7 +94,10 @@ impl Bench {
 async fn answer(client: &mut TcpStream) -> String {
     let mut octets = Vec::new();
     let read = client.read_to_end(&mut octets);
-    timeout(Duration::from_secs(10), read).await.expect("the connection is closed").unwrap();
+    timeout(Duration::from_secs(10), read)
+        .await
+        .expect("the connection is closed")
+        .unwrap();
     String::from_utf8(octets).unwrap()
 }
 
@@ -87,8 +109,16 @@ fn get(path: &str) -> String {
 async fn a_request_reaches_the_region_with_the_racks_word_and_not_the_clients() {
     let bench = Bench::new().await;
     let end = std::time::Instant::now() + Duration::from_secs(60);
-    let binding = Binding { mac: [0x52, 0x54, 0, 0, 1, 0xfe], vlan: 5_001, end };
-    bench.bindings.write().unwrap().insert("127.0.0.1".parse().unwrap(), binding);
+    let binding = Binding {
+        mac: [0x52, 0x54, 0, 0, 1, 0xfe],
+        vlan: 5_001,
+        end,
+    };
+    bench
+        .bindings
+        .write()
+        .unwrap()
+        .insert("127.0.0.1".parse().unwrap(), binding);
     let text = bench
         .ask(
             "GET /MAAS/metadata/latest/by-id/abc/?op=get_preseed HTTP/1.1\r\nHost: 10.0.0.1:5248\r\n\
@@ -100,9 +130,15 @@ async fn a_request_reaches_the_region_with_the_racks_word_and_not_the_clients() 
     assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let head = head.to_lowercase();
-    assert!(head.contains("connection: close") && !head.contains("keep-alive"), "{head}");
+    assert!(
+        head.contains("connection: close") && !head.contains("keep-alive"),
+        "{head}"
+    );
     assert!(head.contains("x-region: yes"));
-    assert!(body.starts_with("GET /MAAS/metadata/latest/by-id/abc/?op=get_preseed\n"), "{body}");
+    assert!(
+        body.starts_with("GET /MAAS/metadata/latest/by-id/abc/?op=get_preseed\n"),
+        "{body}"
+    );
     for line in [
         "x-muster-client-address: 127.0.0.1",
         "x-muster-client-mac: 52:54:00:00:01:fe",
@@ -111,9 +147,18 @@ async fn a_request_reaches_the_region_with_the_racks_word_and_not_the_clients() 
         "x-forwarded-host: 10.0.0.1:5248",
         "authorization: OAuth oauth_token=\"t\"",
     ] {
-        assert!(body.lines().any(|other| other == line), "no {line:?} in\n{body}");
+        assert!(
+            body.lines().any(|other| other == line),
+            "no {line:?} in\n{body}"
+        );
     }
-    for text in ["aa:aa", "9.9.9.9", "x-muster-anything", "x-secret-hop", "expect"] {
+    for text in [
+        "aa:aa",
+        "9.9.9.9",
+        "x-muster-anything",
+        "x-secret-hop",
+        "expect",
+    ] {
         assert!(!body.contains(text), "{text} in\n{body}");
     }
     assert_eq!(bench.counters().attested.get(), 1);
@@ -123,8 +168,16 @@ async fn a_request_reaches_the_region_with_the_racks_word_and_not_the_clients() 
 async fn an_ended_or_unknown_binding_attests_nothing() {
     let bench = Bench::new().await;
     assert!(!bench.ask(&get("/MAAS/a")).await.contains("client-mac"));
-    let binding = Binding { mac: [1; 6], vlan: 1, end: std::time::Instant::now() };
-    bench.bindings.write().unwrap().insert("127.0.0.1".parse().unwrap(), binding);
+    let binding = Binding {
+        mac: [1; 6],
+        vlan: 1,
+        end: std::time::Instant::now(),
+    };
+    bench
+        .bindings
+        .write()
+        .unwrap()
+        .insert("127.0.0.1".parse().unwrap(), binding);
     let text = bench.ask(&get("/MAAS/a")).await;
     assert!(!text.contains("client-mac") && text.contains("x-muster-client-address: 127.0.0.1"));
 }
@@ -144,18 +197,29 @@ async fn bodies_pass_in_both_directions() {
         .await;
     assert!(text.ends_with("\n\nabc"), "{text}");
     // Both went over one connection to the region.
-    assert_eq!(bench.region.behaviour.connections.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        bench.region.behaviour.connections.load(Ordering::Relaxed),
+        1
+    );
 }
 
 #[tokio::test]
 async fn what_is_not_the_regions_stays_here() {
     let bench = Bench::new().await;
     for path in ["/", "/MAASX", "/images/x"] {
-        assert!(bench.ask(&get(path)).await.starts_with("HTTP/1.1 404 "), "{path}");
+        assert!(
+            bench.ask(&get(path)).await.starts_with("HTTP/1.1 404 "),
+            "{path}"
+        );
     }
     let huge = "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n";
     assert!(bench.ask(huge).await.starts_with("HTTP/1.1 413 "));
-    assert!(bench.ask("no http at all\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    assert!(
+        bench
+            .ask("no http at all\r\n\r\n")
+            .await
+            .starts_with("HTTP/1.1 400 ")
+    );
     assert_eq!(bench.region.behaviour.requests.load(Ordering::Relaxed), 0);
     assert_eq!(bench.counters().rejected.get(), 4);
 }
@@ -178,11 +242,23 @@ async fn another_region_answers_where_one_does_not() {
     let authority = Authority::new();
     let second = TestRegion::start(&authority).await; // of another authority: never trusted
     *bench.region.behaviour.status.lock().unwrap() = StatusCode::SERVICE_UNAVAILABLE;
-    bench.links.regions.send(Arc::from([bench.region.region.clone()])).unwrap();
+    bench
+        .links
+        .regions
+        .send(Arc::from([bench.region.region.clone()]))
+        .unwrap();
     bench.region.behaviour.failing.store(1, Ordering::Relaxed);
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
-    assert_eq!(bench.counters().unavailable.get(), 0, "that was the region's own answer");
-    bench.links.regions.send(Arc::from([second.region.clone()])).unwrap();
+    assert_eq!(
+        bench.counters().unavailable.get(),
+        0,
+        "that was the region's own answer"
+    );
+    bench
+        .links
+        .regions
+        .send(Arc::from([second.region.clone()]))
+        .unwrap();
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
     assert_eq!(second.behaviour.requests.load(Ordering::Relaxed), 0);
 }
@@ -193,10 +269,17 @@ async fn without_a_region_the_client_is_told_to_come_back() {
     for regions in [vec![], vec![dead_region()]] {
         bench.links.regions.send(regions.into()).unwrap();
         let text = bench.ask(&get("/MAAS/a")).await.to_lowercase();
-        assert!(text.starts_with("http/1.1 503 ") && text.contains("retry-after: "), "{text}");
+        assert!(
+            text.starts_with("http/1.1 503 ") && text.contains("retry-after: "),
+            "{text}"
+        );
     }
     // A region that hangs: the deadline of 2 s ends it.
-    bench.links.regions.send(Arc::from([bench.region.region.clone()])).unwrap();
+    bench
+        .links
+        .regions
+        .send(Arc::from([bench.region.region.clone()]))
+        .unwrap();
     *bench.region.behaviour.delay.lock().unwrap() = Duration::from_secs(30);
     let begin = Instant::now();
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
@@ -216,8 +299,14 @@ async fn connections_are_bounded_and_slow_heads_end() {
     assert!(answer(&mut third).await.starts_with("HTTP/1.1 503 "));
     assert_eq!(bench.counters().refused.get(), 1);
     let mut octets = Vec::new();
-    let ended = timeout(HEAD_TIMEOUT + Duration::from_secs(3), second.read_to_end(&mut octets));
-    ended.await.expect("a head that never comes ends the connection").unwrap();
+    let ended = timeout(
+        HEAD_TIMEOUT + Duration::from_secs(3),
+        second.read_to_end(&mut octets),
+    );
+    ended
+        .await
+        .expect("a head that never comes ends the connection")
+        .unwrap();
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
 }
 

@@ -1,0 +1,712 @@
+//! A shard by script, on a driver of plain vectors: what arrives, what leaves, what the other threads hear.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use images::Object;
+use lease::{Block, BlockId, Epoch, Outcome};
+use shard::{
+    Bell, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters, LinkMailbox,
+    LinkSocket, Loader, NoSlot, Service, Shard, SharedStats, Snapshot, StreamId, TO_LINK_MAX,
+    Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes,
+};
+use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
+use wire::ethernet::Mac;
+use wire::tftp::{Mode, Options, Packet, Request, emit_read};
+use wire::udp::{self, Checksum, HEADROOM_BYTES};
+
+const MAC: Mac = Mac([0x52, 0x54, 0, 0, 1, 5]);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const STREAM: StreamId = StreamId {
+    index: 0,
+    generation: 1,
+};
+
+/// What left the shard.
+#[derive(Debug)]
+enum Left {
+    Datagram(Target, Vec<u8>),
+    Stream(String),
+    File(StreamId, u64, u64),
+    Taken(StreamId),
+    Closed(StreamId, Close),
+}
+
+struct Memory {
+    now: Instant,
+    arrived: VecDeque<Completion>,
+    buffers: Vec<Option<Vec<u8>>>,
+    left: Vec<Left>,
+    slots: usize,
+    waited: Duration,
+}
+
+impl Memory {
+    fn buffer(&mut self, octets: &[u8]) -> Buffer {
+        self.buffers.push(Some(octets.to_vec()));
+        Buffer {
+            set: 0,
+            index: (self.buffers.len() - 1) as u16,
+            start: 0,
+            length: octets.len() as u32,
+        }
+    }
+}
+
+impl Driver for Memory {
+    fn poll(&mut self, wait: Duration, done: &mut Vec<Completion>) -> io::Result<()> {
+        self.waited = wait;
+        done.extend(self.arrived.drain(..));
+        Ok(())
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn bytes(&self, buffer: &Buffer) -> &[u8] {
+        self.buffers[usize::from(buffer.index)]
+            .as_deref()
+            .expect("not given back yet")
+    }
+
+    fn release(&mut self, buffer: Buffer) {
+        let old = self.buffers[usize::from(buffer.index)].take();
+        assert!(old.is_some(), "given back once");
+    }
+
+    fn send(
+        &mut self,
+        target: &Target,
+        train: Train,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), NoSlot> {
+        if self.slots == 0 {
+            return Err(NoSlot);
+        }
+        self.slots -= 1;
+        let mut octets = vec![0; train.bytes];
+        fill(&mut octets);
+        self.left.push(Left::Datagram(*target, octets));
+        Ok(())
+    }
+
+    fn set_links(&mut self, _: Vec<LinkSocket>) {}
+
+    fn stop_accepting(&mut self) {}
+
+    fn stream_send(&mut self, stream: StreamId, bytes: Bytes, _: bool) {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        self.arrived.push_back(Completion::StreamSent {
+            stream,
+            sent: bytes.len() as u64,
+        });
+        self.left.push(Left::Stream(text));
+    }
+
+    fn stream_send_file(&mut self, stream: StreamId, _: Arc<Object>, offset: u64, length: u64) {
+        self.left.push(Left::File(stream, offset, length));
+    }
+
+    fn stream_take(&mut self, stream: StreamId) {
+        self.left.push(Left::Taken(stream));
+    }
+
+    fn stream_close(&mut self, stream: StreamId, how: Close) {
+        self.left.push(Left::Closed(stream, how));
+    }
+
+    fn counters(&self) -> DriverCounters {
+        DriverCounters::default()
+    }
+}
+
+struct Script {
+    shard: Shard<Memory>,
+    link: LinkMailbox,
+    work: WorkMailbox,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    stats: SharedStats,
+}
+
+fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_links(vec![shard::Link {
+        dhcp: dhcp::Link {
+            vlan: 5001,
+            server: SERVER,
+            mtu: 1500,
+            role: dhcp::Role::Primary,
+            subnets: vec![dhcp::Subnet {
+                id: 1,
+                net: "10.99.0.0/24".parse().unwrap(),
+                gateway: None,
+                dns: vec![],
+                ntp: vec![],
+                domain: String::new(),
+                lease: Duration::from_secs(600),
+                ranges: vec![dhcp::Range {
+                    first: [10, 99, 0, 64].into(),
+                    last: [10, 99, 0, 127].into(),
+                    kind: dhcp::RangeKind::Dynamic,
+                }],
+                disabled_archs: vec![],
+                client_id_identity: false,
+            }],
+        },
+        interface: "br0".into(),
+        index: Some(7),
+    }]);
+    snapshot
+}
+
+fn machine() -> Arc<boot::Machine> {
+    Arc::new(boot::Machine {
+        system_id: "abc123".into(),
+        hostname: "node-1".into(),
+        domain: "maas".into(),
+        macs: vec![MAC],
+        purpose: boot::Purpose::Local,
+        arch: "amd64".into(),
+        subarch: "generic".into(),
+        osystem: "ubuntu".into(),
+        release: "noble".into(),
+        label: "stable".into(),
+        kernel: String::new(),
+        initrd: String::new(),
+        squashfs: String::new(),
+        extra_options: String::new(),
+        ephemeral_options: String::new(),
+        boot_window: true,
+    })
+}
+
+impl Script {
+    fn new(snapshot: Snapshot) -> Self {
+        let driver = Memory {
+            now: Instant::now(),
+            arrived: VecDeque::new(),
+            buffers: Vec::new(),
+            left: Vec::new(),
+            slots: 1000,
+            waited: Duration::ZERO,
+        };
+        let (link_bell, work_bell) = (Bell::new().unwrap(), Bell::new().unwrap());
+        let (mail, link, work) = mailboxes(&link_bell, &work_bell).unwrap();
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+        let stats = SharedStats::default();
+        let shard = Shard::new(
+            Config::default(),
+            driver,
+            mail,
+            Arc::clone(&snapshot),
+            stats.clone(),
+        );
+        Self {
+            shard,
+            link,
+            work,
+            snapshot,
+            stats,
+        }
+    }
+
+    fn tell(&mut self, message: ToShard) {
+        self.link.to_shard.push(message).unwrap();
+    }
+
+    fn attach(&mut self) {
+        let now = self.shard.driver().now;
+        let block = Block {
+            id: BlockId(1),
+            epoch: Epoch(1),
+            vlan: 5001,
+            subnet: 1,
+            first: [10, 99, 0, 64].into(),
+            count: 64,
+        };
+        self.tell(ToShard::Attach {
+            blocks: Arc::from([block]),
+            rows: Arc::from([]),
+            sent: now,
+            until: now + Duration::from_secs(3600),
+        });
+    }
+
+    fn turn(&mut self) -> Vec<Left> {
+        self.shard.turn().unwrap();
+        std::mem::take(&mut self.shard.driver().left)
+    }
+
+    fn after(&mut self, time: Duration) -> Vec<Left> {
+        self.shard.driver().now += time;
+        self.turn()
+    }
+
+    fn frame(&mut self, payload: &[u8]) -> Vec<Left> {
+        let mut packet = vec![0; HEADROOM_BYTES];
+        packet.extend_from_slice(payload);
+        let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68);
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 67);
+        udp::frame(&mut packet, from, to, 1).unwrap();
+        self.datagram(Service::DhcpFrame, &packet)
+    }
+
+    fn datagram(&mut self, service: Service, octets: &[u8]) -> Vec<Left> {
+        let driver = self.shard.driver();
+        let buffer = driver.buffer(octets);
+        driver.arrived.push_back(Completion::Datagram(Datagram {
+            service,
+            from: SocketAddr::from(([10, 99, 0, 9], 2070)),
+            local: IpAddr::V4(SERVER),
+            interface: 7,
+            checksum_missing: false,
+            buffer,
+        }));
+        self.turn()
+    }
+
+    fn read(&mut self, file: &str) -> Vec<Left> {
+        let mut out = [0; 512];
+        let options = Options::default();
+        let request = Request {
+            file: file.as_bytes(),
+            mode: Mode::Octet,
+            options,
+        };
+        let length = emit_read(&request, &mut out).unwrap();
+        self.datagram(Service::TftpRequest, &out[..length])
+    }
+
+    fn connect(&mut self) {
+        self.shard.driver().arrived.push_back(Completion::Accepted {
+            stream: STREAM,
+            peer: SocketAddr::from(([10, 99, 0, 9], 49152)),
+            local: SocketAddr::from((SERVER, 5248)),
+        });
+        assert!(self.turn().is_empty());
+    }
+
+    fn http(&mut self, text: &str) -> Vec<Left> {
+        let driver = self.shard.driver();
+        let buffer = driver.buffer(text.as_bytes());
+        driver.arrived.push_back(Completion::Received {
+            stream: STREAM,
+            buffer,
+        });
+        self.turn()
+    }
+
+    fn next_to_link(&mut self) -> ToLink {
+        self.link
+            .from_shard
+            .pop()
+            .expect("a message to the link thread")
+    }
+
+    fn event(&mut self) -> (&'static str, Option<[u8; 6]>, String) {
+        match self.next_to_link() {
+            ToLink::Event(event) => (event.kind, event.mac, event.detail),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn discover(kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
+    let mut header = Header::new(OP_REQUEST);
+    (header.htype, header.hlen) = (1, 6);
+    header.chaddr[..6].copy_from_slice(&MAC.0);
+    header.flags.set(FLAG_BROADCAST);
+    let mut buffer = [0; 576];
+    let mut writer = Writer::new(&mut buffer, 576, &header, kind).unwrap();
+    writer
+        .option(code::VENDOR_CLASS, b"PXEClient:Arch:00000:UNDI:002001")
+        .unwrap();
+    writer.option(code::CLIENT_ARCH, &[0, 0]).unwrap();
+    if let Some(ask) = ask {
+        writer.address(code::REQUESTED_ADDRESS, ask).unwrap();
+        writer.address(code::SERVER_ID, SERVER).unwrap();
+    }
+    let length = writer.finish();
+    buffer[..length].to_vec()
+}
+
+/// The one DHCP frame that left: its kind and address.
+fn dhcp_reply(left: &[Left]) -> (MessageType, Ipv4Addr) {
+    let [Left::Datagram(target, packet)] = left else {
+        panic!("{left:?}")
+    };
+    assert_eq!(
+        *target,
+        Target::Frame {
+            interface: 7,
+            mac: [0xff; 6]
+        }
+    );
+    let datagram = udp::Datagram::parse_packet(packet, Checksum::Verify).unwrap();
+    let view = View::parse(datagram.payload).unwrap();
+    (view.message_type().unwrap(), view.yiaddr())
+}
+
+/// The text of the one DATA packet that left.
+fn tftp_text(left: &[Left]) -> String {
+    let [Left::Datagram(target, packet)] = left else {
+        panic!("{left:?}")
+    };
+    let to = SocketAddr::from(([10, 99, 0, 9], 2070));
+    assert_eq!(
+        *target,
+        Target::Tftp {
+            from: IpAddr::V4(SERVER),
+            to
+        }
+    );
+    match Packet::parse(packet) {
+        Ok(Packet::Data { block: 1, payload }) => String::from_utf8(payload.to_vec()).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
+}
+
+/// Mute until it has attached; then OFFER, a lease to commit, and the ACK with its event.
+#[test]
+fn dhcp_waits_for_its_attach_and_for_the_commit() {
+    let mut script = Script::new(snapshot());
+    assert!(
+        script
+            .frame(&discover(MessageType::Discover, None))
+            .is_empty()
+    );
+    script.attach();
+    let left = script.frame(&discover(MessageType::Discover, None));
+    let (kind, address) = dhcp_reply(&left);
+    assert_eq!(kind, MessageType::Offer);
+    assert!(
+        script
+            .frame(&discover(MessageType::Request, Some(address)))
+            .is_empty()
+    );
+    let ToLink::Lease { ticket, write } = script.next_to_link() else {
+        panic!()
+    };
+    assert_eq!(write.address, IpAddr::V4(address));
+    let outcome = Outcome::Durable {
+        remaining: Duration::from_secs(1200),
+    };
+    script.tell(ToShard::Outcome { ticket, outcome });
+    assert_eq!(dhcp_reply(&script.turn()), (MessageType::Ack, address));
+    let (kind, mac, detail) = script.event();
+    assert_eq!((kind, mac), ("DHCP_ACK", Some(MAC.0)));
+    assert_eq!(
+        detail,
+        format!("{address} for 600 s, next server 10.99.0.1, boot file lpxelinux.0 (pxe)")
+    );
+
+    script.tell(ToShard::Forget);
+    script.turn();
+    assert!(
+        script
+            .frame(&discover(MessageType::Request, Some(address)))
+            .is_empty()
+    );
+}
+
+/// A full mailbox drops the lease, and the client's next REQUEST tries again.
+#[test]
+fn a_full_mailbox_loses_nothing_that_matters() {
+    let mut script = Script::new(snapshot());
+    script.attach();
+    let (_, address) = dhcp_reply(&script.frame(&discover(MessageType::Discover, None)));
+    // Fill the mailbox with events.
+    let mut with = snapshot();
+    with.insert_machine(machine());
+    script.snapshot.store(Arc::new(with));
+    for _ in 0..TO_LINK_MAX {
+        script.read("pxelinux.cfg/01-52-54-00-00-01-05");
+        script.datagram(Service::TftpTransfer, &[0, 5, 0, 0, 0]);
+        if script.link.from_shard.is_empty() {
+            panic!("no event");
+        }
+    }
+    assert!(
+        script
+            .frame(&discover(MessageType::Request, Some(address)))
+            .is_empty()
+    );
+    while script.link.from_shard.pop().is_some() {}
+    assert!(
+        script
+            .frame(&discover(MessageType::Request, Some(address)))
+            .is_empty()
+    );
+    assert!(matches!(script.next_to_link(), ToLink::Lease { .. }));
+    script.after(Duration::from_secs(2));
+    let stats = script.stats.get();
+    assert_eq!(stats.shard.leases_refused, 1);
+    assert!(stats.shard.events_lost > 0);
+}
+
+#[test]
+fn a_known_machine_is_answered_from_the_snapshot() {
+    let mut with = snapshot();
+    with.insert_machine(machine());
+    let mut script = Script::new(with);
+    let script_text = tftp_text(&script.read("/grub/grub.cfg-52:54:00:00:01:05"));
+    assert!(!script_text.is_empty());
+    let told = "local from the snapshot".to_string();
+    assert_eq!(script.event(), ("BOOT_PARAMETERS", Some(MAC.0), told));
+    let told = "grub grub/grub.cfg-52:54:00:00:01:05".to_string();
+    assert_eq!(script.event(), ("BOOT_CONFIG", Some(MAC.0), told));
+    assert!(script.link.from_shard.is_empty());
+    // The same by HTTP.
+    script.connect();
+    let left = script.http(&get("/grub/grub.cfg-52:54:00:00:01:05"));
+    let [Left::Stream(answer)] = left.as_slice() else {
+        panic!("{left:?}")
+    };
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains(&script_text),
+        "{answer}"
+    );
+    // It leaves the snapshot: the region is asked.
+    script.snapshot.store(Arc::new(snapshot()));
+    script.datagram(Service::TftpTransfer, &[0, 5, 0, 0, 0]);
+    script.read("/grub/grub.cfg-52:54:00:00:01:05");
+    let asked = std::iter::from_fn(|| script.link.from_shard.pop())
+        .any(|message| matches!(message, ToLink::BootConfig { .. }));
+    assert!(asked);
+}
+
+/// TFTP and HTTP wait for one call; without an answer one is left to ask again, the other hears 503.
+#[test]
+fn an_unknown_machine_waits_for_the_region() {
+    for answered in [true, false] {
+        let mut script = Script::new(snapshot());
+        assert!(script.read("pxelinux.cfg/01-52-54-00-00-01-05").is_empty());
+        script.connect();
+        assert!(
+            script
+                .http(&get("/pxelinux.cfg/01-52-54-00-00-01-05"))
+                .is_empty()
+        );
+        let ToLink::BootConfig { ticket, query } = script.next_to_link() else {
+            panic!()
+        };
+        assert_eq!((query.mac, query.vlan), (Some(MAC.0), 5001));
+        assert!(script.link.from_shard.is_empty(), "one call");
+        if answered {
+            script.tell(ToShard::Machine {
+                ticket,
+                machine: Some(machine()),
+            });
+            let left = script.turn();
+            assert_eq!(left.len(), 2, "{left:?}");
+            assert!(left.iter().any(|left| matches!(
+                left,
+                Left::Stream(text) if text.starts_with("HTTP/1.1 200")
+            )));
+        } else {
+            let left = script.after(Duration::from_secs(3));
+            let [Left::Stream(text)] = left.as_slice() else {
+                panic!("{left:?}")
+            };
+            assert!(text.starts_with("HTTP/1.1 503"), "{text}");
+            assert!(
+                script.link.from_shard.is_empty(),
+                "nobody asks again at once"
+            );
+        }
+        if !answered {
+            continue;
+        }
+        // The region's "nothing boots there" sends the client to its next name.
+        let mut script = Script::new(snapshot());
+        assert!(script.read("pxelinux.cfg/01-52-54-00-00-01-05").is_empty());
+        let ToLink::BootConfig { ticket, .. } = script.next_to_link() else {
+            panic!()
+        };
+        script.tell(ToShard::Machine {
+            ticket,
+            machine: None,
+        });
+        let left = script.turn();
+        let [Left::Datagram(_, packet)] = left.as_slice() else {
+            panic!("{left:?}")
+        };
+        assert!(matches!(Packet::parse(packet), Ok(Packet::Error { .. })));
+    }
+}
+
+#[test]
+fn a_loader_that_appears_wakes_who_waits() {
+    let mut with = snapshot();
+    let loader = Arc::new(Loader::absent([3; 32]));
+    with.loaders
+        .insert("lpxelinux.0".into(), Arc::clone(&loader));
+    let mut script = Script::new(with);
+    assert!(script.read("lpxelinux.0").is_empty());
+    script.connect();
+    assert!(script.http(&get("/images/lpxelinux.0")).is_empty());
+    let Some(ToWork::Want(sha256)) = script.work.from_shard.pop() else {
+        panic!()
+    };
+    assert_eq!(sha256, [3; 32]);
+    assert!(script.work.from_shard.pop().is_none(), "asked for once");
+    loader.bytes.set(Bytes::from_static(b"loader")).unwrap();
+    script.work.to_shard.push(ToShard::Progress).unwrap();
+    let left = script.turn();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(
+        left.iter()
+            .any(|left| matches!(left, Left::Stream(text) if text.ends_with("\r\n\r\nloader")))
+    );
+    // Who serves is told when it has arrived.
+    script.datagram(Service::TftpTransfer, &[0, 4, 0, 1]);
+    let mut told = Vec::new();
+    while !script.link.from_shard.is_empty() {
+        told.push(script.event().2);
+    }
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "images/lpxelinux.0 6 octets by HTTP",
+            "lpxelinux.0 6 octets by TFTP"
+        ]
+    );
+}
+
+#[test]
+fn what_is_nobodys_and_what_is_not_ours() {
+    let mut script = Script::new(snapshot());
+    script.connect();
+    let missing = format!("/images/{}/x", "0".repeat(64));
+    for path in [
+        missing.as_str(),
+        "/images/none.efi",
+        "/pxelinux.cfg/0A630009",
+        "/grub/x.mod",
+    ] {
+        let left = script.http(&get(path));
+        let [Left::Stream(text)] = left.as_slice() else {
+            panic!("{path}: {left:?}")
+        };
+        assert!(text.starts_with("HTTP/1.1 404"), "{path}: {text}");
+        script.turn();
+    }
+    let request = get("/MAAS/metadata/latest/enlist-preseed/?op=get_enlist_preseed");
+    // The head is whole with the second of three parts that came at once.
+    let driver = script.shard.driver();
+    for part in [&request[..10], &request[10..], "body "] {
+        let buffer = driver.buffer(part.as_bytes());
+        driver.arrived.push_back(Completion::Received {
+            stream: STREAM,
+            buffer,
+        });
+    }
+    let left = script.turn();
+    assert!(matches!(left.as_slice(), [Left::Taken(STREAM)]), "{left:?}");
+    // What arrives while it leaves goes along.
+    let socket = std::fs::File::open("/dev/null").unwrap().into();
+    let read = b"more".to_vec();
+    script.shard.driver().arrived.push_back(Completion::Taken {
+        stream: STREAM,
+        socket,
+        read,
+    });
+    assert!(script.turn().is_empty());
+    let Some(ToWork::HandOff { read, peer, .. }) = script.work.from_shard.pop() else {
+        panic!()
+    };
+    assert_eq!(String::from_utf8(read).unwrap(), request + "body more");
+    assert_eq!(peer, SocketAddr::from(([10, 99, 0, 9], 49152)));
+}
+
+#[test]
+fn a_silent_connection_is_closed_and_a_stalled_one_dropped() {
+    let mut script = Script::new(snapshot());
+    script.connect();
+    assert!(script.after(Duration::from_secs(29)).is_empty());
+    let left = script.after(Duration::from_secs(1));
+    assert!(
+        matches!(left.as_slice(), [Left::Closed(STREAM, Close::Graceful)]),
+        "{left:?}"
+    );
+
+    let mut with = snapshot();
+    let file = std::fs::File::open("/dev/null").unwrap().into();
+    with.files.insert(
+        [0; 32],
+        Arc::new(Object::complete([0; 32], 1_000_000, 0, file)),
+    );
+    let mut script = Script::new(with);
+    script.connect();
+    let left = script.http(&get(&format!("/images/{}/squashfs", "0".repeat(64))));
+    assert!(matches!(left.as_slice(), [Left::Stream(..)]), "{left:?}");
+    let left = script.turn();
+    assert!(
+        matches!(left.as_slice(), [Left::File(STREAM, 0, 524_288)]),
+        "{left:?}"
+    );
+    let left = script.after(Duration::from_secs(20));
+    assert!(
+        matches!(left.as_slice(), [Left::Closed(STREAM, Close::Abort)]),
+        "{left:?}"
+    );
+    script.after(Duration::from_secs(1));
+    let stats = script.stats.get();
+    assert_eq!((stats.http.stalled, stats.http_connections), (1, 0));
+}
+
+/// Nothing to do: it sleeps. Something in the mailbox: it does not.
+#[test]
+fn it_sleeps_only_with_an_empty_mailbox() {
+    let mut script = Script::new(snapshot());
+    script.turn();
+    assert!(script.shard.driver().waited > Duration::from_millis(900));
+    script.tell(ToShard::Progress);
+    script.turn();
+    assert_eq!(script.shard.driver().waited, Duration::ZERO);
+    script.tell(ToShard::Stop);
+    script.turn();
+    assert!(script.shard.is_stopped());
+}
+
+/// Draining: nothing new begins, what runs goes on, and it ends when that has ended.
+#[test]
+fn a_drain_finishes_what_runs() {
+    let mut with = snapshot();
+    let loader = Arc::new(Loader::absent([3; 32]));
+    loader.bytes.set(vec![b'x'; 600].into()).unwrap();
+    with.loaders.insert("f".into(), loader);
+    let mut script = Script::new(with);
+    script.attach();
+    assert_eq!(script.read("f").len(), 1);
+    let deadline = script.shard.driver().now + Duration::from_secs(600);
+    script.tell(ToShard::Drain { deadline });
+    assert!(
+        script
+            .frame(&discover(MessageType::Discover, None))
+            .is_empty()
+    );
+    assert!(!script.shard.is_stopped());
+    assert_eq!(
+        script.datagram(Service::TftpTransfer, &[0, 4, 0, 1]).len(),
+        1
+    );
+    assert!(!script.shard.is_stopped());
+    assert!(
+        script
+            .datagram(Service::TftpTransfer, &[0, 4, 0, 2])
+            .is_empty()
+    );
+    assert!(script.shard.is_stopped());
+}

@@ -1,0 +1,106 @@
+//! What a test does to a running lab: kills, restarts, and looks into the region's database.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::command::{in_namespace, on_host, run};
+use crate::instance::{Lab, rack_process};
+use crate::process::Process;
+
+impl Lab {
+    /// Whether regiond was started and has not been killed.
+    pub fn has_region(&self) -> bool {
+        self.region_process.is_some()
+    }
+
+    pub fn has_rack(&self, number: usize) -> bool {
+        let name = rack_process(number);
+        self.processes.iter().any(|process| process.name == name)
+    }
+
+    /// SIGKILL, as in a crash.
+    pub fn kill_rack(&mut self, number: usize) -> Result<()> {
+        let name = rack_process(number);
+        let index = self.processes.iter().position(|process| process.name == name);
+        let index = index.with_context(|| format!("{name} does not run"))?;
+        self.processes.swap_remove(index).kill()
+    }
+
+    /// Starts rackd again after [`Lab::kill_rack`]. It has its certificate; nothing is waited for.
+    pub fn run_rack(&mut self, binaries: &Path, number: usize) -> Result<()> {
+        let process = self.spawn_rack(binaries, number)?;
+        self.processes.push(process);
+        Ok(())
+    }
+
+    /// One more rackd on the host of rack `number`, with a state of its own and that rack's token.
+    pub fn start_second_rack(&self, binaries: &Path, number: usize) -> Result<Process> {
+        let config = self.folder.join("second-rack.toml");
+        let text = format!(
+            "state_dir = {:?}\ntoken_file = {:?}\ntftp_port = 1069\nhttp_port = 1248\n",
+            self.folder.join("second-rack"),
+            self.folder.join(format!("rack{number}.token")),
+        );
+        std::fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
+        let host = self.names.rack(number);
+        let mut command = on_host(&host, "second-rack", binaries.join("rackd"));
+        command.arg("run").arg("--config").arg(&config);
+        Process::start("a second rackd", &self.log("rackd-second"), &mut command, Stdio::null())
+    }
+
+    /// Where rack `number` keeps its state.
+    pub fn rack_state(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("rack{number}"))
+    }
+
+    /// Restarts the region's PostgreSQL under it; `mode` is `fast` or `immediate` (a crash).
+    pub fn restart_database(&self, mode: &str) -> Result<()> {
+        let folder = self.database_folder();
+        // pg_ctl's server keeps its descriptors: a pipe of ours would never see their end.
+        let said = self.log("pg_ctl");
+        let output = std::fs::File::create(&said)
+            .with_context(|| format!("writing {}", said.display()))?;
+        let mut command = in_namespace(&self.names.region(), "setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.arg(postgres_binaries()?.join("pg_ctl"));
+        command.arg("-D").arg(folder.join("data"));
+        command.arg("-l").arg(folder.join("log"));
+        command.args(["-m", mode, "-w", "-t", "60", "restart"]);
+        let status = command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("a second handle of the log")?)
+            .stderr(output)
+            .status()
+            .context("starting pg_ctl")?;
+        let text = std::fs::read_to_string(&said).unwrap_or_default();
+        ensure!(status.success(), "pg_ctl failed ({status}): {}", text.trim());
+        Ok(())
+    }
+
+    /// Lines of the answer to `sql`, columns parted by `|`. Works without regiond, too.
+    pub fn query(&self, sql: &str) -> Result<Vec<String>> {
+        let mut command = Command::new("psql");
+        command.args(["--no-psqlrc", "--tuples-only", "--no-align", "--host"]);
+        command.arg(self.database_folder());
+        command.args(["--username=muster", "--dbname=postgres", "--command", sql]);
+        let text = run(&mut command).with_context(|| format!("asking PostgreSQL: {sql}"))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    fn database_folder(&self) -> PathBuf {
+        self.folder.join("region/postgres")
+    }
+}
+
+/// Of the newest installed server, which is the one that regiond takes.
+fn postgres_binaries() -> Result<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").context("looking for PostgreSQL")?;
+    let newest = versions
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .max();
+    Ok(newest.context("no PostgreSQL here")?.1.join("bin"))
+}

@@ -1,0 +1,71 @@
+//! The fault stage of `cargo xtask test`: region, rack and machines together, while something breaks.
+//!
+//! One lab with one rack serves all cases; the machines are models (see `lab::ModelMachine`), a new one for each case.
+//! Every wait is for something that is seen, and has an end. What a crate's own tests show is not shown again here.
+
+mod bench;
+mod network;
+mod power;
+mod restarts;
+mod trust;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use lab::{BootNetwork, Lab, LabConfig, ModelSetup};
+
+use crate::checks::{Score, finish_logs};
+use crate::workspace::{self, Profile};
+use bench::Bench;
+
+/// Builds what the cases need besides the lab's own binaries.
+pub fn build() -> Result<()> {
+    workspace::build(Profile::Dev)?;
+    let status = workspace::cargo()?
+        .args(["build", "--package", "power", "--example", "bmc_model"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "building the model BMC failed ({status})");
+    Ok(())
+}
+
+/// All cases whose name contains one of `filters`, or all; needs root and everything built.
+pub fn run(filters: &[String]) -> Result<Score> {
+    let image = workspace::image()?;
+    let name = format!("faults{}", std::process::id());
+    let binaries = workspace::binaries(Profile::Dev)?;
+    let config = LabConfig {
+        name: name.clone(),
+        racks: 1,
+        machines: Vec::new(),
+        network: BootNetwork::default(),
+        base: workspace::lab_base(),
+        logs: workspace::lab_logs(&name)?,
+        accelerator: workspace::accelerator(&image)?,
+    };
+    let setup = ModelSetup::new(binaries.join("examples/bmc_model"), &image)?;
+    let start = Instant::now();
+    let mut says = |line: &str| println!("{:>6.1} s  {line}", start.elapsed().as_secs_f64());
+    let lab = Lab::up(&config, &binaries, &image, None, &mut says)?;
+    let mut bench = Bench::new(lab, binaries, setup, filters);
+
+    // A BMC that does not answer is tried for minutes: that goes on beside the cases that break nothing else.
+    let bmcs = bench.start_all(power::CASES);
+    for (name, case) in power::SUITES.iter().chain(trust::CASES).chain(network::CASES) {
+        bench.case(name, |bench| case(bench));
+    }
+    for (name, started) in bmcs {
+        bench.case(name, |bench| power::judge(bench, name, started));
+    }
+    for (name, case) in restarts::CASES {
+        bench.case(name, |bench| case(bench));
+    }
+    for step in restarts::STEPS {
+        let name = format!("regiond killed in step {step}");
+        bench.case(&name, |bench| restarts::region_killed(bench, step));
+    }
+    bench.case("no program panicked, no lease was in conflict", trust::nothing_odd);
+    let score = bench.end();
+    finish_logs(&config.logs, score);
+    Ok(score)
+}

@@ -1,0 +1,193 @@
+//! What comes over the wire: paths that climb, and a machine that was cut off and comes back with the same ports.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::host::on_network_of;
+use lab::{BmcKind, BootNetwork};
+use serde_json::json;
+
+use super::bench::{Bench, Case};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("TFTP paths that climb or name other files", tftp_paths),
+    ("HTTP paths that climb or name other files", http_paths),
+    ("a machine cut off in mid-download boots again from the same ports", same_ports),
+];
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+pub const RACK_HTTP: u16 = 5248;
+const TFTP: u16 = 69;
+/// Names of it are in no answer, whatever the path.
+const SECRET: &str = "root:x:0:0";
+
+/// Rack 1 as machines see it.
+pub fn rack(port: u16) -> SocketAddr {
+    SocketAddr::from((BootNetwork::default().rack(1).addr(), port))
+}
+
+/// GET by hand from a host of the lab: status and the whole answer.
+pub fn http(host: &str, server: SocketAddr, path: &str, headers: &str) -> Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n{headers}\r\n");
+    raw_http(host, server, request.as_bytes())
+}
+
+fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, String)> {
+    let answer = on_network_of(host, || {
+        let mut stream = TcpStream::connect_timeout(&server, ANSWER_LIMIT).context("connecting")?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.write_all(request)?;
+        let mut answer = Vec::new();
+        // A refusal may come as a reset behind its answer.
+        match stream.read_to_end(&mut answer) {
+            Err(error) if answer.is_empty() => return Err(error).context("reading the answer"),
+            _ => Ok(answer),
+        }
+    })?;
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.with_context(|| format!("not HTTP: {text:.200}"))?, text))
+}
+
+/// One RRQ, and what comes back first: None is silence.
+fn tftp(host: &str, file: &[u8]) -> Result<Option<Vec<u8>>> {
+    let request = [b"\0\x01", file, b"\0octet\0"].concat();
+    on_network_of(host, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").context("binding")?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut packet = vec![0; 2048];
+        for _ in 0..3 {
+            socket.send_to(&request, rack(TFTP))?;
+            match socket.recv_from(&mut packet) {
+                Ok((length, _)) => {
+                    packet.truncate(length);
+                    return Ok(Some(packet));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("reading the answer"),
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// What is planted in the rack's own folders under this name leads to a file of the host.
+const LINK: &str = "link-to-passwd";
+
+fn plant(bench: &Bench) -> Result<()> {
+    for folder in [bench.lab.rack_state(1), bench.lab.rack_state(1).join("cache")] {
+        let link = folder.join(LINK);
+        if std::fs::symlink_metadata(&link).is_err() {
+            std::os::unix::fs::symlink("/etc/passwd", &link)
+                .with_context(|| format!("making {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn tftp_paths(bench: &mut Bench) -> Result<()> {
+    plant(bench)?;
+    let client = bench.lab.names().client();
+    let whole = tftp(&client, b"bootx64.efi")?.context("no answer for a file that is there")?;
+    ensure!(whole.starts_with(&[0, 3, 0, 1]), "no DATA for a file that is there: {whole:?}");
+    let link = format!("cache/{LINK}");
+    let paths: &[&[u8]] = &[
+        b"../../etc/passwd",
+        b"../../../../../../../../etc/passwd",
+        b"/etc/passwd",
+        b"//etc/passwd",
+        b"grub/../../../../etc/passwd",
+        b"..\\..\\etc\\passwd",
+        b"C:\\etc\\passwd",
+        b"file:///etc/passwd",
+        b"%2e%2e/%2e%2e/etc/passwd",
+        b"bootx64.efi/../../../etc/passwd",
+        LINK.as_bytes(),
+        link.as_bytes(),
+        // The name ends at its NUL, and what follows is no transfer mode.
+        b"bootx64.efi\0../../etc/passwd",
+        b"\0/etc/passwd",
+        b"",
+        &[b'a'; 1200],
+    ];
+    for path in paths {
+        let shown = String::from_utf8_lossy(&path[..path.len().min(60)]).into_owned();
+        let answer = tftp(&client, path)?.with_context(|| format!("{shown:?}: silence"))?;
+        ensure!(answer.starts_with(&[0, 5]), "{shown:?}: no ERROR but {answer:?}");
+    }
+    Ok(())
+}
+
+fn http_paths(bench: &mut Bench) -> Result<()> {
+    plant(bench)?;
+    let client = bench.lab.names().client();
+    let server = rack(RACK_HTTP);
+    let (status, _) = http(&client, server, "/images/bootx64.efi", "")?;
+    ensure!(status == 200, "{status} for a file that is there");
+    let link = format!("/images/{LINK}");
+    let cache = format!("/cache/{LINK}");
+    let paths: &[&str] = &[
+        "/../../etc/passwd",
+        "/images/../../../../etc/passwd",
+        "/images/%2e%2e/%2e%2e/etc/passwd",
+        "/etc/passwd",
+        "//etc/passwd",
+        "/images//etc/passwd",
+        "/images/..\\..\\etc\\passwd",
+        "http://elsewhere/etc/passwd",
+        "file:///etc/passwd",
+        "/images/bootx64.efi%00/../../etc/passwd",
+        "/images/bootx64.efi\0/etc/passwd",
+        "../../etc/passwd",
+        "/MAAS/../../etc/passwd",
+        "/MAAS/metadata/latest/../../../../etc/passwd",
+        &link,
+        &cache,
+    ];
+    for path in paths {
+        let (status, text) = http(&client, server, path, "").with_context(|| format!("{path:?}"))?;
+        ensure!((400..500).contains(&status), "{path:?}: {status}");
+        ensure!(!text.contains(SECRET), "{path:?}: {status}, with the file");
+    }
+    let hash = "0".repeat(64);
+    let (status, _) = http(&client, server, &format!("/images/{hash}"), "")?;
+    ensure!(status == 404, "{status} for an image that nobody knows");
+    Ok(())
+}
+
+/// The loader's TCP is one that never resets: the dead connection is the rack's to end.
+fn same_ports(bench: &mut Bench) -> Result<()> {
+    const INITRD_PORT: u16 = 49153;
+    let options = json!({"firmware_tcp": true, "stall": "initrd"});
+    let known = bench.machine(BmcKind::Model { silent_after: None }, options)?;
+    bench.commission(&known)?;
+    bench.step(&known.machine, "stalled")?;
+    known.machine.pull_plug()?;
+    let left = connections(&bench.lab.names().rack(1), INITRD_PORT)?;
+    ensure!(left > 0, "the rack has no dead connection: nothing is tested");
+    known.machine.set_options(&json!({"firmware_tcp": true}))?;
+    known.machine.press_power()?;
+    bench.nth_step(&known.machine, "kernel", 2)?;
+    // Of the first boot, the initrd did not come that far.
+    bench.step(&known.machine, "initrd")?;
+    bench.expect_ready(&known)
+}
+
+/// Established connections of a host with this port at the other end.
+fn connections(host: &str, port: u16) -> Result<usize> {
+    let tables = on_network_of(host, || {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+        Ok(read("tcp")? + &read("tcp6").unwrap_or_default())
+    })?;
+    let end = format!(":{port:04X}");
+    let is_one = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 3 && fields[2].ends_with(&end) && fields[3] == "01"
+    };
+    if tables.is_empty() {
+        bail!("{host} has no table of connections");
+    }
+    Ok(tables.lines().filter(is_one).count())
+}
