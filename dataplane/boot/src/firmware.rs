@@ -58,6 +58,14 @@ impl<'a> Firmware<'a> {
         }
     }
 
+    /// It announces itself as firmware that boots from the network (an operating system's client does not).
+    pub fn is_network_boot(&self) -> bool {
+        let classes: [&[u8]; 2] = [b"PXEClient", b"HTTPClient"];
+        self.arch.is_some()
+            || self.ipxe.is_some()
+            || classes.iter().any(|class| self.vendor_class.starts_with(class))
+    }
+
     /// An iPXE that can fetch a script by HTTP and boot the kernel in it. It says so in option 175; one that
     /// sends only its user class is taken at its word.
     fn is_able_ipxe(&self) -> bool {

@@ -12,7 +12,7 @@ use wire::udp::{self, Checksum};
 
 use crate::config::Config;
 use crate::driver::{Datagram, Driver, Service, Target, Train};
-use crate::lookup::Core;
+use crate::lookup::{Core, Told};
 use crate::mailbox::ToLink;
 
 /// Replies between two flushes.
@@ -26,7 +26,7 @@ pub(crate) struct DhcpSide {
     /// IPv4 identification of the next frame.
     identification: u16,
     /// What a client was told to boot in the REQUEST that its ACK will answer.
-    choices: HashMap<Mac, String>,
+    choices: HashMap<Mac, Told>,
     refused: Vec<dhcp::Ticket>,
 }
 
@@ -113,12 +113,6 @@ impl DhcpSide {
             destination,
         };
         let chosen = crate::lookup::boot_choice(&query, &link.dhcp, snapshot);
-        if query.message_type() == Some(MessageType::Request)
-            && let Some(mac) = query.mac()
-            && (self.choices.len() < CHOICES_MAX || self.choices.contains_key(&mac))
-        {
-            self.choices.insert(mac, chosen.detail());
-        }
         self.engine.on_message(
             &query,
             &received,
@@ -127,6 +121,13 @@ impl DhcpSide {
             core.now,
             &mut self.outbox,
         );
+        if query.message_type() == Some(MessageType::Request)
+            && let Some(mac) = query.mac()
+            && (self.choices.len() < CHOICES_MAX || self.choices.contains_key(&mac))
+            && let Some(told) = chosen.into_told()
+        {
+            self.choices.insert(mac, told);
+        }
     }
 
     /// Sends and hands over what the engine left.
@@ -150,18 +151,16 @@ impl DhcpSide {
                     }
                 }
                 Out::Event(event) => {
-                    let choice = event.mac.and_then(|mac| self.choices.remove(&mac));
-                    let detail = match event.kind {
-                        EventKind::Ack => format!(
-                            "{} for {} s{}",
-                            event.address,
-                            event.lease.as_secs(),
-                            choice.unwrap_or_default()
-                        ),
-                        _ => event.address.to_string(),
-                    };
+                    let told = event.mac.and_then(|mac| self.choices.remove(&mac));
                     let (mac, address) = (event.mac.map(|mac| mac.0), event.address.into());
+                    let detail = match event.kind {
+                        EventKind::Ack => format!("for {} s", event.lease.as_secs()),
+                        _ => String::new(),
+                    };
                     core.event(event.kind.name(), mac, address, detail);
+                    if let (EventKind::Ack, Some(told)) = (event.kind, told) {
+                        core.event("BOOT_FILE", mac, address, told.to_string());
+                    }
                 }
             }
         }

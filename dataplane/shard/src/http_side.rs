@@ -269,7 +269,7 @@ fn tell(served: &Served, client: IpAddr, core: &mut Core, engine: &dhcp::Engine)
     let kind = if served.sha256.is_some() {
         "IMAGE_SERVED"
     } else if core.loader(path).is_some() {
-        "BOOT_FILE"
+        "LOADER_SERVED"
     } else {
         return; // boot configs have their own event
     };

@@ -326,6 +326,19 @@ pub(crate) struct Choice<'a> {
     server: Ipv4Addr,
     file: Option<BootFile>,
     hostname: &'a str,
+    is_firmware: bool,
+}
+
+/// What a firmware client was told to boot.
+pub(crate) struct Told {
+    server: Ipv4Addr,
+    file: BootFile,
+}
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "next server {}, boot file {} ({})", self.server, self.file.file, self.file.method)
+    }
 }
 
 /// Chooses by firmware and by the subnet's disabled methods.
@@ -349,9 +362,11 @@ pub(crate) fn boot_choice<'a>(
     let subnet = link.subnet_of(inside).or_else(|| link.subnets.first());
     let disabled = subnet.map_or(&[][..], |subnet| &subnet.disabled_archs);
     let machine = query.mac().and_then(|mac| snapshot.machine_by_mac(&mac.0));
+    let firmware = Firmware::of(query);
     Choice {
         server: link.server,
-        file: boot::boot_file(&Firmware::of(query), IpAddr::V4(link.server), disabled),
+        file: boot::boot_file(&firmware, IpAddr::V4(link.server), disabled),
+        is_firmware: firmware.is_network_boot(),
         hostname: machine.map_or("", |machine| &machine.hostname),
     }
 }
@@ -374,16 +389,9 @@ impl Choice<'_> {
         }
     }
 
-    /// For the event of the ACK.
-    pub fn detail(&self) -> String {
-        match &self.file {
-            Some(file) => {
-                format!(
-                    ", next server {}, boot file {} ({})",
-                    self.server, file.file, file.method
-                )
-            }
-            None => String::new(),
-        }
+    /// What a firmware client is told; Linux's DHCP clients do not boot from it.
+    pub fn into_told(self) -> Option<Told> {
+        let (server, file) = (self.server, self.file?);
+        self.is_firmware.then_some(Told { server, file })
     }
 }

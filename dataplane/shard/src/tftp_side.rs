@@ -51,6 +51,6 @@ impl<D: Driver> Host for TftpHost<'_, D> {
         let address = ended.peer.client.ip();
         let mac = self.core.mac_at(address, self.engine);
         let detail = format!("{} {} octets by TFTP", ended.file, ended.file_bytes);
-        self.core.event("BOOT_FILE", mac, address, detail);
+        self.core.event("LOADER_SERVED", mac, address, detail);
     }
 }

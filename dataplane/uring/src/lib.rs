@@ -4,7 +4,8 @@
 //!  buffers.rs   provided-buffer rings, one per packet class      (kernel writes, we read, we give back)
 //!  slots.rs     send slots: msghdr, addresses, octets; never move (we write, kernel reads, CQE frees)
 //!  control.rs   socket addresses and control messages as octets
-//!  ring.rs      the ring: submit, wait, reap; datagrams; `impl Driver`
+//!  queue.rs     submit, wait, reap; the inventory of what can be in flight
+//!  ring.rs      sockets and memory behind it; datagrams; `impl Driver`
 //!  streams.rs   accepted connections: receive, SEND, poll + sendfile, cancel, hand-off
 //!  probe.rs     what the kernel must be able to do, by name
 //!  filter.rs    classic BPF: which packets are DHCP for which shard
@@ -21,6 +22,7 @@ mod buffers;
 mod control;
 mod filter;
 mod probe;
+mod queue;
 mod ring;
 mod slots;
 mod sockets;

@@ -1,20 +1,17 @@
-//! The ring: what is submitted, waited for and reaped; datagrams; and `Driver` for the shard.
-//!
-//! User data of every operation is `kind (8 bits) | serial (24) | index (32)`: the inventory of everything that may be
-//! in flight is [`Kind`]. Completions are copied out of the queue before any is handled.
+//! The ring: sockets and memory behind the queue, datagrams in and out, and `Driver` for the shard.
 
 use std::collections::HashMap;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::Object;
-use io_uring::types::{CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::{IoUring, opcode};
 use shard::{
     Bell, Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
     StreamId, Target, Train,
@@ -24,6 +21,7 @@ use slab::Slab;
 use crate::buffers::Buffers;
 use crate::control::{CONTROL_BYTES, NAME_BYTES, Received, get_address};
 use crate::probe::{self, RingError};
+use crate::queue::{Kind, Queue, Reaped, user_data};
 use crate::slots::Slots;
 use crate::sockets::ShardSockets;
 use crate::streams::Streams;
@@ -81,71 +79,6 @@ const HTTP_BUFFER_BYTES: usize = 4096;
 /// How long a drop waits for what is in flight before it gives the memory up instead.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
 
-/// Everything that can be in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Kind {
-    Bell = 1,
-    /// Multishot receive of datagrams; index: socket.
-    Datagrams,
-    /// Multishot accept.
-    Accept,
-    /// A datagram or train; index: slot.
-    SendSmall,
-    SendLarge,
-    /// Index: stream.
-    StreamReceive,
-    StreamSend,
-    StreamWritable,
-    StreamCancel,
-    /// A cancellation whose own answer does not matter.
-    Cancel,
-}
-
-impl Kind {
-    fn from_octet(octet: u8) -> Option<Self> {
-        const ALL: [Kind; 10] = [
-            Kind::Bell,
-            Kind::Datagrams,
-            Kind::Accept,
-            Kind::SendSmall,
-            Kind::SendLarge,
-            Kind::StreamReceive,
-            Kind::StreamSend,
-            Kind::StreamWritable,
-            Kind::StreamCancel,
-            Kind::Cancel,
-        ];
-        ALL.get(usize::from(octet).checked_sub(1)?).copied()
-    }
-}
-
-/// The user data of an operation.
-pub(crate) fn user_data(kind: Kind, index: u32) -> u64 {
-    (kind as u64) << 56 | u64::from(index)
-}
-
-/// One completion, copied out of the queue.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reaped {
-    pub kind: Kind,
-    pub index: u32,
-    /// As the kernel says it: a count, or a negated errno.
-    pub result: i32,
-    flags: u32,
-}
-
-impl Reaped {
-    /// The operation goes on: more completions will come.
-    pub fn goes_on(&self) -> bool {
-        cqueue::more(self.flags)
-    }
-
-    pub fn buffer(&self) -> Option<u16> {
-        cqueue::buffer_select(self.flags)
-    }
-}
-
 /// A datagram socket this shard receives from.
 struct Socket {
     fd: OwnedFd,
@@ -155,89 +88,6 @@ struct Socket {
     armed: bool,
     /// Cancelled; gone with its last completion.
     leaving: bool,
-}
-
-/// The submission side with what it needs, apart from the tables it serves.
-pub(crate) struct Queue {
-    ring: IoUring,
-    enters: u64,
-}
-
-impl Queue {
-    /// Queues one operation. If the queue is full it is submitted first.
-    ///
-    /// # Safety
-    /// Everything `entry` points at must stay valid and untouched until its last completion.
-    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        for _ in 0..2 {
-            // SAFETY: the caller's promise is that of `push`: pointers stay valid until the completion.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                return Ok(());
-            }
-            self.enters += 1;
-            self.ring.submit()?;
-        }
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    /// Queues an operation that points at nothing: receives into provided buffers, accepts, polls, cancellations.
-    pub fn push_plain(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: `entry` holds no pointer; its buffers are the provided rings, which outlive all operations
-        // (`Ring::drop`). Callers are `arm_*`, `cancel` and streams.rs, which build only such operations.
-        unsafe { self.push(entry) }
-    }
-
-    pub fn cancel_fd(&mut self, fd: RawFd, answer: u64) -> io::Result<()> {
-        let builder = CancelBuilder::fd(Fd(fd)).all();
-        self.push_plain(&opcode::AsyncCancel2::new(builder).build().user_data(answer))
-    }
-
-    pub fn cancel(&mut self, target: u64, answer: u64) -> io::Result<()> {
-        let builder = CancelBuilder::user_data(target);
-        self.push_plain(&opcode::AsyncCancel2::new(builder).build().user_data(answer))
-    }
-
-    /// Submits, waits at most `wait` for one completion, and copies all there are into `reaped`.
-    fn reap(&mut self, wait: Duration, reaped: &mut Vec<Reaped>) -> io::Result<()> {
-        let result = if wait.is_zero() || !self.ring.completion().is_empty() {
-            let queued = !self.ring.submission().is_empty();
-            let waiting = self.ring.submission().taskrun() || self.ring.submission().cq_overflow();
-            if queued || waiting {
-                self.enters += 1;
-                self.ring.submit().map(drop)
-            } else {
-                Ok(())
-            }
-        } else {
-            self.enters += 1;
-            let time = Timespec::from(wait);
-            let args = SubmitArgs::new().timespec(&time);
-            self.ring.submitter().submit_with_args(1, &args).map(drop)
-        };
-        match result {
-            Ok(()) => {}
-            Err(error) => match error.raw_os_error() {
-                // ETIME: nothing happened. EINTR: a signal. EBUSY: completions must be taken first. EAGAIN: no memory
-                // for a request now; what was not submitted stays queued.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => return Err(error),
-            },
-        }
-        for entry in self.ring.completion() {
-            let data = entry.user_data();
-            if let Some(kind) = Kind::from_octet((data >> 56) as u8) {
-                let index = (data & 0xffff_ffff) as u32;
-                let (result, flags) = (entry.result(), entry.flags());
-                reaped.push(Reaped {
-                    kind,
-                    index,
-                    result,
-                    flags,
-                });
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The memory that operations in flight point at. `Ring::drop` gives it up if they cannot be ended.
@@ -315,7 +165,7 @@ impl Ring {
         template.msg_namelen = NAME_BYTES as u32;
         template.msg_controllen = CONTROL_BYTES;
         let mut ring = Self {
-            queue: Queue { ring, enters: 0 },
+            queue: Queue::new(ring),
             memory: ManuallyDrop::new(Memory {
                 sets,
                 small: Slots::new(limits.small_slots, SMALL_SLOT_BYTES),
@@ -356,7 +206,7 @@ impl Ring {
             not_before: None,
         });
         ring.arm()
-            .and_then(|()| ring.queue.ring.submit())
+            .and_then(|()| ring.queue.submit())
             .map_err(RingError::Arm)?;
         Ok(ring)
     }
@@ -807,7 +657,7 @@ impl Driver for Ring {
             file_bytes: self.memory.streams.file_bytes(),
             buffers_exhausted: self.counters.buffers_exhausted
                 + self.memory.streams.buffers_exhausted(),
-            enters: self.queue.enters,
+            enters: self.queue.enters(),
             ..self.counters
         }
     }
@@ -818,12 +668,8 @@ impl Drop for Ring {
     fn drop(&mut self) {
         let deadline = Instant::now() + DRAIN_WAIT;
         // Cancellation sees only what was submitted.
-        let _ = self.queue.ring.submit();
-        let _ = self
-            .queue
-            .ring
-            .submitter()
-            .register_sync_cancel(Some(Timespec::from(DRAIN_WAIT)), CancelBuilder::any());
+        let _ = self.queue.submit();
+        let _ = self.queue.cancel_all(DRAIN_WAIT);
         loop {
             let mut reaped = Vec::new();
             if self

@@ -20,7 +20,8 @@ use shard::{Buffer, Close, Completion, StreamId};
 use slab::Slab;
 
 use crate::buffers::Buffers;
-use crate::ring::{Kind, Queue, Reaped, SET_HTTP, user_data};
+use crate::queue::{Kind, Queue, Reaped, user_data};
+use crate::ring::SET_HTTP;
 
 /// How long a closed connection is read from, so that what the client still sends does not reset what we sent.
 const LINGER: Duration = Duration::from_secs(2);

@@ -316,6 +316,7 @@ fn a_broadcast_is_answered_once_by_its_shard() {
             (event.mac, event.address),
             (Some(client.0), offers[&client].into())
         );
+        let event = rack.event("BOOT_FILE");
         assert!(
             event
                 .detail

@@ -115,7 +115,7 @@ fn curl_downloads_by_tftp() {
             out.status,
             out.stdout.len()
         );
-        let event = rack.event("BOOT_FILE");
+        let event = rack.event("LOADER_SERVED");
         assert_eq!(event.detail, "lpxelinux.0 500000 octets by TFTP");
         assert_eq!(event.address, std::net::IpAddr::from([127, 0, 0, 1]));
     }

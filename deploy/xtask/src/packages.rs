@@ -21,8 +21,8 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ),
     ("postgresql", "", "the region's database"),
     (
-        "python3-minimal",
-        "/usr/bin/python3",
+        "python3",
+        "/usr/bin/pydoc3",
         "the scripts that machines run, in tests",
     ),
     ("iproute2", "/usr/sbin/ip", "hosts and networks of the lab"),

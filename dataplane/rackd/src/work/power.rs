@@ -38,6 +38,8 @@ const OPERATIONS_MAX: usize = 4_096;
 /// Reports kept for repeats: the longest a region keeps asking for one.
 const REPORT_KEPT: Duration = Duration::from_secs(300);
 const REPORTS_MAX: usize = 4_096;
+/// Askers of one operation: a link each, and some repeats.
+const ASKERS_MAX: usize = 32;
 
 type Id = [u8; 16];
 
@@ -91,9 +93,11 @@ impl Desk {
             let _ = reply.send(report.clone());
         } else if let Some(waiting) = self.running.get_mut(&id) {
             counters.repeated.add(1);
-            // Askers that gave up make room; an id has few.
+            // Askers that gave up make room; one too many sees its channel close.
             waiting.retain(|asker| !asker.is_closed());
-            waiting.push(reply);
+            if waiting.len() < ASKERS_MAX {
+                waiting.push(reply);
+            }
         } else if operations.len() >= OPERATIONS_MAX {
             counters.refused.add(1);
             let error = PowerError::Busy {
