@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use store::region::Process;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -138,7 +138,10 @@ async fn run(
     if let Err(error) = store::region::remove(&pool, region.process.id).await {
         tracing::warn!(%error, "this process stays listed for half a minute");
     }
-    pool.close().await;
+    // Connections whose work was cut off may take their time to come back.
+    if tokio::time::timeout(DRAIN, pool.close()).await.is_err() {
+        tracing::warn!("database connections were still in use at the end");
+    }
     Ok(())
 }
 
@@ -153,6 +156,21 @@ fn local_pool(setup: &Setup) -> PgPool {
         .max_connections(setup.database_connections.max(2))
         .acquire_timeout(Duration::from_secs(5))
         .connect_lazy_with(options)
+}
+
+/// A connection of its own for notifications: it is held for good, so it must not be one of the pool's.
+pub(crate) async fn listen(
+    options: Arc<PgConnectOptions>,
+    channel: &str,
+) -> Result<PgListener, store::StoreError> {
+    let one = PgPoolOptions::new()
+        .max_connections(1)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with((*options).clone());
+    let mut listener = PgListener::connect_with(&one).await?;
+    listener.listen(channel).await?;
+    Ok(listener)
 }
 
 /// Keeps this process and its racks listed as alive, and removes old rows of the feed.

@@ -3,10 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
-
 use crate::counters::add;
-use crate::listener::Region;
+use crate::listener::{self, Region};
 
 /// A notification can be lost with its database connection; this look finds what it would have told.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -23,9 +21,8 @@ pub(crate) async fn run(region: Rc<Region>) {
 
 /// Ends when the region does, or with the database connection's fault.
 async fn listen(region: &Region) -> Result<(), store::StoreError> {
-    // A connection of its own: it stays out of the pool.
-    let mut listener = PgListener::connect_with(&region.pool).await?;
-    listener.listen(store::rack::REVOKED_CHANNEL).await?;
+    let options = region.pool.connect_options();
+    let mut listener = listener::listen(options, store::rack::REVOKED_CHANNEL).await?;
     look(region, None).await?;
     loop {
         tokio::select! {

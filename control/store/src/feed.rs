@@ -400,7 +400,8 @@ pub async fn files(
     db: &mut PgConnection,
     only: Option<&[Vec<u8>]>,
 ) -> Result<Vec<FileValue>, StoreError> {
-    let rows: Vec<(Vec<u8>, i64, i32, Vec<Vec<u8>>)> = sqlx::query_as(
+    type Row = (Vec<u8>, i64, i32, Vec<Vec<u8>>);
+    let rows: Vec<Row> = sqlx::query_as(
         "select sha256, size_bytes, piece_bytes, pieces from library_file
          where complete and ($1::bytea[] is null or sha256 = any($1)) order by sha256",
     )

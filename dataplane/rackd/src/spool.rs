@@ -15,8 +15,8 @@ use std::thread::JoinHandle;
 use lease::SpoolId;
 use lease::rack::{Input, Start};
 use lease::spool::{
-    Entry, FILE_BYTES_MAX, FRAME_RECORDS_MAX, HEADER_BYTES, Record, SpoolError, encode_frame, encode_header, first_seq,
-    replay,
+    Entry, FILE_BYTES_MAX, FRAME_RECORDS_MAX, HEADER_BYTES, Record, SpoolError, encode_frame,
+    encode_header, first_seq, replay,
 };
 use rustix::fs::FlockOperation;
 
@@ -80,8 +80,15 @@ pub fn open(folder: &Path) -> Result<Opened, OpenError> {
 }
 
 fn open_in(folder: &Path) -> io::Result<Opened> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let lock = private().create(true).truncate(false).write(true).open(folder.join(LOCK_FILE))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    let lock = private()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join(LOCK_FILE))?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     let path = folder.join(FILE);
     let mut fault = None;
@@ -96,13 +103,23 @@ fn open_in(folder: &Path) -> io::Result<Opened> {
                 bytes: found.valid_bytes as u64,
                 spool_id: found.spool_id,
                 incarnation: found.incarnation + 1,
-                live: found.entries.into_iter().map(|entry| (entry.seq, entry)).collect(),
+                live: found
+                    .entries
+                    .into_iter()
+                    .map(|entry| (entry.seq, entry))
+                    .collect(),
                 broken: false,
                 _lock: lock,
             };
             // On disk before any seq of this incarnation is used.
-            spool.write_frame(&[Record::Opened { incarnation: spool.incarnation }])?;
-            return Ok(Opened { start: spool.start(), fault: None, spool });
+            spool.write_frame(&[Record::Opened {
+                incarnation: spool.incarnation,
+            }])?;
+            return Ok(Opened {
+                start: spool.start(),
+                fault: None,
+                spool,
+            });
         }
         Some(found) => {
             let error = found.err().unwrap_or(SpoolError::Incarnation);
@@ -121,7 +138,11 @@ fn open_in(folder: &Path) -> io::Result<Opened> {
         broken: false,
         _lock: lock,
     };
-    Ok(Opened { start: spool.start(), fault, spool })
+    Ok(Opened {
+        start: spool.start(),
+        fault,
+        spool,
+    })
 }
 
 /// None: there is no file.
@@ -160,7 +181,11 @@ fn write_anew<'e>(
     for records in records.chunks(FRAME_RECORDS_MAX) {
         encode_frame(spool_id, records, &mut octets);
     }
-    let mut file = private().create(true).write(true).truncate(true).open(&path)?;
+    let mut file = private()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .open(&path)?;
     file.write_all(&octets)?;
     file.sync_all()?;
     std::fs::rename(&path, folder.join(FILE))?;
@@ -183,7 +208,11 @@ fn private() -> OpenOptions {
 impl Spool {
     fn start(&self) -> Start {
         let entries = self.live.values().cloned().collect();
-        Start { spool_id: self.spool_id, seq: first_seq(self.incarnation), entries }
+        Start {
+            spool_id: self.spool_id,
+            seq: first_seq(self.incarnation),
+            entries,
+        }
     }
 
     /// One frame, one fsync.
@@ -208,13 +237,23 @@ impl Spool {
     /// Shortens a file that holds little or nothing any more.
     fn tidy(&mut self) -> io::Result<()> {
         let empty = self.live.is_empty() && self.bytes > EMPTY_BYTES_MAX + HEADER_BYTES as u64;
-        let sparse = self.bytes > COMPACT_BYTES_MIN && self.live.len() as u64 * ENTRY_BYTES * 4 < self.bytes;
-        if empty || sparse { self.rewrite() } else { Ok(()) }
+        let sparse =
+            self.bytes > COMPACT_BYTES_MIN && self.live.len() as u64 * ENTRY_BYTES * 4 < self.bytes;
+        if empty || sparse {
+            self.rewrite()
+        } else {
+            Ok(())
+        }
     }
 
     fn rewrite(&mut self) -> io::Result<()> {
         self.broken = true;
-        self.file = write_anew(&self.folder, self.spool_id, self.incarnation, self.live.values())?;
+        self.file = write_anew(
+            &self.folder,
+            self.spool_id,
+            self.incarnation,
+            self.live.values(),
+        )?;
         self.bytes = self.file.metadata()?.len();
         self.broken = false;
         Ok(())
@@ -248,8 +287,13 @@ impl SpoolThread {
     /// `report` carries [`Input`]s to the lease machine; it is called on the spool's thread and must not block.
     pub fn start(spool: Spool, report: impl Fn(Input) + Send + 'static) -> io::Result<SpoolThread> {
         let (jobs, queue) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("spool".into()).spawn(move || work(spool, &queue, &report))?;
-        Ok(SpoolThread { jobs: Some(jobs), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("spool".into())
+            .spawn(move || work(spool, &queue, &report))?;
+        Ok(SpoolThread {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        })
     }
 
     /// `Action::AppendSpool`. Answered by `Input::SpoolDurable` or `Input::SpoolFailed`. The lease machine bounds how many
@@ -305,7 +349,11 @@ fn work(mut spool: Spool, queue: &mpsc::Receiver<Job>, report: &impl Fn(Input)) 
                 }
                 Job::Reset | Job::Replace => {
                     append(&mut spool, std::mem::take(&mut records), report);
-                    let replaced = if matches!(job, Job::Reset) { spool.rewrite() } else { spool.replace() };
+                    let replaced = if matches!(job, Job::Reset) {
+                        spool.rewrite()
+                    } else {
+                        spool.replace()
+                    };
                     report_replaced(&spool, replaced, report);
                 }
             }
@@ -319,7 +367,10 @@ fn append(spool: &mut Spool, records: Vec<Record>, report: &impl Fn(Input)) {
     if records.is_empty() {
         return;
     }
-    let entries = records.iter().filter(|record| matches!(record, Record::Entry(_))).count();
+    let entries = records
+        .iter()
+        .filter(|record| matches!(record, Record::Entry(_)))
+        .count();
     if spool.broken {
         // Forget what was taken, so that writing the file anew leaves it out.
         for record in &records {
@@ -354,7 +405,10 @@ fn append(spool: &mut Spool, records: Vec<Record>, report: &impl Fn(Input)) {
 
 fn report_replaced(spool: &Spool, replaced: io::Result<()>, report: &impl Fn(Input)) {
     match replaced {
-        Ok(()) => report(Input::SpoolReplaced { spool_id: spool.spool_id, seq: first_seq(spool.incarnation) }),
+        Ok(()) => report(Input::SpoolReplaced {
+            spool_id: spool.spool_id,
+            seq: first_seq(spool.incarnation),
+        }),
         Err(error) => {
             tracing::error!(%error, "beginning the spool anew");
             report(Input::SpoolFailed);
@@ -371,10 +425,25 @@ mod tests {
     use super::*;
 
     fn entry(seq: u64) -> Entry {
-        let client = Client { vlan: 5001, key: ClientKey::Mac([2, 0, 0, 0, 0, 1]) };
-        let kind = WriteKind::Grant { client, lease: Duration::from_secs(600), hostname: "h".into() };
+        let client = Client {
+            vlan: 5001,
+            key: ClientKey::Mac([2, 0, 0, 0, 0, 1]),
+        };
+        let kind = WriteKind::Grant {
+            client,
+            lease: Duration::from_secs(600),
+            hostname: "h".into(),
+        };
         let address = "10.0.0.9".parse().unwrap();
-        Entry { seq, write: Write { block: BlockId(1), epoch: Epoch(1), address, kind } }
+        Entry {
+            seq,
+            write: Write {
+                block: BlockId(1),
+                epoch: Epoch(1),
+                address,
+                kind,
+            },
+        }
     }
 
     /// Runs the thread over `jobs` and returns what it reported.
@@ -394,7 +463,10 @@ mod tests {
     fn what_was_reported_durable_is_there_after_a_restart_and_what_was_removed_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path()).unwrap();
-        assert_eq!((first.start.seq, first.start.entries.len()), (first_seq(1), 0));
+        assert_eq!(
+            (first.start.seq, first.start.entries.len()),
+            (first_seq(1), 0)
+        );
         let reports = run(first.spool, |thread| {
             (1..=3).for_each(|seq| thread.append(entry(seq)));
             thread.remove(vec![2]);
@@ -402,9 +474,16 @@ mod tests {
         assert_eq!(reports, [1, 2, 3].map(|seq| Input::SpoolDurable { seq }));
         let again = open(folder.path()).unwrap();
         assert_eq!(seqs(&again.start), [1, 3]);
-        assert_eq!((again.start.spool_id, again.start.seq), (first.start.spool_id, first_seq(2)));
+        assert_eq!(
+            (again.start.spool_id, again.start.seq),
+            (first.start.spool_id, first_seq(2))
+        );
         drop(again);
-        assert_eq!(open(folder.path()).unwrap().start.seq, first_seq(3), "no seq is used twice");
+        assert_eq!(
+            open(folder.path()).unwrap().start.seq,
+            first_seq(3),
+            "no seq is used twice"
+        );
     }
 
     #[test]
@@ -430,7 +509,11 @@ mod tests {
         assert!(new.start.entries.is_empty() && new.start.spool_id != first.start.spool_id);
         let (error, aside) = new.fault.unwrap();
         assert!(matches!(error, SpoolError::Damaged { .. }), "{error}");
-        assert_eq!(std::fs::read(aside).unwrap(), damaged, "kept for whoever wants to look");
+        assert_eq!(
+            std::fs::read(aside).unwrap(),
+            damaged,
+            "kept for whoever wants to look"
+        );
     }
 
     #[test]
@@ -456,7 +539,10 @@ mod tests {
         let bytes = std::fs::metadata(folder.path().join(FILE)).unwrap().len();
         assert_eq!(bytes, HEADER_BYTES as u64);
         let again = open(folder.path()).unwrap();
-        assert_eq!((again.start.spool_id, again.start.seq), (first.start.spool_id, first_seq(2)));
+        assert_eq!(
+            (again.start.spool_id, again.start.seq),
+            (first.start.spool_id, first_seq(2))
+        );
     }
 
     #[test]
@@ -469,14 +555,27 @@ mod tests {
             thread.replace();
             thread.append(entry(7));
         });
-        let [_, Input::SpoolReplaced { spool_id: reset, seq: same }, Input::SpoolReplaced { spool_id, seq }, _] =
-            reports[..]
+        let [
+            _,
+            Input::SpoolReplaced {
+                spool_id: reset,
+                seq: same,
+            },
+            Input::SpoolReplaced { spool_id, seq },
+            _,
+        ] = reports[..]
         else {
             panic!("{reports:?}")
         };
-        assert_eq!((reset, same, seq), (first.start.spool_id, first_seq(1), first_seq(1)));
+        assert_eq!(
+            (reset, same, seq),
+            (first.start.spool_id, first_seq(1), first_seq(1))
+        );
         let again = open(folder.path()).unwrap();
-        assert_eq!((again.start.spool_id, seqs(&again.start)), (spool_id, vec![7]));
+        assert_eq!(
+            (again.start.spool_id, seqs(&again.start)),
+            (spool_id, vec![7])
+        );
         assert_ne!(spool_id, reset);
     }
 

@@ -214,7 +214,7 @@ async fn a_rack_enrols_once_links_attaches_and_comes_back_without_a_token() {
     let token = region.token(&db.pool).await;
     let mut rack = Rack::start(Some(token.clone()));
     let id = rack.linked().await;
-    assert_eq!(region.racks.connected(), [id.clone()]);
+    assert_eq!(region.racks.connected(), std::slice::from_ref(&id));
     rack.wait("attached", |status| status.mode == lease::rack::Mode::Attached).await;
     let interfaces = store::rack::interfaces(&db.pool, &id).await.unwrap();
     assert_eq!(interfaces[0].addresses[0].to_string(), "10.77.0.2/24");
@@ -276,7 +276,7 @@ async fn a_link_comes_back_when_the_region_does() {
     // A process that comes later is found, and linked too; the feed goes on over it when the first one goes.
     let other = Region::start(&db, &sealer, 0).await;
     rack.wait("both", |status| status.regions.len() == 2).await;
-    until("both", PATIENCE, || other.racks.connected() == [id.clone()]).await;
+    until("both", PATIENCE, || other.racks.connected() == std::slice::from_ref(&id)).await;
     region.stop().await;
     rack.wait("fed by the other", |status| status.feed.snapshots == 3).await;
     assert_eq!(other.racks.connected(), [id]);

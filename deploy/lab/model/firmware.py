@@ -231,29 +231,17 @@ def http_by_own_tcp(interface, mac, address, server, port, path, source_port, st
     """GET by a TCP of our own from a fixed port; (octets, SHA-256 in hex).
 
     Like some loaders' it never sends RST: an old connection of the same ports at the server is the server's to end.
+    (The namespace's rules keep the kernel's TCP from these ports; it still answers ARP.)
     `stall` is called in the middle; if it does not return, the server sees a machine that lost its power.
     """
-    # The host's own TCP would answer for a port that it does not know: it must not have the address meanwhile.
     ours, theirs = socket.inet_aton(address), socket.inet_aton(server)
-    prefix = flush_address(interface, address)
     hardware = bytes.fromhex(mac.replace(":", ""))
     with raw_socket(interface, ETH_P_ALL) as raw:
         wire = OwnTcp(raw, hardware, ours, theirs, source_port, port)
-        try:
-            wire.connect()
-            host = f"{server}:{port}"
-            wire.send(f"GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: Syslinux\r\n\r\n".encode())
-            return wire.receive_answer(path, stall)
-        finally:
-            os.system(f"ip address add {address}/{prefix} dev {interface}")
-
-
-def flush_address(interface, address):
-    with os.popen(f"ip -o -4 address show dev {interface}") as shown:
-        text = shown.read()
-    prefix = text.split(f"{address}/", 1)[1].split()[0]
-    os.system(f"ip address flush dev {interface}")
-    return prefix
+        wire.connect()
+        host = f"{server}:{port}"
+        wire.send(f"GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: Syslinux\r\n\r\n".encode())
+        return wire.receive_answer(path, stall)
 
 
 class OwnTcp:
@@ -278,21 +266,15 @@ class OwnTcp:
         raise Failure("the rack answers no ARP")
 
     def frame(self, end):
-        """The next frame for us. ARP requests are answered on the way."""
+        """The next frame that arrives."""
         while (left := end - time.monotonic()) > 0:
             self.raw.settimeout(left)
             try:
                 frame, (_, _, kind, _, _) = self.raw.recvfrom(1 << 17)
             except TimeoutError:
                 return None
-            if kind == OUTGOING:
-                continue
-            if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\x01" and frame[38:42] == self.ours:
-                reply = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 2, self.hardware, self.ours,
-                                    frame[22:28], frame[28:32])
-                self.raw.send(frame[22:28] + self.hardware + b"\x08\x06" + reply)
-                continue
-            return frame
+            if kind != OUTGOING:
+                return frame
         return None
 
     def segment(self, end):
@@ -366,6 +348,10 @@ class OwnTcp:
             if flags & RST:
                 raise Failure(f"{path}: connection reset after {got} octets")
             ended = False
+            # A resend may begin before what is still missing.
+            known = (self.expected - sequence) & 0xFFFFFFFF
+            if known < len(payload):
+                sequence, payload = self.expected, payload[known:]
             if sequence == self.expected:
                 self.expected = (self.expected + len(payload)) & 0xFFFFFFFF
                 if flags & FIN:
@@ -386,7 +372,7 @@ class OwnTcp:
                     if not asked_to_stall and got > size // 2:
                         asked_to_stall = True
                         stall(got)
-            if payload or flags & FIN:
+            if sequence != self.expected or len(segment[3]) or flags & FIN:
                 self.emit(ACK)
             if ended or (size is not None and got >= size):
                 self.emit(FIN | ACK)

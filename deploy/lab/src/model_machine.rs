@@ -185,8 +185,11 @@ impl ModelMachine {
     fn plug(&self, number: usize) -> Result<()> {
         run(Command::new("ip").args(["netns", "add", &self.namespace]))
             .with_context(|| format!("making the namespace {}", self.namespace))?;
-        let quiet = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip link set lo up";
-        run(in_namespace(&self.namespace, "sh").args(["-c", quiet]))?;
+        // The loader's ports are its own: the kernel neither uses them nor answers for them, not even with RST.
+        let setup = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip link set lo up; \
+                     echo 49152-49153 >/proc/sys/net/ipv4/ip_local_reserved_ports; \
+                     ip rule add pref 10 ipproto tcp sport 49152-49153 blackhole";
+        run(in_namespace(&self.namespace, "sh").args(["-ec", setup]))?;
         let mut batch = format!(
             "link add {port} type veth peer name boot address {mac} netns {namespace}\n\
              link set {port} master br-boot\n",

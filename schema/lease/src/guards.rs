@@ -57,7 +57,11 @@ impl Guards {
     }
 
     #[cfg(test)]
-    pub(crate) fn without(guard: Guard) -> Guards {
-        Guards { removed: 1 << guard as u32 }
+    pub(crate) fn without(guards: &[Guard]) -> Guards {
+        Guards {
+            removed: guards
+                .iter()
+                .fold(0, |removed, guard| removed | 1 << *guard as u32),
+        }
     }
 }

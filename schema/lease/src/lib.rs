@@ -11,6 +11,5 @@ pub mod region;
 pub mod spool;
 pub mod types;
 
-
 pub use message::*;
 pub use types::*;

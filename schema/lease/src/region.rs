@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use crate::guards::{Guard, Guards};
 use crate::message::SpoolId;
-use crate::types::{Block, Client, Epoch, Outcome, Refusal, TAKE_AWAY_GRACE, UNTIL, VlanId, Write, WriteKind};
+use crate::types::{
+    Block, Client, Epoch, Outcome, Refusal, TAKE_AWAY_GRACE, UNTIL, VlanId, Write, WriteKind,
+};
 
 /// A lease asked for is cut to this (the longest a subnet can be set to).
 pub const LEASE_MAX: Duration = Duration::from_secs(86_400);
@@ -24,7 +26,10 @@ impl Time {
     pub const NEVER: Time = Time(i64::MIN);
 
     pub fn plus(self, length: Duration) -> Time {
-        Time(self.0.saturating_add(i64::try_from(length.as_micros()).unwrap_or(i64::MAX)))
+        Time(
+            self.0
+                .saturating_add(i64::try_from(length.as_micros()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// Signed: negative where `self` is the earlier one.
@@ -78,7 +83,9 @@ impl Verdict {
         match self {
             Verdict::Durable { end } => {
                 let micros = u64::try_from(end.micros_since(now)).unwrap_or(0);
-                Outcome::Durable { remaining: Duration::from_micros(micros) }
+                Outcome::Durable {
+                    remaining: Duration::from_micros(micros),
+                }
             }
             Verdict::Done => Outcome::Done,
             Verdict::Refused(refusal) => Outcome::Refused(refusal),
@@ -125,7 +132,11 @@ pub(crate) fn decide_with(
 }
 
 /// Whether the rack may do this to the block at all.
-fn permit<'b>(guards: Guards, write: &Write, block: Option<&'b BlockState>) -> Result<&'b BlockState, Refusal> {
+fn permit<'b>(
+    guards: Guards,
+    write: &Write,
+    block: Option<&'b BlockState>,
+) -> Result<&'b BlockState, Refusal> {
     let block = block.ok_or(Refusal::NotOwner)?;
     if let WriteKind::Extend { .. } = write.kind {
         // No epoch: it never allocates.
@@ -158,7 +169,9 @@ fn apply(
     row: Option<&RowState>,
     now: Time,
 ) -> Result<(Verdict, Effect), Refusal> {
-    let quarantined = row.map_or(Time::NEVER, |row| row.quarantined_until).max(block.quarantined_until);
+    let quarantined = row
+        .map_or(Time::NEVER, |row| row.quarantined_until)
+        .max(block.quarantined_until);
     let holder = row.and_then(|row| row.client.as_ref());
     let bind = |client: &Client, lease: Duration| {
         let end = now.plus(2 * lease.min(LEASE_MAX)).max(match row {
@@ -167,7 +180,12 @@ fn apply(
             _ => Time::NEVER,
         });
         let quarantined_until = row.map_or(Time::NEVER, |row| row.quarantined_until);
-        let row = RowState { client: Some(client.clone()), end, quarantined_until, released: false };
+        let row = RowState {
+            client: Some(client.clone()),
+            end,
+            quarantined_until,
+            released: false,
+        };
         (Verdict::Durable { end }, Effect::Put(row))
     };
     match &write.kind {
@@ -198,15 +216,27 @@ fn apply(
         WriteKind::Quarantine { length } => {
             let until = now.plus((*length).min(QUARANTINE_MAX));
             let put = match row {
-                Some(row) => RowState { quarantined_until: row.quarantined_until.max(until), ..row.clone() },
-                None => RowState { client: None, end: now, quarantined_until: until, released: false },
+                Some(row) => RowState {
+                    quarantined_until: row.quarantined_until.max(until),
+                    ..row.clone()
+                },
+                None => RowState {
+                    client: None,
+                    end: now,
+                    quarantined_until: until,
+                    released: false,
+                },
             };
             Ok((Verdict::Done, Effect::Put(put)))
         }
         WriteKind::Release { client } => match row {
-            Some(row) if row.client.as_ref() == Some(client) && !row.released => {
-                Ok((Verdict::Done, Effect::Put(RowState { released: true, ..row.clone() })))
-            }
+            Some(row) if row.client.as_ref() == Some(client) && !row.released => Ok((
+                Verdict::Done,
+                Effect::Put(RowState {
+                    released: true,
+                    ..row.clone()
+                }),
+            )),
             // Only a hint: nothing to do is fine.
             _ => Ok((Verdict::Done, Effect::Keep)),
         },
@@ -228,12 +258,12 @@ pub fn client_of(kind: &WriteKind) -> Option<&Client> {
 /// Whether `address` is one of the `count` addresses from `first` on; false across families.
 pub fn within(first: IpAddr, count: u32, address: IpAddr) -> bool {
     match (first, address) {
-        (IpAddr::V4(first), IpAddr::V4(address)) => {
-            u32::from(address).checked_sub(u32::from(first)).is_some_and(|offset| offset < count)
-        }
-        (IpAddr::V6(first), IpAddr::V6(address)) => {
-            u128::from(address).checked_sub(u128::from(first)).is_some_and(|offset| offset < u128::from(count))
-        }
+        (IpAddr::V4(first), IpAddr::V4(address)) => u32::from(address)
+            .checked_sub(u32::from(first))
+            .is_some_and(|offset| offset < count),
+        (IpAddr::V6(first), IpAddr::V6(address)) => u128::from(address)
+            .checked_sub(u128::from(first))
+            .is_some_and(|offset| offset < u128::from(count)),
         _ => false,
     }
 }
@@ -356,7 +386,8 @@ pub fn may_take(until: Option<Time>, now: Time) -> bool {
 }
 
 pub(crate) fn may_take_with(guards: Guards, until: Option<Time>, now: Time) -> bool {
-    !guards.stands(Guard::MoveAfterUntil) || until.is_none_or(|until| until.plus(TAKE_AWAY_GRACE) < now)
+    !guards.stands(Guard::MoveAfterUntil)
+        || until.is_none_or(|until| until.plus(TAKE_AWAY_GRACE) < now)
 }
 
 #[cfg(test)]
@@ -368,7 +399,10 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(600);
 
     fn client(n: u8) -> Client {
-        Client { vlan: 5001, key: ClientKey::Mac([2, 0, 0, 0, 0, n]) }
+        Client {
+            vlan: 5001,
+            key: ClientKey::Mac([2, 0, 0, 0, 0, n]),
+        }
     }
 
     fn block() -> BlockState {
@@ -392,44 +426,123 @@ mod tests {
     }
 
     fn write(kind: WriteKind) -> Write {
-        Write { block: BlockId(1), epoch: Epoch(3), address: "10.0.0.70".parse().unwrap(), kind }
+        Write {
+            block: BlockId(1),
+            epoch: Epoch(3),
+            address: "10.0.0.70".parse().unwrap(),
+            kind,
+        }
     }
 
     fn grant(n: u8) -> WriteKind {
-        WriteKind::Grant { client: client(n), lease: LEASE, hostname: "".into() }
+        WriteKind::Grant {
+            client: client(n),
+            lease: LEASE,
+            hostname: "".into(),
+        }
     }
 
     #[test]
     fn writes_do_what_the_protocol_says() {
-        let durable = |secs: i64| Verdict::Durable { end: Time(NOW.0 + secs * 1_000_000) };
+        let durable = |secs: i64| Verdict::Durable {
+            end: Time(NOW.0 + secs * 1_000_000),
+        };
         let no = Verdict::Refused;
         let reclaim = || WriteKind::Reclaim { client: client(1) };
-        let extend = || WriteKind::Extend { client: client(1), lease: LEASE };
+        let extend = || WriteKind::Extend {
+            client: client(1),
+            lease: LEASE,
+        };
         let cases = [
             ("grant of a free address", grant(1), None, durable(1200)),
             ("grant renews", grant(1), Some(row(1, 100)), durable(1200)),
-            ("grant never shortens", grant(1), Some(row(1, 5000)), durable(5000)),
-            ("grant revives its own ended row", grant(1), Some(row(1, -5000)), durable(1200)),
-            ("grant of another's", grant(1), Some(row(2, 100)), no(Refusal::OtherClient)),
-            ("grant of another's that ended", grant(1), Some(row(2, -5000)), no(Refusal::OtherClient)),
+            (
+                "grant never shortens",
+                grant(1),
+                Some(row(1, 5000)),
+                durable(5000),
+            ),
+            (
+                "grant revives its own ended row",
+                grant(1),
+                Some(row(1, -5000)),
+                durable(1200),
+            ),
+            (
+                "grant of another's",
+                grant(1),
+                Some(row(2, 100)),
+                no(Refusal::OtherClient),
+            ),
+            (
+                "grant of another's that ended",
+                grant(1),
+                Some(row(2, -5000)),
+                no(Refusal::OtherClient),
+            ),
             ("extend renews", extend(), Some(row(1, 100)), durable(1200)),
-            ("extend never allocates", extend(), None, no(Refusal::NotFound)),
-            ("extend of another's", extend(), Some(row(2, 100)), no(Refusal::OtherClient)),
-            ("reclaim of an ended row", reclaim(), Some(row(1, -61)), Verdict::Done),
-            ("reclaim within the 60 s", reclaim(), Some(row(1, -59)), no(Refusal::NotEnded)),
-            ("reclaim at 60 s sharp", reclaim(), Some(row(1, -60)), no(Refusal::NotEnded)),
-            ("reclaim of a live row", reclaim(), Some(row(1, 1)), no(Refusal::NotEnded)),
-            ("reclaim of another's", reclaim(), Some(row(2, -5000)), no(Refusal::OtherClient)),
+            (
+                "extend never allocates",
+                extend(),
+                None,
+                no(Refusal::NotFound),
+            ),
+            (
+                "extend of another's",
+                extend(),
+                Some(row(2, 100)),
+                no(Refusal::OtherClient),
+            ),
+            (
+                "reclaim of an ended row",
+                reclaim(),
+                Some(row(1, -61)),
+                Verdict::Done,
+            ),
+            (
+                "reclaim within the 60 s",
+                reclaim(),
+                Some(row(1, -59)),
+                no(Refusal::NotEnded),
+            ),
+            (
+                "reclaim at 60 s sharp",
+                reclaim(),
+                Some(row(1, -60)),
+                no(Refusal::NotEnded),
+            ),
+            (
+                "reclaim of a live row",
+                reclaim(),
+                Some(row(1, 1)),
+                no(Refusal::NotEnded),
+            ),
+            (
+                "reclaim of another's",
+                reclaim(),
+                Some(row(2, -5000)),
+                no(Refusal::OtherClient),
+            ),
             ("reclaim of nothing", reclaim(), None, no(Refusal::NotFound)),
         ];
         for (case, kind, row, want) in cases {
-            assert_eq!(decide(&write(kind), false, Some(&block()), row.as_ref(), NOW).0, want, "{case}");
+            assert_eq!(
+                decide(&write(kind), false, Some(&block()), row.as_ref(), NOW).0,
+                want,
+                "{case}"
+            );
         }
     }
 
     #[test]
     fn a_refused_write_changes_nothing_and_a_reclaim_deletes() {
-        let (_, effect) = decide(&write(grant(1)), false, Some(&block()), Some(&row(2, 9)), NOW);
+        let (_, effect) = decide(
+            &write(grant(1)),
+            false,
+            Some(&block()),
+            Some(&row(2, 9)),
+            NOW,
+        );
         assert_eq!(effect, Effect::Keep);
         let kind = WriteKind::Reclaim { client: client(1) };
         let (_, effect) = decide(&write(kind), false, Some(&block()), Some(&row(1, -90)), NOW);
@@ -438,18 +551,45 @@ mod tests {
 
     #[test]
     fn only_the_owner_of_the_epoch_writes() {
-        let stale = BlockState { epoch: Epoch(4), ..block() };
-        let peer = BlockState { asker: Asker::Peer, ..block() };
-        let stranger = BlockState { asker: Asker::Stranger, ..block() };
-        let extend = || WriteKind::Extend { client: client(1), lease: LEASE };
+        let stale = BlockState {
+            epoch: Epoch(4),
+            ..block()
+        };
+        let peer = BlockState {
+            asker: Asker::Peer,
+            ..block()
+        };
+        let stranger = BlockState {
+            asker: Asker::Stranger,
+            ..block()
+        };
+        let extend = || WriteKind::Extend {
+            client: client(1),
+            lease: LEASE,
+        };
         let live = row(1, 100);
         let cases = [
             ("stale epoch", grant(1), &stale, Some(Refusal::StaleEpoch)),
-            ("stale yield", WriteKind::Yield, &stale, Some(Refusal::StaleEpoch)),
-            ("stale reclaim", WriteKind::Reclaim { client: client(1) }, &stale, Some(Refusal::StaleEpoch)),
+            (
+                "stale yield",
+                WriteKind::Yield,
+                &stale,
+                Some(Refusal::StaleEpoch),
+            ),
+            (
+                "stale reclaim",
+                WriteKind::Reclaim { client: client(1) },
+                &stale,
+                Some(Refusal::StaleEpoch),
+            ),
             ("peer grants", grant(1), &peer, Some(Refusal::NotOwner)),
             ("peer extends, any epoch", extend(), &peer, None),
-            ("stranger extends", extend(), &stranger, Some(Refusal::NotOwner)),
+            (
+                "stranger extends",
+                extend(),
+                &stranger,
+                Some(Refusal::NotOwner),
+            ),
         ];
         for (case, kind, block, want) in cases {
             let (verdict, _) = decide(&write(kind), false, Some(block), Some(&live), NOW);
@@ -458,35 +598,79 @@ mod tests {
                 None => assert!(matches!(verdict, Verdict::Durable { .. }), "{case}"),
             }
         }
-        assert_eq!(decide(&write(grant(1)), false, None, None, NOW).0, Verdict::Refused(Refusal::NotOwner));
+        assert_eq!(
+            decide(&write(grant(1)), false, None, None, NOW).0,
+            Verdict::Refused(Refusal::NotOwner)
+        );
     }
 
     #[test]
     fn addresses_and_clients_outside_the_block_are_refused() {
         let outside = Verdict::Refused(Refusal::OutsideBlock);
         for address in ["10.0.0.63", "10.0.0.80", "::a00:40"] {
-            let write = Write { address: address.parse().unwrap(), ..write(grant(1)) };
-            assert_eq!(decide(&write, false, Some(&block()), None, NOW).0, outside, "{address}");
+            let write = Write {
+                address: address.parse().unwrap(),
+                ..write(grant(1))
+            };
+            assert_eq!(
+                decide(&write, false, Some(&block()), None, NOW).0,
+                outside,
+                "{address}"
+            );
         }
-        let elsewhere = Client { vlan: 5002, ..client(1) };
-        let kind = WriteKind::Grant { client: elsewhere, lease: LEASE, hostname: "".into() };
-        assert_eq!(decide(&write(kind), false, Some(&block()), None, NOW).0, outside);
+        let elsewhere = Client {
+            vlan: 5002,
+            ..client(1)
+        };
+        let kind = WriteKind::Grant {
+            client: elsewhere,
+            lease: LEASE,
+            hostname: "".into(),
+        };
+        assert_eq!(
+            decide(&write(kind), false, Some(&block()), None, NOW).0,
+            outside
+        );
     }
 
     #[test]
     fn a_quarantine_keeps_strangers_out_but_not_the_holder_nor_a_fact() {
         let later = NOW.plus(Duration::from_secs(5));
-        let resting = BlockState { quarantined_until: later, ..block() };
+        let resting = BlockState {
+            quarantined_until: later,
+            ..block()
+        };
         let closed = Verdict::Refused(Refusal::NotEnded);
-        assert_eq!(decide(&write(grant(1)), false, Some(&resting), None, NOW).0, closed);
-        let only = RowState { client: None, end: NOW, quarantined_until: later, released: false };
-        assert_eq!(decide(&write(grant(1)), false, Some(&block()), Some(&only), NOW).0, closed);
+        assert_eq!(
+            decide(&write(grant(1)), false, Some(&resting), None, NOW).0,
+            closed
+        );
+        let only = RowState {
+            client: None,
+            end: NOW,
+            quarantined_until: later,
+            released: false,
+        };
+        assert_eq!(
+            decide(&write(grant(1)), false, Some(&block()), Some(&only), NOW).0,
+            closed
+        );
         let fact = decide(&write(grant(1)), true, Some(&resting), None, NOW).0;
         assert!(matches!(fact, Verdict::Durable { .. }));
-        let held = decide(&write(grant(1)), false, Some(&resting), Some(&row(1, -5)), NOW).0;
+        let held = decide(
+            &write(grant(1)),
+            false,
+            Some(&resting),
+            Some(&row(1, -5)),
+            NOW,
+        )
+        .0;
         assert!(matches!(held, Verdict::Durable { .. }));
         let kind = WriteKind::Reclaim { client: client(1) };
-        assert_eq!(decide(&write(kind), false, Some(&resting), Some(&row(1, -90)), NOW).0, closed);
+        assert_eq!(
+            decide(&write(kind), false, Some(&resting), Some(&row(1, -90)), NOW).0,
+            closed
+        );
     }
 
     #[test]
@@ -494,12 +678,26 @@ mod tests {
         let before = row(1, 100);
         let kind = WriteKind::Release { client: client(1) };
         let (_, effect) = decide(&write(kind), false, Some(&block()), Some(&before), NOW);
-        assert_eq!(effect, Effect::Put(RowState { released: true, ..before.clone() }));
+        assert_eq!(
+            effect,
+            Effect::Put(RowState {
+                released: true,
+                ..before.clone()
+            })
+        );
         let kind = WriteKind::Release { client: client(2) };
-        assert_eq!(decide(&write(kind), false, Some(&block()), Some(&before), NOW).1, Effect::Keep);
-        let kind = WriteKind::Quarantine { length: Duration::from_secs(600) };
+        assert_eq!(
+            decide(&write(kind), false, Some(&block()), Some(&before), NOW).1,
+            Effect::Keep
+        );
+        let kind = WriteKind::Quarantine {
+            length: Duration::from_secs(600),
+        };
         let (_, effect) = decide(&write(kind), false, Some(&block()), Some(&before), NOW);
-        let want = RowState { quarantined_until: NOW.plus(Duration::from_secs(600)), ..before };
+        let want = RowState {
+            quarantined_until: NOW.plus(Duration::from_secs(600)),
+            ..before
+        };
         assert_eq!(effect, Effect::Put(want));
     }
 
@@ -513,13 +711,22 @@ mod tests {
             ("again", seen(true, 7), true, 8, attach(false)),
             ("late", seen(true, 7), true, 7, AttachDecision::Behind),
             ("set back", seen(true, 7), true, 2, AttachDecision::Behind),
-            ("a former spool", seen(false, 7), true, 8, AttachDecision::Behind),
+            (
+                "a former spool",
+                seen(false, 7),
+                true,
+                8,
+                AttachDecision::Behind,
+            ),
         ];
         for (case, known, before, seq, want) in cases {
             assert_eq!(decide_attach(None, known, before, seq, NOW), want, "{case}");
         }
         let hold = Some(NOW.plus(Duration::from_secs(1)));
-        assert_eq!(decide_attach(hold, None, false, 1, NOW), AttachDecision::Wait);
+        assert_eq!(
+            decide_attach(hold, None, false, 1, NOW),
+            AttachDecision::Wait
+        );
         assert_eq!(decide_attach(Some(NOW), None, false, 1, NOW), attach(false));
     }
 
@@ -527,27 +734,69 @@ mod tests {
     fn a_heartbeat_moves_until_only_where_both_agree() {
         let (mine, other) = (SpoolId([1; 16]), SpoolId([2; 16]));
         let digest = [7; 32];
-        let facts = HeartbeatFacts { hold: None, session: Some((mine, NOW)), digest: &digest, pending: false };
+        let facts = HeartbeatFacts {
+            hold: None,
+            session: Some((mine, NOW)),
+            digest: &digest,
+            pending: false,
+        };
         let until = HeartbeatDecision::Until(NOW.plus(UNTIL));
         assert_eq!(decide_heartbeat(facts, mine, &digest, NOW), until);
         let far = NOW.plus(3 * UNTIL);
-        let ahead = HeartbeatFacts { session: Some((mine, far)), ..facts };
-        assert_eq!(decide_heartbeat(ahead, mine, &digest, NOW), HeartbeatDecision::Until(far));
+        let ahead = HeartbeatFacts {
+            session: Some((mine, far)),
+            ..facts
+        };
+        assert_eq!(
+            decide_heartbeat(ahead, mine, &digest, NOW),
+            HeartbeatDecision::Until(far)
+        );
         let attach = HeartbeatDecision::Attach;
         assert_eq!(decide_heartbeat(facts, mine, &[8; 32], NOW), attach);
         assert_eq!(decide_heartbeat(facts, other, &digest, NOW), attach);
-        assert_eq!(decide_heartbeat(HeartbeatFacts { pending: true, ..facts }, mine, &digest, NOW), attach);
-        assert_eq!(decide_heartbeat(HeartbeatFacts { session: None, ..facts }, mine, &digest, NOW), attach);
-        let held = HeartbeatFacts { hold: Some(far), ..facts };
-        assert_eq!(decide_heartbeat(held, mine, &digest, NOW), HeartbeatDecision::Wait);
+        assert_eq!(
+            decide_heartbeat(
+                HeartbeatFacts {
+                    pending: true,
+                    ..facts
+                },
+                mine,
+                &digest,
+                NOW
+            ),
+            attach
+        );
+        assert_eq!(
+            decide_heartbeat(
+                HeartbeatFacts {
+                    session: None,
+                    ..facts
+                },
+                mine,
+                &digest,
+                NOW
+            ),
+            attach
+        );
+        let held = HeartbeatFacts {
+            hold: Some(far),
+            ..facts
+        };
+        assert_eq!(
+            decide_heartbeat(held, mine, &digest, NOW),
+            HeartbeatDecision::Wait
+        );
     }
 
     #[test]
     fn a_block_is_taken_sixty_seconds_after_until() {
         let ago = |secs: i64| Some(Time(NOW.0 - secs * 1_000_000));
-        for (case, until, want) in
-            [("never attached", None, true), ("past", ago(61), true), ("margin", ago(60), false), ("live", ago(-5), false)]
-        {
+        for (case, until, want) in [
+            ("never attached", None, true),
+            ("past", ago(61), true),
+            ("margin", ago(60), false),
+            ("live", ago(-5), false),
+        ] {
             assert_eq!(may_take(until, NOW), want, "{case}");
         }
     }

@@ -139,7 +139,13 @@ pub fn replay(file: &[u8]) -> Result<Replay, SpoolError> {
         offset += FRAME_HEAD_BYTES + body.len();
     }
     let torn = offset < file.len();
-    Ok(Replay { spool_id, incarnation, entries: entries.into_values().collect(), valid_bytes: offset, torn })
+    Ok(Replay {
+        spool_id,
+        incarnation,
+        entries: entries.into_values().collect(),
+        valid_bytes: offset,
+        torn,
+    })
 }
 
 fn decode_header(file: &[u8]) -> Result<(SpoolId, u32), SpoolError> {
@@ -170,7 +176,9 @@ fn whole_frame(spool_id: SpoolId, octets: &[u8]) -> Option<&[u8]> {
     }
     let length = reader.u32()?;
     let sum = reader.array::<16>()?;
-    let length_bytes = usize::try_from(length).ok().filter(|length| *length <= FRAME_BYTES_MAX)?;
+    let length_bytes = usize::try_from(length)
+        .ok()
+        .filter(|length| *length <= FRAME_BYTES_MAX)?;
     let body = reader.take(length_bytes)?;
     (checksum(&[&spool_id.0, &length.to_be_bytes(), body]) == sum).then_some(body)
 }
@@ -206,7 +214,8 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) {
             out.push(2);
             let count = u32::try_from(seqs.len()).expect("at most 512 seqs a removal");
             out.extend_from_slice(&count.to_be_bytes());
-            seqs.iter().for_each(|seq| out.extend_from_slice(&seq.to_be_bytes()));
+            seqs.iter()
+                .for_each(|seq| out.extend_from_slice(&seq.to_be_bytes()));
         }
         Record::Opened { incarnation } => {
             out.push(3);
@@ -217,14 +226,21 @@ fn encode_record(record: &Record, out: &mut Vec<u8>) {
 
 fn decode_record(reader: &mut Reader<'_>) -> Option<Record> {
     Some(match reader.u8()? {
-        1 => Record::Entry(Entry { seq: reader.u64()?, write: decode_write(reader)? }),
+        1 => Record::Entry(Entry {
+            seq: reader.u64()?,
+            write: decode_write(reader)?,
+        }),
         2 => {
             let count = reader.u32()?;
             let octets = reader.take(usize::try_from(count).ok()?.checked_mul(8)?)?;
-            let seqs = octets.chunks_exact(8).map(|seq| seq.iter().fold(0, |sum, b| sum << 8 | u64::from(*b)));
+            let seqs = octets
+                .chunks_exact(8)
+                .map(|seq| seq.iter().fold(0, |sum, b| sum << 8 | u64::from(*b)));
             Record::Removed(seqs.collect())
         }
-        3 => Record::Opened { incarnation: reader.u32()? },
+        3 => Record::Opened {
+            incarnation: reader.u32()?,
+        },
         _ => return None,
     })
 }
@@ -238,7 +254,11 @@ fn encode_write(write: &Write, out: &mut Vec<u8>) {
     };
     out.extend_from_slice(&address.octets());
     match &write.kind {
-        WriteKind::Grant { client, lease, hostname } => {
+        WriteKind::Grant {
+            client,
+            lease,
+            hostname,
+        } => {
             out.push(0);
             encode_client(client, out);
             encode_length(*lease, out);
@@ -274,16 +294,34 @@ fn decode_write(reader: &mut Reader<'_>) -> Option<Write> {
             let client = decode_client(reader)?;
             let lease = reader.length()?;
             let hostname = String::from_utf8_lossy(reader.short()?).into();
-            WriteKind::Grant { client, lease, hostname }
+            WriteKind::Grant {
+                client,
+                lease,
+                hostname,
+            }
         }
-        1 => WriteKind::Extend { client: decode_client(reader)?, lease: reader.length()? },
-        2 => WriteKind::Reclaim { client: decode_client(reader)? },
-        3 => WriteKind::Quarantine { length: reader.length()? },
-        4 => WriteKind::Release { client: decode_client(reader)? },
+        1 => WriteKind::Extend {
+            client: decode_client(reader)?,
+            lease: reader.length()?,
+        },
+        2 => WriteKind::Reclaim {
+            client: decode_client(reader)?,
+        },
+        3 => WriteKind::Quarantine {
+            length: reader.length()?,
+        },
+        4 => WriteKind::Release {
+            client: decode_client(reader)?,
+        },
         5 => WriteKind::Yield,
         _ => return None,
     };
-    Some(Write { block, epoch, address, kind })
+    Some(Write {
+        block,
+        epoch,
+        address,
+        kind,
+    })
 }
 
 fn encode_client(client: &Client, out: &mut Vec<u8>) {
@@ -372,7 +410,10 @@ mod tests {
     const ID: SpoolId = SpoolId([9; 16]);
 
     fn entry(seq: u64) -> Entry {
-        let client = Client { vlan: 5001, key: ClientKey::Mac([2, 0, 0, 0, 0, seq as u8]) };
+        let client = Client {
+            vlan: 5001,
+            key: ClientKey::Mac([2, 0, 0, 0, 0, seq as u8]),
+        };
         let lease = Duration::from_secs(600);
         Entry {
             seq,
@@ -380,14 +421,20 @@ mod tests {
                 block: BlockId(4),
                 epoch: Epoch(7),
                 address: "10.0.0.9".parse().unwrap(),
-                kind: WriteKind::Grant { client, lease, hostname: "node-1".into() },
+                kind: WriteKind::Grant {
+                    client,
+                    lease,
+                    hostname: "node-1".into(),
+                },
             },
         }
     }
 
     fn file(frames: &[&[Record]]) -> Vec<u8> {
         let mut out = encode_header(ID, 3).to_vec();
-        frames.iter().for_each(|records| encode_frame(ID, records, &mut out));
+        frames
+            .iter()
+            .for_each(|records| encode_frame(ID, records, &mut out));
         out
     }
 
@@ -406,18 +453,39 @@ mod tests {
 
     #[test]
     fn every_kind_of_write_survives() {
-        let client = Client { vlan: 7, key: ClientKey::ClientId([1, 2, 3].into()) };
+        let client = Client {
+            vlan: 7,
+            key: ClientKey::ClientId([1, 2, 3].into()),
+        };
         let lease = Duration::from_millis(1500);
         let kinds = [
-            WriteKind::Extend { client: client.clone(), lease },
-            WriteKind::Reclaim { client: client.clone() },
+            WriteKind::Extend {
+                client: client.clone(),
+                lease,
+            },
+            WriteKind::Reclaim {
+                client: client.clone(),
+            },
             WriteKind::Quarantine { length: lease },
-            WriteKind::Release { client: Client { vlan: 7, key: ClientKey::DuidIaid([5; 255].into()) } },
+            WriteKind::Release {
+                client: Client {
+                    vlan: 7,
+                    key: ClientKey::DuidIaid([5; 255].into()),
+                },
+            },
             WriteKind::Yield,
         ];
         for kind in kinds {
             let address = "2001:db8::7".parse().unwrap();
-            let entry = Entry { seq: 5, write: Write { block: BlockId(1), epoch: Epoch(2), address, kind } };
+            let entry = Entry {
+                seq: 5,
+                write: Write {
+                    block: BlockId(1),
+                    epoch: Epoch(2),
+                    address,
+                    kind,
+                },
+            };
             let file = file(&[&[Record::Entry(entry.clone())]]);
             assert_eq!(replay(&file).unwrap().entries, [entry]);
         }
@@ -430,7 +498,10 @@ mod tests {
         for length in whole.len()..longer.len() {
             let replay = replay(&longer[..length]).unwrap();
             assert_eq!(replay.entries, [entry(1)], "cut at {length}");
-            assert_eq!((replay.torn, replay.valid_bytes), (length > whole.len(), whole.len()));
+            assert_eq!(
+                (replay.torn, replay.valid_bytes),
+                (length > whole.len(), whole.len())
+            );
         }
         // A file grown with zeros before its data came.
         let mut zeros = whole.clone();
@@ -445,7 +516,11 @@ mod tests {
         for at in [first, first + 5, first + 10, first + 40] {
             let mut damaged = file.clone();
             damaged[at] ^= 0x40;
-            assert_eq!(replay(&damaged), Err(SpoolError::Damaged { offset: first }), "octet {at}");
+            assert_eq!(
+                replay(&damaged),
+                Err(SpoolError::Damaged { offset: first }),
+                "octet {at}"
+            );
         }
         let mut damaged = file.clone();
         damaged[20] ^= 1;

@@ -65,7 +65,11 @@ pub struct Write {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteKind {
     /// A new or renewed binding; durable for twice `lease` from the region's now.
-    Grant { client: Client, lease: Duration, hostname: Box<str> },
+    Grant {
+        client: Client,
+        lease: Duration,
+        hostname: Box<str>,
+    },
     /// A survivor lengthens a peer's binding; never allocates.
     Extend { client: Client, lease: Duration },
     /// Takes back an address whose row has ended (by 60 s) and is not quarantined.
@@ -81,7 +85,9 @@ pub enum WriteKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Grant or extend: what is left of the durable end, counted from *sending* the request.
-    Durable { remaining: Duration },
+    Durable {
+        remaining: Duration,
+    },
     /// Reclaim, quarantine, release, yield: done.
     Done,
     Refused(Refusal),

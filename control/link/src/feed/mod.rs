@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rpc::muster_capnp::feed_sink;
-use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, PgPool};
 use store::StoreError;
 use store::feed::{Change, Kind, ReservationValue, ServedVlan, SubnetValue, Which};
@@ -168,8 +167,8 @@ impl Publisher {
 
     /// Ends when the region does, or with a fault of the database.
     async fn publish(&mut self) -> Result<(), StoreError> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
-        listener.listen(store::feed::CHANNEL).await?;
+        let options = self.pool.connect_options();
+        let mut listener = crate::listener::listen(options, store::feed::CHANNEL).await?;
         loop {
             self.pass().await?;
             tokio::select! {
@@ -481,7 +480,7 @@ impl Publisher {
     ) -> Result<Vec<(String, Rc<Item>)>, StoreError> {
         let machines = store::feed::machines(db, which).await?;
         let item = |machine: store::feed::MachineValue| {
-            let item = Item::Machine(Machine::of(&machine, &self.images));
+            let item = Item::Machine(Box::new(Machine::of(&machine, &self.images)));
             (machine.system_id, Rc::new(item))
         };
         Ok(machines.into_iter().map(item).collect())

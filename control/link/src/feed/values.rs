@@ -24,7 +24,7 @@ const ARCH: &str = "amd64";
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Item {
     Link(Link),
-    Machine(Machine),
+    Machine(Box<Machine>),
     File { file: FileValue, prefetch: bool },
     Loader { path: String, sha256: Vec<u8> },
     Settings(Settings),

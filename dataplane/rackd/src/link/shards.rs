@@ -56,7 +56,11 @@ impl Shards {
 
     /// Tries again what waits. `true`: something still does.
     pub fn flush(&mut self) -> bool {
-        self.ends.iter_mut().fold(false, |waits, end| !end.flush() || waits)
+        let mut waits = false;
+        for end in &mut self.ends {
+            waits |= !end.flush();
+        }
+        waits
     }
 
     /// The next message of any shard, each in turn.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use lease::rack::Input;
+use lease::rack::{Input, Mode};
 use rpc::muster_capnp::{feed_sink, session};
 use shard::{LinkSocket, ToLink, ToShard};
 use tokio::sync::mpsc;
@@ -78,6 +78,7 @@ pub(super) struct Thread {
     shards: Shards,
     turn: usize,
     leases: Leases,
+    mode_told: Mode,
     feed: Rc<RefCell<Feed>>,
     /// The feed comes over one link at a time.
     subscribed: Option<u64>,
@@ -149,6 +150,7 @@ impl Thread {
             bell: Ringing::new(bell).map_err(LinkFailed::Io)?,
             shards: Shards::new(mailboxes),
             turn: 0,
+            mode_told: Mode::Mute,
             feed: Rc::new(RefCell::new(feed)),
             subscribed: None,
             subscribe_at: now,
@@ -218,6 +220,9 @@ impl Thread {
                 self.on_mail(shard, mail);
             }
             self.on_time();
+            if self.leases.mode() != self.mode_told {
+                self.tell_status();
+            }
             while self.calls.try_join_next().is_some() {}
         }
         for (_, task) in self.regions.drain() {
@@ -397,7 +402,8 @@ impl Thread {
         self.links.values().next().map(|link| &link.session)
     }
 
-    fn tell_status(&self) {
+    fn tell_status(&mut self) {
+        self.mode_told = self.leases.mode();
         let regions: Arc<[Region]> = self
             .links
             .values()

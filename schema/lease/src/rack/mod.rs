@@ -31,7 +31,9 @@ pub use types::*;
 use crate::guards::{Guard, Guards};
 use crate::message::SpoolId;
 use crate::spool::Entry;
-use crate::types::{Block, BlockId, Client, DETACHED_AFTER, HEARTBEAT_EVERY, Outcome, Refusal, Write};
+use crate::types::{
+    Block, BlockId, Client, DETACHED_AFTER, HEARTBEAT_EVERY, Outcome, Refusal, Write,
+};
 
 /// Under load a batch is held back this long to fill.
 pub const BATCH_WAIT: Duration = Duration::from_millis(5);
@@ -63,7 +65,12 @@ pub fn trust(length: Duration) -> Duration {
 
 /// How long an ACK that leaves now may promise: `lease`, but not past the durable end nor `until`.
 /// None: there is nothing to promise, a write is needed first.
-pub fn ack_length(lease: Duration, durable_end: Boottime, until: Boottime, now: Boottime) -> Option<Duration> {
+pub fn ack_length(
+    lease: Duration,
+    durable_end: Boottime,
+    until: Boottime,
+    now: Boottime,
+) -> Option<Duration> {
     let left = durable_end.min(until).saturating_sub(now);
     (!left.is_zero()).then(|| lease.min(left))
 }
@@ -92,9 +99,14 @@ pub struct Start {
 enum Holder {
     Nobody,
     /// A durable end is known: in the database or, detached, in the spool.
-    Bound { client: Client, end: Boottime },
+    Bound {
+        client: Client,
+        end: Boottime,
+    },
     /// A write was sent and its outcome is not known.
-    Asked { client: Client },
+    Asked {
+        client: Client,
+    },
     /// Refused, or not free at the region's last word.
     Closed,
 }
@@ -206,7 +218,12 @@ impl Rack {
     }
 
     pub(crate) fn with_guards(start: Start, guards: Guards) -> Self {
-        let newest_seq = start.entries.iter().map(|entry| entry.seq).max().unwrap_or(0);
+        let newest_seq = start
+            .entries
+            .iter()
+            .map(|entry| entry.seq)
+            .max()
+            .unwrap_or(0);
         Self {
             guards,
             spool_id: start.spool_id,
@@ -219,7 +236,11 @@ impl Rack {
             next_call: 1,
             queue: VecDeque::new(),
             batches: Vec::new(),
-            spool: start.entries.into_iter().map(|entry| (entry.seq, entry)).collect(),
+            spool: start
+                .entries
+                .into_iter()
+                .map(|entry| (entry.seq, entry))
+                .collect(),
             appending: BTreeMap::new(),
             newest: BTreeMap::new(),
             spool_writable: true,
@@ -293,14 +314,14 @@ impl Rack {
                     at(batch.first_sent + BATCH_PATIENCE);
                 }
             }
-            match &self.attaching {
-                Some(attaching) if attaching.call.is_some() => {
-                    if self.may_attach() {
-                        at(attaching.sent + attaching.patience());
-                    }
-                }
-                _ if self.may_attach() => at(self.attach_not_before),
-                _ => {}
+            if self.may_attach() {
+                let under_way = self
+                    .attaching
+                    .as_ref()
+                    .filter(|attaching| attaching.call.is_some());
+                at(under_way.map_or(self.attach_not_before, |attaching| {
+                    attaching.sent + attaching.patience()
+                }));
             }
             match &self.beat {
                 Some(beat) if self.mode != Mode::Mute => at(beat.sent + DETACHED_AFTER),
@@ -341,14 +362,21 @@ impl Rack {
 
     /// What time alone does: `until` and the second without a reply.
     fn expire(&mut self, now: Boottime, out: &mut Vec<Action>) {
-        if self.mode != Mode::Mute && self.until <= now && self.guards.stands(Guard::MuteAfterUntil) {
+        if self.mode != Mode::Mute && self.until <= now && self.guards.stands(Guard::MuteAfterUntil)
+        {
             out.push(Action::Alarm(Alarm::UntilPassed));
             self.forget(now, out);
         }
-        if self.mode == Mode::Attached && self.silent_since.is_some_and(|since| since + DETACHED_AFTER <= now) {
+        if self.mode == Mode::Attached
+            && self
+                .silent_since
+                .is_some_and(|since| since + DETACHED_AFTER <= now)
+        {
             self.detach(now, out);
         }
-        let silent = self.silent_since.is_some_and(|since| since + DETACHED_AFTER <= now);
+        let silent = self
+            .silent_since
+            .is_some_and(|since| since + DETACHED_AFTER <= now);
         if self.mode != Mode::Attached && silent {
             self.region_answers = false;
             self.silent_since = None;
@@ -384,7 +412,9 @@ impl Rack {
         out.push(Action::Detached(true));
         for batch in std::mem::take(&mut self.batches) {
             for (origin, write) in batch.rows {
-                let Origin::Shard(ticket) = origin else { continue };
+                let Origin::Shard(ticket) = origin else {
+                    continue;
+                };
                 self.outcome_unknown(&write);
                 self.fact_or_unknown(now, ticket, write, batch.seq, out);
             }
@@ -398,7 +428,8 @@ impl Rack {
     /// Mute until the next attach. The facts in the spool stay.
     fn forget(&mut self, now: Boottime, out: &mut Vec<Action>) {
         let batches = std::mem::take(&mut self.batches);
-        let (drains, batches): (Vec<_>, Vec<_>) = batches.into_iter().partition(|batch| batch.drained);
+        let (drains, batches): (Vec<_>, Vec<_>) =
+            batches.into_iter().partition(|batch| batch.drained);
         self.batches = drains;
         for batch in batches {
             for (origin, _) in batch.rows {
@@ -410,8 +441,11 @@ impl Rack {
         for waiting in std::mem::take(&mut self.queue) {
             self.reply(waiting.ticket, Outcome::Refused(Refusal::Mute), now, out);
         }
-        let tickets: Vec<Ticket> =
-            self.appending.values_mut().filter_map(|appending| appending.ticket.take()).collect();
+        let tickets: Vec<Ticket> = self
+            .appending
+            .values_mut()
+            .filter_map(|appending| appending.ticket.take())
+            .collect();
         for ticket in tickets {
             self.reply(ticket, Outcome::Unknown, now, out);
         }
@@ -435,7 +469,11 @@ impl Rack {
             Outcome::Refused(_) => self.counters.replies_refused += 1,
             Outcome::Unknown => self.counters.replies_unknown += 1,
         }
-        out.push(Action::Reply { ticket, outcome, sent });
+        out.push(Action::Reply {
+            ticket,
+            outcome,
+            sent,
+        });
     }
 
     /// The spool could not be written, and nothing is in it that a region has not taken.

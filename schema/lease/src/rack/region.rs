@@ -10,7 +10,9 @@ impl Rack {
     /// A lone grant goes at once; with one batch under way the next is held back to fill; never more than two.
     pub(super) fn send_queue(&mut self, now: Boottime, out: &mut Vec<Action>) {
         while self.mode == Mode::Attached && self.batches.len() < BATCHES_MAX {
-            let Some(first) = self.queue.front() else { return };
+            let Some(first) = self.queue.front() else {
+                return;
+            };
             let filled = self.queue.len() >= BATCH_ROWS_MAX || first.at + BATCH_WAIT <= now;
             if !self.batches.is_empty() && !filled {
                 return;
@@ -22,7 +24,9 @@ impl Rack {
                 if let WriteKind::Grant { client, .. } = &write.kind {
                     let known = self.known(write.address);
                     if known.holder == Holder::Nobody {
-                        known.holder = Holder::Asked { client: client.clone() };
+                        known.holder = Holder::Asked {
+                            client: client.clone(),
+                        };
                     }
                 }
                 rows.push((Origin::Shard(ticket), write));
@@ -39,7 +43,9 @@ impl Rack {
             return;
         }
         let facts = self.spool.values().take(BATCH_ROWS_MAX);
-        let rows = facts.map(|entry| (Origin::Spool(entry.seq), entry.write.clone())).collect();
+        let rows = facts
+            .map(|entry| (Origin::Spool(entry.seq), entry.write.clone()))
+            .collect();
         self.send_new_batch(now, true, rows, out);
     }
 
@@ -56,8 +62,14 @@ impl Rack {
             Some((Origin::Spool(seq), _)) if old_key => *seq,
             _ => self.next_seq(),
         };
-        self.batches.push(UnderWay { seq, drained, rows, first_sent: now,
-            resend_at: now, calls: vec![] });
+        self.batches.push(UnderWay {
+            seq,
+            drained,
+            rows,
+            first_sent: now,
+            resend_at: now,
+            calls: vec![],
+        });
         let index = self.batches.len() - 1;
         self.send_batch(now, index, self.links[0], out);
     }
@@ -68,20 +80,36 @@ impl Rack {
         let batch = &mut self.batches[index];
         batch.resend_at = now + RESEND_AFTER;
         batch.calls.push((call, link));
-        let key = BatchKey { spool_id: self.spool_id, seq: batch.seq };
+        let key = BatchKey {
+            spool_id: self.spool_id,
+            seq: batch.seq,
+        };
         let writes = batch.rows.iter().map(|(_, write)| write.clone()).collect();
-        out.push(Action::SendBatch { call, link, batch: Batch { key, drained: batch.drained, writes } });
+        out.push(Action::SendBatch {
+            call,
+            link,
+            batch: Batch {
+                key,
+                drained: batch.drained,
+                writes,
+            },
+        });
     }
 
     /// A link that the batch was not sent on.
     pub(super) fn other_link(&self, batch: &UnderWay) -> Option<LinkId> {
-        self.links.iter().copied().find(|link| batch.calls.iter().all(|(_, used)| used != link))
+        self.links
+            .iter()
+            .copied()
+            .find(|link| batch.calls.iter().all(|(_, used)| used != link))
     }
 
     pub(super) fn resend_batches(&mut self, now: Boottime, out: &mut Vec<Action>) {
         let given_up: Vec<UnderWay> = self
             .batches
-            .extract_if(.., |batch| !batch.drained && batch.first_sent + BATCH_PATIENCE <= now)
+            .extract_if(.., |batch| {
+                !batch.drained && batch.first_sent + BATCH_PATIENCE <= now
+            })
             .collect();
         for (origin, write) in given_up.into_iter().flat_map(|batch| batch.rows) {
             self.outcome_unknown(&write);
@@ -118,7 +146,10 @@ impl Rack {
         outcomes: Option<Vec<Outcome>>,
         out: &mut Vec<Action>,
     ) {
-        let Some(index) = self.batches.iter().position(|batch| batch.calls.iter().any(|(id, _)| *id == call))
+        let Some(index) = self
+            .batches
+            .iter()
+            .position(|batch| batch.calls.iter().any(|(id, _)| *id == call))
         else {
             return;
         };
@@ -127,7 +158,10 @@ impl Rack {
             Some(outcomes) if outcomes.len() == asked => outcomes,
             other => {
                 if let Some(outcomes) = other {
-                    out.push(Action::Alarm(Alarm::ShortAnswer { asked, got: outcomes.len() }));
+                    out.push(Action::Alarm(Alarm::ShortAnswer {
+                        asked,
+                        got: outcomes.len(),
+                    }));
                 }
                 self.batches[index].calls.retain(|(id, _)| *id != call);
                 return;
@@ -145,14 +179,19 @@ impl Rack {
         let mut stale = false;
         for ((origin, write), outcome) in batch.rows.into_iter().zip(outcomes) {
             let outcome = match outcome {
-                Outcome::Durable { remaining } => Outcome::Durable { remaining: trust(remaining) },
+                Outcome::Durable { remaining } => Outcome::Durable {
+                    remaining: trust(remaining),
+                },
                 other => other,
             };
-            stale |= matches!(outcome, Outcome::Refused(Refusal::StaleEpoch | Refusal::NotOwner))
-                && !matches!(write.kind, WriteKind::Extend { .. } | WriteKind::Yield);
+            stale |= matches!(
+                outcome,
+                Outcome::Refused(Refusal::StaleEpoch | Refusal::NotOwner)
+            ) && !matches!(write.kind, WriteKind::Extend { .. } | WriteKind::Yield);
             self.learn(&write, outcome, batch.first_sent, out);
             if let Origin::Shard(ticket) = origin
-                && (self.guards.stands(Guard::CommitBeforeReply) || !matches!(write.kind, WriteKind::Grant { .. }))
+                && (self.guards.stands(Guard::CommitBeforeReply)
+                    || !matches!(write.kind, WriteKind::Grant { .. }))
             {
                 self.reply(ticket, outcome, batch.first_sent, out);
             }
@@ -167,7 +206,9 @@ impl Rack {
     /// What an answer says about its address.
     fn learn(&mut self, write: &Write, outcome: Outcome, sent: Boottime, out: &mut Vec<Action>) {
         let grant = matches!(write.kind, WriteKind::Grant { .. });
-        let (WriteKind::Grant { client, .. } | WriteKind::Reclaim { client }) = &write.kind else { return };
+        let (WriteKind::Grant { client, .. } | WriteKind::Reclaim { client }) = &write.kind else {
+            return;
+        };
         if !self.blocks.contains_key(&write.block) {
             return;
         }
@@ -177,10 +218,16 @@ impl Rack {
             Outcome::Durable { remaining } if grant => {
                 let end = sent + remaining;
                 let end = match &known.holder {
-                    Holder::Bound { client: holder, end: before } if holder == client => end.max(*before),
+                    Holder::Bound {
+                        client: holder,
+                        end: before,
+                    } if holder == client => end.max(*before),
                     _ => end,
                 };
-                known.holder = Holder::Bound { client: client.clone(), end };
+                known.holder = Holder::Bound {
+                    client: client.clone(),
+                    end,
+                };
                 known.quarantined = known.quarantined.filter(|end| *end > sent);
             }
             Outcome::Done if !grant => known.holder = Holder::Nobody,
@@ -189,7 +236,9 @@ impl Rack {
             _ => {
                 known.holder = Holder::Closed;
                 if outcome == Outcome::Refused(Refusal::OtherClient) {
-                    out.push(Action::Alarm(Alarm::OtherClient { write: Box::new(write.clone()) }));
+                    out.push(Action::Alarm(Alarm::OtherClient {
+                        write: Box::new(write.clone()),
+                    }));
                 }
             }
         }
@@ -204,7 +253,10 @@ impl Rack {
                 Outcome::Unknown => continue,
                 Outcome::Refused(refusal) => {
                     self.counters.drained_refused += 1;
-                    out.push(Action::Alarm(Alarm::FactRefused { write: Box::new(write.clone()), refusal }));
+                    out.push(Action::Alarm(Alarm::FactRefused {
+                        write: Box::new(write.clone()),
+                        refusal,
+                    }));
                 }
                 Outcome::Durable { .. } | Outcome::Done => self.counters.drained += 1,
             }
@@ -249,16 +301,25 @@ impl Rack {
             // A yield under way makes the digests differ.
             Mode::Attached => {
                 let mut queued = self.queue.iter().map(|waiting| &waiting.write);
-                let mut rows = self.batches.iter().flat_map(|batch| batch.rows.iter().map(|(_, write)| write));
+                let mut rows = self
+                    .batches
+                    .iter()
+                    .flat_map(|batch| batch.rows.iter().map(|(_, write)| write));
                 let is_yield = |write: &Write| matches!(write.kind, WriteKind::Yield);
                 !queued.any(is_yield) && !rows.any(is_yield)
             }
-            Mode::Detached => self.spool.is_empty() && self.attaching.is_none() && !self.region_answers,
+            Mode::Detached => {
+                self.spool.is_empty() && self.attaching.is_none() && !self.region_answers
+            }
         }
     }
 
     pub(super) fn send_heartbeat(&mut self, now: Boottime, out: &mut Vec<Action>) {
-        if self.beat.as_ref().is_some_and(|beat| beat.sent + DETACHED_AFTER <= now) {
+        if self
+            .beat
+            .as_ref()
+            .is_some_and(|beat| beat.sent + DETACHED_AFTER <= now)
+        {
             // Lost; ask another region.
             self.beat = None;
             self.beat_due = now;
@@ -268,11 +329,25 @@ impl Rack {
             return;
         }
         let (call, link) = (self.next_call(), self.links[0]);
-        self.beat = Some(Beat { call, link, sent: now });
-        self.beat_due = now + if self.mode == Mode::Attached { HEARTBEAT_EVERY } else { PROBE_EVERY };
+        self.beat = Some(Beat {
+            call,
+            link,
+            sent: now,
+        });
+        self.beat_due = now
+            + if self.mode == Mode::Attached {
+                HEARTBEAT_EVERY
+            } else {
+                PROBE_EVERY
+            };
         self.silent_since.get_or_insert(now);
         let digest = digest(self.blocks.values().map(|block| (block.id, block.epoch)));
-        out.push(Action::SendHeartbeat { call, link, spool_id: self.spool_id, digest });
+        out.push(Action::SendHeartbeat {
+            call,
+            link,
+            spool_id: self.spool_id,
+            digest,
+        });
     }
 
     pub(super) fn heartbeat_answer(
@@ -282,7 +357,9 @@ impl Rack {
         reply: Option<HeartbeatReply>,
         out: &mut Vec<Action>,
     ) {
-        let Some(beat) = self.beat.take_if(|beat| beat.call == call) else { return };
+        let Some(beat) = self.beat.take_if(|beat| beat.call == call) else {
+            return;
+        };
         let Some(reply) = reply else {
             self.beat_due = now + RESEND_AFTER;
             self.links.rotate_left(1.min(self.links.len()));
@@ -335,15 +412,30 @@ impl Rack {
             attaching.call = None;
             self.links.rotate_left(1);
         }
-        let under_way = self.attaching.as_ref().is_some_and(|attaching| attaching.call.is_some());
+        let under_way = self
+            .attaching
+            .as_ref()
+            .is_some_and(|attaching| attaching.call.is_some());
         if under_way || now < self.attach_not_before {
             return;
         }
         let (call, link, spool_seq) = (self.next_call(), self.links[0], self.next_seq());
-        let attempts = self.attaching.as_ref().map_or(1, |before| before.attempts + 1);
-        self.attaching = Some(Attaching { call: Some((call, link)), sent: now, attempts });
+        let attempts = self
+            .attaching
+            .as_ref()
+            .map_or(1, |before| before.attempts + 1);
+        self.attaching = Some(Attaching {
+            call: Some((call, link)),
+            sent: now,
+            attempts,
+        });
         self.attach_not_before = now + ATTACH_PAUSE;
-        out.push(Action::SendAttach { call, link, spool_id: self.spool_id, spool_seq });
+        out.push(Action::SendAttach {
+            call,
+            link,
+            spool_id: self.spool_id,
+            spool_seq,
+        });
     }
 
     pub(super) fn attach_answer(
@@ -357,7 +449,9 @@ impl Rack {
         if newest.is_none_or(|(newest, _)| newest != call) {
             return;
         }
-        let Some(attaching) = self.attaching.as_mut() else { return };
+        let Some(attaching) = self.attaching.as_mut() else {
+            return;
+        };
         attaching.call = None;
         let (sent, attempts) = (attaching.sent, attaching.attempts);
         match reply {
@@ -384,25 +478,50 @@ impl Rack {
         }
     }
 
-    fn attached(&mut self, now: Boottime, sent: Boottime, attachment: Attachment, out: &mut Vec<Action>) {
-        let Attachment { until, blocks, mut rows } = attachment;
+    fn attached(
+        &mut self,
+        now: Boottime,
+        sent: Boottime,
+        attachment: Attachment,
+        out: &mut Vec<Action>,
+    ) {
+        let Attachment {
+            until,
+            blocks,
+            mut rows,
+        } = attachment;
         self.counters.attaches += 1;
+        if self.mode == Mode::Detached {
+            out.push(Action::Detached(false));
+        }
         self.mode = Mode::Attached;
         self.attaching = None;
         self.beat = None;
         self.beat_due = now + HEARTBEAT_EVERY;
         self.silent_since = None;
         self.until = sent + trust(until);
-        self.blocks = blocks.iter().map(|block| (block.id, block.clone())).collect();
+        self.blocks = blocks
+            .iter()
+            .map(|block| (block.id, block.clone()))
+            .collect();
         self.addresses.clear();
         for row in &mut rows {
             self.learn_row(now, sent, row);
         }
-        out.push(Action::Attached { blocks, rows, sent, until: self.until });
+        out.push(Action::Attached {
+            blocks,
+            rows,
+            sent,
+            until: self.until,
+        });
     }
 
     fn learn_row(&mut self, now: Boottime, sent: Boottime, row: &mut Row) {
-        if !self.blocks.get(&row.block).is_some_and(|block| block.contains(row.address)) {
+        if !self
+            .blocks
+            .get(&row.block)
+            .is_some_and(|block| block.contains(row.address))
+        {
             return;
         }
         // 99 % of what is left; what has passed has passed.
@@ -411,9 +530,14 @@ impl Rack {
         }
         if let Some(client) = &row.client {
             let left = Duration::from_millis(u64::try_from(row.remaining_ms).unwrap_or(0));
-            let past = Duration::from_millis(u64::try_from(row.remaining_ms.saturating_neg()).unwrap_or(0));
+            let past = Duration::from_millis(
+                u64::try_from(row.remaining_ms.saturating_neg()).unwrap_or(0),
+            );
             let end = (sent + left).saturating_sub(past);
-            self.known(row.address).holder = Holder::Bound { client: client.clone(), end };
+            self.known(row.address).holder = Holder::Bound {
+                client: client.clone(),
+                end,
+            };
         }
         if !row.quarantine.is_zero() {
             self.quarantine(now, row.address, row.quarantine);

@@ -5,7 +5,13 @@ use crate::region::client_of;
 use crate::types::{BATCH_ROWS_MAX, WriteKind};
 
 impl Rack {
-    pub(super) fn request(&mut self, now: Boottime, ticket: Ticket, write: Write, out: &mut Vec<Action>) {
+    pub(super) fn request(
+        &mut self,
+        now: Boottime,
+        ticket: Ticket,
+        write: Write,
+        out: &mut Vec<Action>,
+    ) {
         self.counters.requests += 1;
         match self.mode {
             Mode::Mute => self.refuse_mute(now, ticket, out),
@@ -24,7 +30,13 @@ impl Rack {
         self.reply(ticket, Outcome::Refused(Refusal::Mute), now, out);
     }
 
-    fn request_attached(&mut self, now: Boottime, ticket: Ticket, write: Write, out: &mut Vec<Action>) {
+    fn request_attached(
+        &mut self,
+        now: Boottime,
+        ticket: Ticket,
+        write: Write,
+        out: &mut Vec<Action>,
+    ) {
         if self.queue.len() >= QUEUE_ROWS_MAX {
             return self.refuse_full(now, ticket, out);
         }
@@ -32,12 +44,15 @@ impl Rack {
             return self.reply(ticket, Outcome::Refused(refusal), now, out);
         }
         match &write.kind {
-            WriteKind::Grant { .. } | WriteKind::Reclaim { .. } => self.known(write.address).locked = true,
+            WriteKind::Grant { .. } | WriteKind::Reclaim { .. } => {
+                self.known(write.address).locked = true
+            }
             WriteKind::Quarantine { length } => self.quarantine(now, write.address, *length),
             WriteKind::Yield => {
                 // Forgotten before the yield is sent: nothing of this block can follow it.
                 if let Some(block) = self.blocks.remove(&write.block) {
-                    self.addresses.retain(|address, _| !block.contains(*address));
+                    self.addresses
+                        .retain(|address, _| !block.contains(*address));
                 }
                 out.push(Action::ForgetBlock(write.block));
             }
@@ -48,7 +63,11 @@ impl Rack {
         {
             self.reply(ticket, Outcome::Durable { remaining: *lease }, now, out);
         }
-        self.queue.push_back(Waiting { ticket, write, at: now });
+        self.queue.push_back(Waiting {
+            ticket,
+            write,
+            at: now,
+        });
     }
 
     /// Detached: renewals of own bindings and addresses that were free at the region's last word, at most one lease,
@@ -71,7 +90,8 @@ impl Rack {
             WriteKind::Reclaim { client } if !self.guards.stands(Guard::ReclaimWhileAttached) => {
                 let client = client.clone();
                 let known = self.known(write.address);
-                if matches!(&known.holder, Holder::Bound { client: holder, end } if *holder == client && *end <= now) {
+                if matches!(&known.holder, Holder::Bound { client: holder, end } if *holder == client && *end <= now)
+                {
                     known.holder = Holder::Nobody;
                 }
                 self.reply(ticket, Outcome::Done, now, out);
@@ -79,14 +99,16 @@ impl Rack {
             WriteKind::Extend { .. } | WriteKind::Reclaim { .. } | WriteKind::Yield => {
                 self.refuse_mute(now, ticket, out);
             }
-            WriteKind::Grant { .. } | WriteKind::Quarantine { .. } => match self.permit(now, &write) {
-                Err(refusal) => self.reply(ticket, Outcome::Refused(refusal), now, out),
-                Ok(()) if !self.spool_has_room() => self.refuse_full(now, ticket, out),
-                Ok(()) => {
-                    let seq = self.next_seq();
-                    self.append(now, ticket, Entry { seq, write }, out);
+            WriteKind::Grant { .. } | WriteKind::Quarantine { .. } => {
+                match self.permit(now, &write) {
+                    Err(refusal) => self.reply(ticket, Outcome::Refused(refusal), now, out),
+                    Ok(()) if !self.spool_has_room() => self.refuse_full(now, ticket, out),
+                    Ok(()) => {
+                        let seq = self.next_seq();
+                        self.append(now, ticket, Entry { seq, write }, out);
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -100,9 +122,16 @@ impl Rack {
         old_seq: u64,
         out: &mut Vec<Action>,
     ) {
-        let becomes_fact = matches!(write.kind, WriteKind::Grant { .. } | WriteKind::Quarantine { .. });
+        let becomes_fact = matches!(
+            write.kind,
+            WriteKind::Grant { .. } | WriteKind::Quarantine { .. }
+        );
         if becomes_fact && self.spool_has_room() && self.permit(now, &write).is_ok() {
-            let seq = if self.guards.stands(Guard::FreshKey) { self.next_seq() } else { old_seq };
+            let seq = if self.guards.stands(Guard::FreshKey) {
+                self.next_seq()
+            } else {
+                old_seq
+            };
             self.append(now, ticket, Entry { seq, write }, out);
         } else {
             self.reply(ticket, Outcome::Unknown, now, out);
@@ -113,7 +142,9 @@ impl Rack {
     /// be sent, as soon as the last facts are drained (else, under load, the spool would never be empty).
     fn frozen(&self, now: Boottime) -> bool {
         let attaching = self.attaching.is_some() && self.guards.stands(Guard::FrozenWhileAttaching);
-        let closing = self.region_answers && self.spool.len() <= BATCH_ROWS_MAX && self.attach_not_before <= now;
+        let closing = self.region_answers
+            && self.spool.len() <= BATCH_ROWS_MAX
+            && self.attach_not_before <= now;
         attaching || closing
     }
 
@@ -129,7 +160,8 @@ impl Rack {
                 let client = client.clone();
                 let known = self.known(entry.write.address);
                 known.locked = true;
-                if !matches!(&known.holder, Holder::Bound { client: holder, .. } if *holder == client) {
+                if !matches!(&known.holder, Holder::Bound { client: holder, .. } if *holder == client)
+                {
                     known.holder = Holder::Asked { client };
                 }
             }
@@ -139,18 +171,28 @@ impl Rack {
         self.counters.spooled += 1;
         out.push(Action::AppendSpool(entry.clone()));
         let seq = entry.seq;
-        let appending = Appending { entry, ticket: Some(ticket), end, sent: now };
+        let appending = Appending {
+            entry,
+            ticket: Some(ticket),
+            end,
+            sent: now,
+        };
         if self.guards.stands(Guard::FsyncBeforeReply) {
             self.appending.insert(seq, appending);
         } else {
-            let early = Appending { ticket: None, ..appending.clone() };
+            let early = Appending {
+                ticket: None,
+                ..appending.clone()
+            };
             self.fact_is_durable(now, appending, out);
             self.appending.insert(seq, early);
         }
     }
 
     pub(super) fn spool_durable(&mut self, now: Boottime, seq: u64, out: &mut Vec<Action>) {
-        let Some(appending) = self.appending.remove(&seq) else { return };
+        let Some(appending) = self.appending.remove(&seq) else {
+            return;
+        };
         let entry = appending.entry.clone();
         let address = entry.write.address;
         if let WriteKind::Grant { .. } = entry.write.kind {
@@ -177,7 +219,10 @@ impl Rack {
     fn fact_is_durable(&mut self, now: Boottime, fact: Appending, out: &mut Vec<Action>) {
         let write = &fact.entry.write;
         // Forgotten meanwhile: the fact stays in the spool, but nobody may build on it.
-        let ours = self.blocks.get(&write.block).is_some_and(|block| block.epoch == write.epoch);
+        let ours = self
+            .blocks
+            .get(&write.block)
+            .is_some_and(|block| block.epoch == write.epoch);
         let Some(ticket) = fact.ticket else { return };
         if !ours {
             return self.reply(ticket, Outcome::Unknown, now, out);
@@ -189,7 +234,10 @@ impl Rack {
         let known = self.known(write.address);
         known.locked = false;
         let end = match &known.holder {
-            Holder::Bound { client: holder, end } if *holder == client => fact.end.max(*end),
+            Holder::Bound {
+                client: holder,
+                end,
+            } if *holder == client => fact.end.max(*end),
             _ => fact.end,
         };
         known.holder = Holder::Bound { client, end };
@@ -250,7 +298,8 @@ impl Rack {
             return Err(Refusal::StaleEpoch);
         }
         let outside = !matches!(write.kind, WriteKind::Yield) && !block.contains(write.address);
-        let elsewhere = matches!(&write.kind, WriteKind::Grant { client, .. } if client.vlan != block.vlan);
+        let elsewhere =
+            matches!(&write.kind, WriteKind::Grant { client, .. } if client.vlan != block.vlan);
         if outside || elsewhere {
             return Err(Refusal::OutsideBlock);
         }
@@ -260,8 +309,15 @@ impl Rack {
             WriteKind::Grant { .. } | WriteKind::Reclaim { .. } if locked => Err(Refusal::Mute),
             WriteKind::Grant { client, .. } => self.permit_grant(now, known, client),
             WriteKind::Reclaim { client } => match known.map(|known| &known.holder) {
-                Some(Holder::Bound { client: holder, end }) if holder == client => {
-                    if *end > now { Err(Refusal::NotEnded) } else { Ok(()) }
+                Some(Holder::Bound {
+                    client: holder,
+                    end,
+                }) if holder == client => {
+                    if *end > now {
+                        Err(Refusal::NotEnded)
+                    } else {
+                        Ok(())
+                    }
                 }
                 Some(Holder::Bound { .. }) => Err(Refusal::OtherClient),
                 Some(Holder::Asked { .. } | Holder::Closed) => Err(Refusal::NotEnded),
@@ -272,14 +328,23 @@ impl Rack {
         }
     }
 
-    fn permit_grant(&self, now: Boottime, known: Option<&Known>, client: &Client) -> Result<(), Refusal> {
+    fn permit_grant(
+        &self,
+        now: Boottime,
+        known: Option<&Known>,
+        client: &Client,
+    ) -> Result<(), Refusal> {
         let Some(known) = known else { return Ok(()) };
         let detached = self.mode == Mode::Detached;
         match &known.holder {
             Holder::Bound { client: holder, .. } if holder == client => Ok(()),
             Holder::Bound { end, .. } => {
                 let reuse = detached && *end <= now && !self.guards.stands(Guard::NoReuseDetached);
-                if reuse { Ok(()) } else { Err(Refusal::OtherClient) }
+                if reuse {
+                    Ok(())
+                } else {
+                    Err(Refusal::OtherClient)
+                }
             }
             Holder::Asked { client: asked } if asked == client => Ok(()),
             Holder::Asked { .. } | Holder::Closed => Err(Refusal::OtherClient),
@@ -294,20 +359,32 @@ impl Rack {
     /// Something of the block is queued, under way or in the spool.
     fn busy(&self, block: &Block) -> bool {
         let queued = self.queue.iter().map(|waiting| &waiting.write);
-        let under_way = self.batches.iter().flat_map(|batch| batch.rows.iter().map(|(_, write)| write));
-        let appending = self.appending.values().map(|appending| &appending.entry.write);
+        let under_way = self
+            .batches
+            .iter()
+            .flat_map(|batch| batch.rows.iter().map(|(_, write)| write));
+        let appending = self
+            .appending
+            .values()
+            .map(|appending| &appending.entry.write);
         let spooled = self.spool.values().map(|entry| &entry.write);
         let mut writes = queued.chain(under_way).chain(appending).chain(spooled);
         writes.any(|write| write.block == block.id)
     }
 
     pub(super) fn known(&mut self, address: IpAddr) -> &mut Known {
-        let nobody = Known { holder: Holder::Nobody, quarantined: None, locked: false };
+        let nobody = Known {
+            holder: Holder::Nobody,
+            quarantined: None,
+            locked: false,
+        };
         self.addresses.entry(address).or_insert(nobody)
     }
 
     pub(super) fn unlock(&mut self, address: IpAddr) {
-        let Some(known) = self.addresses.get_mut(&address) else { return };
+        let Some(known) = self.addresses.get_mut(&address) else {
+            return;
+        };
         known.locked = false;
         if known.holder == Holder::Nobody && known.quarantined.is_none() {
             self.addresses.remove(&address);
@@ -321,14 +398,22 @@ impl Rack {
             WriteKind::Grant { client, .. } => {
                 let known = self.known(write.address);
                 if known.holder == Holder::Nobody && stays {
-                    known.holder = Holder::Asked { client: client.clone() };
+                    known.holder = Holder::Asked {
+                        client: client.clone(),
+                    };
                 } else if !stays && matches!(known.holder, Holder::Asked { .. }) {
                     known.holder = Holder::Nobody;
                 }
             }
             // The row may be gone, so its end says nothing any more.
             WriteKind::Reclaim { client } => {
-                let holder = if stays { Holder::Asked { client: client.clone() } } else { Holder::Nobody };
+                let holder = if stays {
+                    Holder::Asked {
+                        client: client.clone(),
+                    }
+                } else {
+                    Holder::Nobody
+                };
                 self.known(write.address).holder = holder;
             }
             _ => return,

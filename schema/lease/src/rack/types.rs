@@ -28,9 +28,18 @@ pub enum Input {
     /// A shard asks for a write. Answered exactly once, by [`Action::Reply`].
     Request { ticket: Ticket, write: Write },
     /// Answers to calls; `None`: the call failed (error, deadline, cancelled), its effect is not known.
-    BatchAnswer { call: CallId, outcomes: Option<Vec<Outcome>> },
-    HeartbeatAnswer { call: CallId, reply: Option<HeartbeatReply> },
-    AttachAnswer { call: CallId, reply: Option<AttachReply> },
+    BatchAnswer {
+        call: CallId,
+        outcomes: Option<Vec<Outcome>>,
+    },
+    HeartbeatAnswer {
+        call: CallId,
+        reply: Option<HeartbeatReply>,
+    },
+    AttachAnswer {
+        call: CallId,
+        reply: Option<AttachReply>,
+    },
     /// The entry is on disk: fsync has returned. Entries may be reported in any order.
     SpoolDurable { seq: u64 },
     /// Writing or fsyncing failed; what was to be appended may be on disk or not. Nothing more is spooled until
@@ -49,11 +58,25 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// `commitLeases`. The same batch may be sent on several links: same key.
-    SendBatch { call: CallId, link: LinkId, batch: Batch },
+    SendBatch {
+        call: CallId,
+        link: LinkId,
+        batch: Batch,
+    },
     /// `heartbeat`.
-    SendHeartbeat { call: CallId, link: LinkId, spool_id: SpoolId, digest: [u8; 32] },
+    SendHeartbeat {
+        call: CallId,
+        link: LinkId,
+        spool_id: SpoolId,
+        digest: [u8; 32],
+    },
     /// `attach`.
-    SendAttach { call: CallId, link: LinkId, spool_id: SpoolId, spool_seq: u64 },
+    SendAttach {
+        call: CallId,
+        link: LinkId,
+        spool_id: SpoolId,
+        spool_seq: u64,
+    },
     /// Append and fsync, off the link thread; then [`Input::SpoolDurable`]. Several may share one fsync.
     AppendSpool(Entry),
     /// The facts are the region's now (or were refused by it). No fsync is needed: a fact drained twice does no harm.
@@ -65,17 +88,27 @@ pub enum Action {
     ReplaceSpool,
     /// The answer for a shard. `Durable { remaining }` counts from `sent` (99 % is taken already), not from the arrival of
     /// this reply: the durable end is `sent + remaining` on CLOCK_BOOTTIME.
-    Reply { ticket: Ticket, outcome: Outcome, sent: Boottime },
+    Reply {
+        ticket: Ticket,
+        outcome: Outcome,
+        sent: Boottime,
+    },
     /// The rack owns exactly these blocks now; whatever a shard knew of blocks and bindings is void. `remaining_ms` of the rows
     /// counts from `sent` (99 % taken), `quarantine` from now (lengthened by 2 %).
-    Attached { blocks: Vec<Block>, rows: Vec<Row>, sent: Boottime, until: Boottime },
+    Attached {
+        blocks: Vec<Block>,
+        rows: Vec<Row>,
+        sent: Boottime,
+        until: Boottime,
+    },
     /// One block less (it was yielded).
     ForgetBlock(crate::types::BlockId),
     /// Mute: nothing dynamic is dealt or ACKed until the next `Attached`.
     Forget,
     /// No ACK promises past this.
     Until(Boottime),
-    /// While true, RELEASE is dropped and only renewals and free addresses are served. Informative for shards.
+    /// True: no region answers; renewals and free addresses are served from the spool, RELEASE is dropped. Ends with
+    /// `Detached(false)` or `Forget`. Only to be told to people.
     Detached(bool),
     /// A person must look.
     Alarm(Alarm),
@@ -85,7 +118,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Alarm {
     #[error("the region refused a spooled fact for {}: {refusal:?}", write.address)]
-    FactRefused { write: Box<Write>, refusal: crate::types::Refusal },
+    FactRefused {
+        write: Box<Write>,
+        refusal: crate::types::Refusal,
+    },
     #[error("the region refused a grant of {}: another client has it", write.address)]
     OtherClient { write: Box<Write> },
     #[error("the spool could not be written; no new lease is given while no region answers")]
