@@ -102,7 +102,7 @@ fn view(resource: &BootResource) -> Value {
             .iter()
             .any(|f| f.filetype == **filetype && f.complete)
     };
-    let complete = FILETYPES.iter().all(|filetype| has(&filetype));
+    let complete = FILETYPES.iter().all(has);
     let size: u64 = resource.files.iter().map(|file| file.size_bytes).sum();
     json!({
         "id": resource.id,

@@ -45,7 +45,7 @@ impl Recent {
         }
         let mut kept = Vec::with_capacity(events.len());
         for event in events {
-            let Ok(kind) = event.kind.parse::<EventType>() else {
+            let Some(kind) = kind(&event.kind) else {
                 count(&counters.events_unknown);
                 continue;
             };
@@ -60,6 +60,14 @@ impl Recent {
             kept.push(Seen { kind, event });
         }
         kept
+    }
+}
+
+fn kind(name: &str) -> Option<EventType> {
+    match name {
+        // The DHCP engine's word for it.
+        "DHCP_CONFLICT" => Some(EventType::LeaseConflict),
+        _ => name.parse().ok(),
     }
 }
 

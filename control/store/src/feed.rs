@@ -480,3 +480,80 @@ pub async fn machines_of_macs(
         .map(|(mac, machine)| (mac.bytes(), machine))
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[tokio::test]
+    async fn a_rack_serves_where_it_stands_and_what_is_relayed_there() {
+        let db = testing::database().await;
+        let mut db = db.pool.acquire().await.unwrap();
+        for sql in [
+            "insert into rack (system_id, hostname) values ('aaaaaa', 'r1'), ('bbbbbb', 'r2')",
+            "insert into fabric (id, name) values (1, 'f')",
+            "insert into vlan (id, fabric_id, vid, dhcp_on, primary_rack, secondary_rack, relay_vlan) values
+                (1, 1, 1, true, 'aaaaaa', 'bbbbbb', null), (2, 1, 2, false, null, null, 1),
+                (3, 1, 3, true, 'aaaaaa', null, null), (4, 1, 4, false, 'aaaaaa', null, null)",
+            "insert into subnet (vlan_id, name, cidr) values
+                (1, 'one', '10.1.0.0/24'), (2, 'two', '10.2.0.0/24'), (3, 'three', '10.3.0.0/24'),
+                (4, 'four', '10.4.0.0/24')",
+            // The interface's own prefix is shorter than the subnet's; nobody stands on VLAN 3.
+            "insert into rack_interface (rack, name, addresses) values
+                ('aaaaaa', 'eth0', '{10.1.0.2/16,10.4.0.2/24}'), ('bbbbbb', 'eth9', '{10.1.0.3/24}')",
+        ] {
+            sqlx::query(sql).execute(&mut *db).await.unwrap();
+        }
+        let racks = ["aaaaaa".to_owned(), "bbbbbb".to_owned()];
+        let all = served_vlans(&mut db, &racks, None).await.unwrap();
+        let told: Vec<_> = all
+            .iter()
+            .map(|at| (&*at.rack, at.vlan, at.is_primary, &*at.interface, at.server_address.to_string()))
+            .collect();
+        let at = |rack, vlan, primary, interface, address: &str| {
+            (rack, vlan, primary, interface, address.to_owned())
+        };
+        assert_eq!(
+            told,
+            [
+                at("aaaaaa", 1, true, "eth0", "10.1.0.2"),
+                at("aaaaaa", 2, true, "", "10.1.0.2"),
+                at("bbbbbb", 1, false, "eth9", "10.1.0.3"),
+                at("bbbbbb", 2, false, "", "10.1.0.3"),
+            ]
+        );
+        let only = served_vlans(&mut db, &racks[..1], Some(&[1])).await.unwrap();
+        assert_eq!(only, all[..2], "with those relayed into it");
+        assert_eq!(served_vlans(&mut db, &racks, Some(&[3])).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn changes_are_seen_from_a_transaction_on_and_the_horizon_waits_for_open_ones() {
+        let db = testing::database().await;
+        let mut open = db.pool.begin().await.unwrap();
+        changed(&mut open, Kind::Machine, "late").await.unwrap();
+        let mut tx = db.pool.begin().await.unwrap();
+        changed(&mut tx, Kind::Link, "5001").await.unwrap();
+        sqlx::query("insert into change (kind, key) values ('of a newer region', '')")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        let mut view = db.pool.begin().await.unwrap();
+        read_consistently(&mut view).await.unwrap();
+        let low = horizon(&mut view).await.unwrap();
+        let seen = changes(&mut view, 0, 10).await.unwrap();
+        view.rollback().await.unwrap();
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].kind, &*seen[0].key), (Kind::Link, "5001"));
+        assert!(seen[0].xid > low, "visible, and above the horizon");
+        open.commit().await.unwrap();
+        let mut db = db.pool.acquire().await.unwrap();
+        let seen = changes(&mut db, low, 10).await.unwrap();
+        let keys: Vec<_> = seen.iter().map(|change| &*change.key).collect();
+        assert_eq!(keys, ["late", "5001"], "the earlier transaction first");
+        assert_eq!(changes(&mut db, seen[1].xid, 10).await.unwrap().len(), 1);
+        assert_eq!(prune(&mut db).await.unwrap(), 0, "kept for an hour");
+    }
+}

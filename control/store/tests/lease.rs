@@ -396,6 +396,46 @@ async fn a_commit_races_an_attach_and_is_either_told_or_refused() {
     );
 }
 
+/// The same, held open at its most dangerous point: the commit has compared the epoch and not yet written.
+#[tokio::test]
+async fn an_attach_waits_for_a_commit_that_has_compared_its_epoch() {
+    let site = Site::new().await;
+    let block = site.attach("ra", SPOOL, 1).await.blocks[0].clone();
+    // A row that is not committed stops the commit at its write.
+    let mut stop = site.pool().begin().await.unwrap();
+    sqlx::query("insert into lease (address, vlan_id, ends) values ('10.0.0.64', 1, now())")
+        .execute(&mut *stop)
+        .await
+        .unwrap();
+    let waiting = async |count: i32| {
+        let sql = "select count(*)::int from pg_stat_activity
+                   where datname = current_database() and wait_event_type = 'Lock'";
+        for _ in 0..500 {
+            if number(site.pool(), sql).await >= count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{count} statements should wait for a lock");
+    };
+    let (outcomes, attachment, ()) = tokio::join!(
+        site.commit("ra", 2, vec![grant(&block, "10.0.0.64", 1)]),
+        async {
+            waiting(1).await;
+            site.attach("ra", SPOOL, 3).await
+        },
+        async {
+            waiting(2).await;
+            stop.rollback().await.unwrap();
+        }
+    );
+    assert_durable(outcomes[0], 1200);
+    assert!(
+        row_of(&attachment, "10.0.0.64").is_some(),
+        "durable, but the attach did not see it"
+    );
+}
+
 /// Two batches at once, with a row that neither saw: the second one is refused by the row itself.
 #[tokio::test]
 async fn two_commits_at_once_never_give_one_address_to_two_clients() {

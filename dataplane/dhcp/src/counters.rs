@@ -108,6 +108,11 @@ impl Counters {
         self.sent[what as usize]
     }
 
+    /// All messages that got no answer, whatever the reason.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
     pub(crate) fn drop(&mut self, reason: Drop) {
         self.dropped[reason as usize] += 1;
     }

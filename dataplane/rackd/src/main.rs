@@ -6,12 +6,6 @@
 //!   work thread  metadata proxy, image fills, BMC power
 //! ```
 
-mod config;
-mod link;
-mod rack;
-mod spool;
-mod work;
-
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use config::Config;
+use rackd::config::Config;
 
 #[derive(Parser)]
 #[command(name = "rackd", version, about = "Muster's rack controller")]
@@ -59,6 +53,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // One crypto provider in the process. Err: it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match arguments.command {
-        Command::Run => rack::run(&config),
+        Command::Run => rackd::rack::run(&config),
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uring::{Places, RingLimits, Running, Start};
 
 use crate::config::Config;
-use crate::{link, spool, work};
+use crate::{link, metrics, spool, work};
 
 /// How often a thread that ended by itself is noticed.
 const SUPERVISE: Duration = Duration::from_millis(500);
@@ -60,12 +60,14 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let bindings = work::Bindings::default();
     let (tls, tls_of_work) = watch::channel(None);
     let (regions, regions_of_work) = watch::channel(Arc::from([]));
-    let (status, _) = watch::channel(link::Status::default());
+    let (status, status_of_rack) = watch::channel(link::Status::default());
     let (replaced, replaced_files) = mpsc::unbounded_channel();
     let (mailboxes, inbox) = work::mailboxes();
     let (stop, stop_of_work) = watch::channel(false);
     let cancel = CancellationToken::new();
 
+    let counters = Arc::<work::Counters>::default();
+    let stats = shards.iter().map(|shard| shard.stats.clone()).collect();
     let work_context = work::Context {
         tls: tls_of_work,
         regions: regions_of_work,
@@ -77,7 +79,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         replaced,
         shards: mail.work,
         bell: mail.work_bell,
-        counters: Arc::default(),
+        metrics: metrics::page(stats, status_of_rack, counters.clone()),
+        counters,
         mailboxes: mailboxes.clone(),
         inbox,
         stop: stop_of_work,

@@ -241,7 +241,13 @@ impl Server {
                 );
             }
             Ok(packet) => self.on_packet(peer, packet, now, host),
-            Err(_) => self.counters.malformed += 1,
+            Err(why) => {
+                self.counters.malformed += 1;
+                // RFC 1350 §1: most errors end the connection with an error packet.
+                if matches!(octets, [0, 1 | 2, _, _, ..]) {
+                    send_error(&peer, ErrorCode::IllegalOperation, &why.to_string(), host);
+                }
+            }
         }
     }
 

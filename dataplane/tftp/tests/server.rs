@@ -231,6 +231,16 @@ fn requests_that_get_an_error() {
             ErrorCode::AccessViolation,
         ),
         ("write", write, ErrorCode::IllegalOperation),
+        (
+            "a name with a NUL in it",
+            b"\0\x01f\0../g\0octet\0".to_vec(),
+            ErrorCode::IllegalOperation,
+        ),
+        (
+            "no end",
+            b"\0\x01f\0octet".to_vec(),
+            ErrorCode::IllegalOperation,
+        ),
     ];
     for (case, octets, want) in cases {
         let (mut world, mut server) = (world(), Server::new(Limits::default()));
@@ -243,6 +253,24 @@ fn requests_that_get_an_error() {
             (0, 0),
             "{case}"
         );
+    }
+}
+
+#[test]
+fn what_is_no_request_gets_no_answer() {
+    for octets in [
+        &b""[..],
+        b"\0",
+        b"\0\x01",
+        b"\0\x09abc",
+        b"\0\x04\0\x01",
+        b"\xff\xff\xff\xff",
+    ] {
+        let (mut world, mut server) = (world(), Server::new(Limits::default()));
+        let now = Instant::now();
+        server.on_request(peer(1), None, octets, now, &mut world);
+        server.run(now, &mut world);
+        assert!(world.sent.is_empty(), "{octets:?}: {:?}", world.sent);
     }
 }
 

@@ -169,6 +169,8 @@ impl Publisher {
     async fn publish(&mut self) -> Result<(), StoreError> {
         let options = self.pool.connect_options();
         let mut listener = crate::listener::listen(options, store::feed::CHANNEL).await?;
+        // The connection is new: so may the database be, after a promotion or a restore.
+        store::lease::check_database(&self.pool).await?;
         loop {
             self.pass().await?;
             tokio::select! {

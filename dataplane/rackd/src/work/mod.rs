@@ -50,6 +50,9 @@ pub struct Binding {
 /// By the client's address. Written by the link thread, which also bounds it (the rack's own ranges).
 pub type Bindings = Arc<RwLock<HashMap<IpAddr, Binding>>>;
 
+/// Writes the metrics page as it is now.
+pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// What the work thread is made with.
 pub struct Context {
     /// The rack's certificate and the regions' CA; `None` until the rack is enrolled. A new one replaces
@@ -66,6 +69,8 @@ pub struct Context {
     pub shards: Vec<shard::WorkMailbox>,
     pub bell: Arc<shard::Bell>,
     pub counters: Arc<Counters>,
+    /// The rack's metrics, in Prometheus' text format: `GET /metrics`.
+    pub metrics: Metrics,
     pub mailboxes: Mailboxes,
     pub inbox: Inbox,
     /// True once the rack stops.
@@ -145,6 +150,7 @@ async fn serve(context: Context) {
     } = context;
     let Context {
         counters,
+        metrics,
         mailboxes,
         inbox,
         mut stop,
@@ -165,7 +171,7 @@ async fn serve(context: Context) {
     let messages = tokio::task::spawn_local(messages);
     let mut ending = JoinSet::new();
     ending.spawn_local(power::run(inbox.power, counters.clone()));
-    ending.spawn_local(proxy::run(inbox.connections, pool, bindings, counters));
+    ending.spawn_local(proxy::run(inbox.connections, pool, bindings, metrics, counters));
     // An error: whoever could say stop is gone.
     let _ = stop.wait_for(|stopped| *stopped).await;
     // Fills go on after the next start. Operations and connections may end by themselves, as far as the

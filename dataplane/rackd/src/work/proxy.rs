@@ -1,12 +1,13 @@
 //! The metadata proxy: connections that shards handed over because their path is the region's
-//! (`/MAAS/...`), served as HTTP/1.1 and passed on over the pooled, authenticated link to a region.
+//! (`/MAAS/...`; and the rack's own `/metrics`), served as HTTP/1.1 and passed on over the pooled, authenticated link to a region.
 //!
 //! The rack says who asks, and only the rack: `X-Muster-Client-Address` is the peer's address, and where
 //! a live binding of this rack has that address, `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
 //! the machine. What a client sends under these names is removed.
 //!
 //! A request goes to the next region when one did not answer, if nothing of it was sent or if it is
-//! idempotent and has no body; after the deadline the client gets 503 with Retry-After. Connections are
+//! idempotent and has no body, and again to the first when none did, until the deadline: then the client gets 503
+//! with Retry-After. Connections are
 //! answered with `Connection: close`: the shard gave the socket away for good.
 
 use std::convert::Infallible;
@@ -33,8 +34,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::upstream::{BoxError, Failed, Pool, RequestBody};
-use super::{Binding, Bindings, Counter, Counters as WorkCounters};
+use super::upstream::{BoxError, Failed, Pool, RequestBody, ResponseBody};
+use super::{Binding, Bindings, Counter, Counters as WorkCounters, Metrics};
 
 pub const CLIENT_ADDRESS: HeaderName = HeaderName::from_static("x-muster-client-address");
 pub const CLIENT_MAC: HeaderName = HeaderName::from_static("x-muster-client-mac");
@@ -58,6 +59,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// For one region of several, where another may be asked instead.
 const ONE_REGION_TIMEOUT: Duration = Duration::from_secs(8);
+/// Between two rounds of all regions, when none of them answered.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 const RETRY_AFTER_SECS: u64 = 5;
 
 /// A connection that left a shard for good.
@@ -93,6 +96,7 @@ type Answer = UnsyncBoxBody<Bytes, BoxError>;
 struct Proxy {
     pool: Arc<Pool>,
     bindings: Bindings,
+    metrics: Metrics,
     counters: Arc<WorkCounters>,
     answer_deadline: Duration,
 }
@@ -102,12 +106,14 @@ pub async fn run(
     inbox: mpsc::Receiver<HandedOff>,
     pool: Arc<Pool>,
     bindings: Bindings,
+    metrics: Metrics,
     counters: Arc<WorkCounters>,
 ) {
     let answer_deadline = ANSWER_DEADLINE;
     let proxy = Arc::new(Proxy {
         pool,
         bindings,
+        metrics,
         counters,
         answer_deadline,
     });
@@ -208,6 +214,10 @@ impl Proxy {
         counters.requests.add(1);
         let path = request.uri().path();
         let ours = path == "/MAAS" || path.starts_with("/MAAS/");
+        if path == "/metrics" && request.method() == Method::GET {
+            counters.answered.add(1);
+            return Ok(text(StatusCode::OK, (self.metrics)()));
+        }
         let announced = request.body().size_hint().lower();
         if !ours || request.method() == Method::CONNECT {
             counters.rejected.add(1);
@@ -262,51 +272,64 @@ impl Proxy {
             IpAddr::V4(address) => u64::from(address.to_bits()),
             IpAddr::V6(address) => address.to_bits() as u64, // the low half is the host
         };
-        let order = self.pool.order(seed);
         // What can be said again, word for word, to the next region.
         let repeatable = (request.method().is_idempotent() && request.body().is_end_stream())
             .then(|| request.method().clone());
         let again =
             repeatable.map(|method| (method, request.uri().clone(), request.headers().clone()));
         let mut next = Some(request);
-        for (tried, region) in order.iter().enumerate() {
-            let now = Instant::now();
-            if now >= deadline {
+        let mut trouble = None;
+        loop {
+            let order = self.pool.order(seed);
+            for (tried, region) in order.iter().enumerate() {
+                let now = Instant::now();
+                if now >= deadline {
+                    break;
+                }
+                let Some(request) = next.take() else { break };
+                if tried > 0 {
+                    self.counters.proxy.retried.add(1);
+                }
+                let last = tried + 1 == order.len();
+                let until = match again.is_some() && !last {
+                    true => deadline.min(now + ONE_REGION_TIMEOUT),
+                    false => deadline,
+                };
+                match self.pool.send(region, request, until).await {
+                    // A region that is starting or cannot reach its database; another may.
+                    Ok(response) if again.is_some() && is_gateway_trouble(response.status()) => {
+                        trouble = Some(response);
+                    }
+                    Ok(response) => return Some(answer_of(response)),
+                    Err(Failed { error, unsent }) => {
+                        tracing::debug!(%error, "region passed over");
+                        next = unsent.map(|request| *request);
+                    }
+                }
+                if next.is_none()
+                    && let Some((method, uri, headers)) = &again
+                {
+                    let mut request = Request::new(empty());
+                    *request.method_mut() = method.clone();
+                    *request.uri_mut() = uri.clone();
+                    *request.headers_mut() = headers.clone();
+                    next = Some(request);
+                }
+            }
+            // A region that restarts is back in seconds, and cloud-init gives its boot up after the second 503.
+            if next.is_none() || Instant::now() + AGAIN_AFTER >= deadline {
                 break;
             }
-            let Some(request) = next.take() else { break };
-            if tried > 0 {
-                self.counters.proxy.retried.add(1);
-            }
-            let last = tried + 1 == order.len();
-            let until = match again.is_some() && !last {
-                true => deadline.min(now + ONE_REGION_TIMEOUT),
-                false => deadline,
-            };
-            match self.pool.send(region, request, until).await {
-                // A region that is starting or cannot reach its database; another may.
-                Ok(response)
-                    if again.is_some() && !last && is_gateway_trouble(response.status()) => {}
-                Ok(response) => {
-                    return Some(response.map(|body| body.map_err(BoxError::from).boxed_unsync()));
-                }
-                Err(Failed { error, unsent }) => {
-                    tracing::debug!(%error, "region passed over");
-                    next = unsent.map(|request| *request);
-                }
-            }
-            if next.is_none()
-                && let Some((method, uri, headers)) = &again
-            {
-                let mut request = Request::new(empty());
-                *request.method_mut() = method.clone();
-                *request.uri_mut() = uri.clone();
-                *request.headers_mut() = headers.clone();
-                next = Some(request);
-            }
+            // The body of a refusal holds its connection until it is dropped.
+            trouble = None;
+            sleep(AGAIN_AFTER).await;
         }
-        None
+        trouble.map(answer_of)
     }
+}
+
+fn answer_of(response: Response<ResponseBody>) -> Response<Answer> {
+    response.map(|body| body.map_err(BoxError::from).boxed_unsync())
 }
 
 fn is_gateway_trouble(status: StatusCode) -> bool {
@@ -404,8 +427,12 @@ fn empty() -> RequestBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Answer> {
-    let body = Full::new(Bytes::from_static(text.as_bytes()));
+fn plain(status: StatusCode, words: &'static str) -> Response<Answer> {
+    text(status, words)
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Answer> {
+    let body = Full::new(text.into());
     let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     let value = HeaderValue::from_static("text/plain; charset=utf-8");

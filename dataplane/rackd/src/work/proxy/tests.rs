@@ -40,6 +40,7 @@ impl Bench {
         let proxy = Arc::new(Proxy {
             pool: links.pool.clone(),
             bindings: bindings.clone(),
+            metrics: Arc::new(|| "muster_rack_machines 3\n".to_owned()),
             counters: counters.clone(),
             answer_deadline: Duration::from_secs(2),
         });
@@ -238,7 +239,7 @@ async fn another_region_answers_where_one_does_not() {
         let post = "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
         assert!(bench.ask(post).await.ends_with("abc"));
     }
-    // A region that says 503 is passed over if there is another, and else believed.
+    // A region that says 503 is passed over if there is another, else asked again, and in the end believed.
     let authority = Authority::new();
     let second = TestRegion::start(&authority).await; // of another authority: never trusted
     *bench.region.behaviour.status.lock().unwrap() = StatusCode::SERVICE_UNAVAILABLE;
@@ -248,7 +249,10 @@ async fn another_region_answers_where_one_does_not() {
         .send(Arc::from([bench.region.region.clone()]))
         .unwrap();
     bench.region.behaviour.failing.store(1, Ordering::Relaxed);
+    assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
+    bench.region.behaviour.failing.store(1_000, Ordering::Relaxed);
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
+    bench.region.behaviour.failing.store(0, Ordering::Relaxed);
     assert_eq!(
         bench.counters().unavailable.get(),
         0,
@@ -261,6 +265,27 @@ async fn another_region_answers_where_one_does_not() {
         .unwrap();
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
     assert_eq!(second.behaviour.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_region_that_restarts_is_waited_for() {
+    let bench = Bench::new().await;
+    bench
+        .links
+        .regions
+        .send(Arc::from([dead_region()]))
+        .unwrap();
+    let post = "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
+    let (request, body) = (get("/MAAS/a"), post.to_owned());
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let regions = Arc::from([bench.region.region.clone()]);
+        bench.links.regions.send(regions).unwrap();
+    };
+    let (got, posted, ()) = tokio::join!(bench.ask(&request), bench.ask(&body), back);
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    assert!(posted.ends_with("abc"), "{posted}");
+    assert_eq!(bench.counters().unavailable.get(), 0);
 }
 
 #[tokio::test]

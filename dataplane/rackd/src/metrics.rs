@@ -1,0 +1,154 @@
+//! What a rack counts of itself: `GET /metrics` on its HTTP port, in Prometheus' text format.
+//!
+//! Shards publish a copy of their plain counters once a second; nothing here is on a packet's path.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use dhcp::{Drop, Sent};
+use lease::rack::Mode;
+use shard::SharedStats;
+use tokio::sync::watch;
+
+use crate::link::Status;
+use crate::work::{Counters, Metrics};
+
+/// The page, as it is whenever it is asked for.
+pub fn page(
+    shards: Vec<SharedStats>,
+    status: watch::Receiver<Status>,
+    work: Arc<Counters>,
+) -> Metrics {
+    Arc::new(move || {
+        let mut text = String::new();
+        for (index, shard) in shards.iter().enumerate() {
+            shard_lines(&mut text, index, &shard.get());
+        }
+        link_lines(&mut text, &status.borrow());
+        work_lines(&mut text, &work);
+        text
+    })
+}
+
+fn line(text: &mut String, name: &str, labels: &str, value: u64) {
+    // Writing to a String never fails.
+    let _ = writeln!(text, "muster_rack_{name}{labels} {value}");
+}
+
+/// One line per named field: `lines!(text, labels, "tftp", counters, [requests, started])`.
+macro_rules! lines {
+    ($text:expr, $labels:expr, $group:literal, $from:expr, [$($field:ident),* $(,)?]) => {
+        $(line($text, concat!($group, "_", stringify!($field), "_total"), $labels, $from.$field);)*
+    };
+}
+
+fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
+    let labels = &format!("{{shard=\"{index}\"}}");
+    for (name, value) in [
+        ("dhcp_addresses", stats.dhcp_usage.addresses),
+        ("dhcp_addresses_free", stats.dhcp_usage.free),
+        ("dhcp_offered", stats.dhcp_usage.offered),
+        ("dhcp_bound", stats.dhcp_usage.bound),
+        ("dhcp_pending", stats.dhcp_usage.pending),
+        ("tftp_transfers", stats.tftp_transfers),
+        ("http_connections", stats.http_connections),
+    ] {
+        line(text, name, labels, value as u64);
+    }
+    for (name, what) in [
+        ("dhcp_offers_total", Sent::Offer),
+        ("dhcp_acks_total", Sent::Ack),
+        ("dhcp_acks_from_memory_total", Sent::AckFromMemory),
+        ("dhcp_naks_total", Sent::Nak),
+        ("dhcp_grants_total", Sent::Grant),
+        ("dhcp_refused_other_client_total", Sent::RefusedOtherClient),
+    ] {
+        line(text, name, labels, stats.dhcp.sent(what));
+    }
+    line(text, "dhcp_dropped_total", labels, stats.dhcp.dropped_in_all());
+    line(text, "dhcp_no_free_address_total", labels, stats.dhcp.dropped(Drop::NoFreeAddress));
+    lines!(text, labels, "shard", stats.shard, [
+        turns, dhcp_unreadable, dhcp_no_link, dhcp_no_slot, leases_refused, events_lost, wants_lost,
+        hand_offs, hand_offs_refused, boot_configs, boot_configs_by_call, boot_calls_unanswered,
+        connections_refused,
+    ]);
+    lines!(text, labels, "tftp", stats.tftp, [
+        requests, finished, aborted, gave_up, blocks, resent, not_found, refused, malformed, shed, expired,
+    ]);
+    lines!(text, labels, "http", stats.http, [
+        requests, served, body_bytes, not_found, refused, unavailable, idle, stalled, broken,
+    ]);
+    lines!(text, labels, "driver", stats.driver, [
+        datagrams_received, datagrams_sent, sends_failed, buffers_exhausted, accepted, accept_refused,
+        file_bytes, enters,
+    ]);
+}
+
+fn link_lines(text: &mut String, status: &Status) {
+    let attached = matches!(status.mode, Mode::Attached);
+    for (name, value) in [
+        ("regions_linked", status.regions.len() as u64),
+        ("attached", u64::from(attached)),
+        ("spooled", status.spooled as u64),
+        ("feed_watermark", status.watermark),
+        ("machines", status.machines as u64),
+        ("shard_mail_dropped_total", status.shard_mail_dropped),
+    ] {
+        line(text, name, "", value);
+    }
+    lines!(text, "", "lease", status.leases, [
+        requests, replies_durable, replies_refused, replies_unknown, mute, full, batches, batch_rows,
+        resends, drained, drained_refused, detached, attaches, forgets, releases_dropped,
+    ]);
+    lines!(text, "", "feed", status.feed, [snapshots, deltas, items, removed, gaps, unknown]);
+    lines!(text, "", "boot_call", status.boots, [calls, joined, refused, unanswered]);
+    lines!(text, "", "event", status.events, [reported, dropped]);
+}
+
+fn work_lines(text: &mut String, work: &Counters) {
+    for (name, counter) in [
+        ("power_asked_total", &work.power.asked),
+        ("power_done_total", &work.power.done),
+        ("power_failed_total", &work.power.failed),
+        ("power_refused_total", &work.power.refused),
+        ("fill_pieces_total", &work.fill.pieces),
+        ("fill_bytes_total", &work.fill.bytes),
+        ("fill_bad_pieces_total", &work.fill.bad),
+        ("fill_filled_total", &work.fill.filled),
+        ("fill_failed_total", &work.fill.failed),
+        ("fill_evicted_total", &work.fill.evicted),
+        ("proxy_connections_total", &work.proxy.connections),
+        ("proxy_requests_total", &work.proxy.requests),
+        ("proxy_attested_total", &work.proxy.attested),
+        ("proxy_refused_total", &work.proxy.refused),
+        ("proxy_retried_total", &work.proxy.retried),
+        ("proxy_unavailable_total", &work.proxy.unavailable),
+        ("proxy_rejected_total", &work.proxy.rejected),
+    ] {
+        line(text, name, "", counter.get());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_a_name_and_a_number() {
+        let (sender, status) = watch::channel(Status::default());
+        let work = Arc::new(Counters::default());
+        work.power.asked.add(7);
+        let page = page(vec![SharedStats::default(), SharedStats::default()], status, work);
+        sender.send_modify(|status| status.machines = 3);
+        let text = page();
+        assert!(text.contains("muster_rack_machines 3\n"), "{text}");
+        assert!(text.contains("muster_rack_power_asked_total 7\n"), "{text}");
+        assert!(text.contains("muster_rack_tftp_requests_total{shard=\"1\"} 0\n"), "{text}");
+        let mut names = std::collections::HashSet::new();
+        for line in text.lines() {
+            let (name, value) = line.split_once(' ').expect("name and value");
+            assert!(value.parse::<u64>().is_ok(), "{line}");
+            assert!(names.insert(name), "{name} twice");
+        }
+    }
+}
