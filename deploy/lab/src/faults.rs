@@ -23,7 +23,10 @@ impl Lab {
     /// SIGKILL, as in a crash.
     pub fn kill_rack(&mut self, number: usize) -> Result<()> {
         let name = rack_process(number);
-        let index = self.processes.iter().position(|process| process.name == name);
+        let index = self
+            .processes
+            .iter()
+            .position(|process| process.name == name);
         let index = index.with_context(|| format!("{name} does not run"))?;
         self.processes.swap_remove(index).kill()
     }
@@ -47,7 +50,12 @@ impl Lab {
         let host = self.names.rack(number);
         let mut command = on_host(&host, "second-rack", binaries.join("rackd"));
         command.arg("run").arg("--config").arg(&config);
-        Process::start("a second rackd", &self.log("rackd-second"), &mut command, Stdio::null())
+        Process::start(
+            "a second rackd",
+            &self.log("rackd-second"),
+            &mut command,
+            Stdio::null(),
+        )
     }
 
     /// Where rack `number` keeps its state.
@@ -60,8 +68,8 @@ impl Lab {
         let folder = self.database_folder();
         // pg_ctl's server keeps its descriptors: a pipe of ours would never see their end.
         let said = self.log("pg_ctl");
-        let output = std::fs::File::create(&said)
-            .with_context(|| format!("writing {}", said.display()))?;
+        let output =
+            std::fs::File::create(&said).with_context(|| format!("writing {}", said.display()))?;
         let mut command = in_namespace(&self.names.region(), "setpriv");
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
         command.arg(postgres_binaries()?.join("pg_ctl"));
@@ -76,7 +84,11 @@ impl Lab {
             .status()
             .context("starting pg_ctl")?;
         let text = std::fs::read_to_string(&said).unwrap_or_default();
-        ensure!(status.success(), "pg_ctl failed ({status}): {}", text.trim());
+        ensure!(
+            status.success(),
+            "pg_ctl failed ({status}): {}",
+            text.trim()
+        );
         Ok(())
     }
 
@@ -100,7 +112,12 @@ fn postgres_binaries() -> Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").context("looking for PostgreSQL")?;
     let newest = versions
         .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse::<u32>().ok()?,
+                entry.path(),
+            ))
+        })
         .max();
     Ok(newest.context("no PostgreSQL here")?.1.join("bin"))
 }

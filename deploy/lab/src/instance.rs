@@ -374,11 +374,7 @@ impl Lab {
     /// Starts rackd of rack `number`, whose configuration is written.
     pub(crate) fn spawn_rack(&self, binaries: &Path, number: usize) -> Result<Process> {
         let hostname = format!("rack{number}");
-        let mut command = on_host(
-            &self.names.rack(number),
-            &hostname,
-            binaries.join("rackd"),
-        );
+        let mut command = on_host(&self.names.rack(number), &hostname, binaries.join("rackd"));
         command
             .arg("run")
             .arg("--config")

@@ -92,7 +92,10 @@ pub struct Progress {
 
 impl Progress {
     pub fn text(&self, name: &str) -> &str {
-        self.line.get(name).and_then(Value::as_str).unwrap_or_default()
+        self.line
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -145,7 +148,8 @@ impl ModelMachine {
 
     /// How its next boots behave: see `model/model-machine`.
     pub fn set_options(&self, options: &Value) -> Result<()> {
-        self.write("options.json", &options.to_string(), 0o644).map(drop)
+        self.write("options.json", &options.to_string(), 0o644)
+            .map(drop)
     }
 
     /// Lets a held step go on.
@@ -160,7 +164,8 @@ impl ModelMachine {
     }
 
     pub fn press_power(&self) -> Result<()> {
-        self.chassis(&["set", "boot", "pxe", "power", "1"]).map(drop)
+        self.chassis(&["set", "boot", "pxe", "power", "1"])
+            .map(drop)
     }
 
     pub fn pull_plug(&self) -> Result<()> {
@@ -200,22 +205,33 @@ impl ModelMachine {
         if self.bmc != BmcKind::Absent {
             batch += &format!("address add {} dev br-bmc\n", plan::machine_bmc(number));
         }
-        run_with_input(Command::new("ip").args(["-n", &self.switch, "-batch", "-"]), &batch)
-            .with_context(|| format!("connecting {}", self.name))?;
+        run_with_input(
+            Command::new("ip").args(["-n", &self.switch, "-batch", "-"]),
+            &batch,
+        )
+        .with_context(|| format!("connecting {}", self.name))?;
         Ok(())
     }
 
     fn write_files(&self, setup: &ModelSetup, number: usize) -> Result<()> {
-        let shared = self.folder.parent().context("a machine's folder is in another")?;
+        let shared = self
+            .folder
+            .parent()
+            .context("a machine's folder is in another")?;
         for (name, content) in [("model-machine", PROGRAM), ("firmware.py", FIRMWARE)] {
             let path = shared.join(name);
             if !path.exists() {
                 write(&path, content, 0o755)?;
             }
         }
-        std::fs::create_dir_all(self.folder.join("state")).context("making the BMC's state folder")?;
+        std::fs::create_dir_all(self.folder.join("state"))
+            .context("making the BMC's state folder")?;
         let chassis = self.write("chassis.sh", CHASSIS, 0o755)?;
-        self.write("host", &format!("{} {}\n", self.namespace, port(number)), 0o644)?;
+        self.write(
+            "host",
+            &format!("{} {}\n", self.namespace, port(number)),
+            0o644,
+        )?;
         let uuid = as_uuid(&random_hex(16)?);
         let about = json!({"macs": self.macs, "uuid": uuid, "image": setup.files});
         self.write("machine.json", &about.to_string(), 0o644)?;
@@ -249,8 +265,12 @@ impl ModelMachine {
                 let mut command = in_namespace(&self.switch, &setup.bmc_model);
                 let chassis = self.folder.join("chassis.sh");
                 command.arg(format!("{}:623", self.bmc_address));
-                command.arg("--exec").arg(format!("{} 0x20", chassis.display()));
-                command.arg("--credentials").arg(self.folder.join("credentials"));
+                command
+                    .arg("--exec")
+                    .arg(format!("{} 0x20", chassis.display()));
+                command
+                    .arg("--credentials")
+                    .arg(self.folder.join("credentials"));
                 if let Some(commands) = silent_after {
                     command.arg("--silent-after").arg(commands.to_string());
                 }

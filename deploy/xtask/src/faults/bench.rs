@@ -18,6 +18,14 @@ pub const STEP_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 pub type Case = fn(&mut Bench) -> Result<()>;
+pub type SlowCase = fn(&mut Bench) -> Result<Slow>;
+
+/// A case that was begun, and is judged when others are done.
+pub struct Slow {
+    pub known: Known,
+    pub at: Instant,
+    pub judge: fn(&mut Bench, &str, &Known, Instant) -> Result<()>,
+}
 
 pub struct Bench {
     pub lab: Lab,
@@ -60,33 +68,61 @@ impl Bench {
 
     /// Runs one case, prints its line, and has region and rack run again whatever it left.
     pub fn case(&mut self, name: &str, case: impl FnOnce(&mut Self) -> Result<()>) {
-        if !self.is_wanted(name) {
-            return;
+        if self.is_wanted(name) {
+            self.judge(name, Instant::now(), &[], case);
         }
-        self.machines.clear();
-        let start = Instant::now();
+    }
+
+    /// Begins those of the cases that are wanted.
+    pub fn start_all(
+        &mut self,
+        cases: &[(&'static str, SlowCase)],
+    ) -> Vec<(&'static str, Result<Slow>)> {
+        let wanted: Vec<_> = cases
+            .iter()
+            .filter(|(name, _)| self.is_wanted(name))
+            .collect();
+        wanted
+            .into_iter()
+            .map(|(name, start)| (*name, start(self)))
+            .collect()
+    }
+
+    /// Waits for what [`Bench::start_all`] began.
+    pub fn slow_case(&mut self, name: &str, started: Result<Slow>) {
+        match started {
+            Ok(Slow { known, at, judge }) => {
+                let machines = [known.machine.clone()];
+                self.judge(name, at, &machines, |bench| judge(bench, name, &known, at));
+            }
+            Err(error) => self.judge(name, Instant::now(), &[], |_| Err(error)),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        name: &str,
+        start: Instant,
+        machines: &[ModelMachine],
+        case: impl FnOnce(&mut Self) -> Result<()>,
+    ) {
+        self.machines = machines.to_vec();
         let result = case(self);
         let seconds = start.elapsed().as_secs_f64();
         match &result {
             Ok(()) => println!("PASS {name} ({seconds:.1} s)"),
             Err(error) => {
                 let kept = self.keep_traces(name);
-                println!("FAIL {name} ({seconds:.1} s): {error:#} (logs at {})", kept.display());
+                println!(
+                    "FAIL {name} ({seconds:.1} s): {error:#} (logs at {})",
+                    kept.display()
+                );
             }
         }
         self.score.add(Score::of(result.is_ok()));
         if let Err(error) = self.restore() {
             println!("     after {name}: {error:#}");
         }
-    }
-
-    /// Begins each of the wanted cases; what they need later comes back by name.
-    pub fn start_all<'a, T>(
-        &mut self,
-        cases: &'a [(&'a str, fn(&mut Self) -> Result<T>)],
-    ) -> Vec<(&'a str, Result<T>)> {
-        let wanted: Vec<_> = cases.iter().filter(|(name, _)| self.is_wanted(name)).collect();
-        wanted.into_iter().map(|(name, start)| (*name, start(self))).collect()
     }
 
     pub fn end(self) -> Score {
@@ -109,13 +145,19 @@ impl Bench {
 
     fn keep_traces(&self, case: &str) -> PathBuf {
         self.lab.save_logs();
-        let name: String =
-            case.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let name: String = case
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
         let folder = self.lab.logs().join(name);
         std::fs::create_dir_all(&folder).ok();
         for machine in &self.machines {
             for log in machine.logs() {
-                let file = log.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let file = log
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 std::fs::copy(&log, folder.join(format!("{}.{file}", machine.name))).ok();
             }
         }
@@ -142,7 +184,11 @@ impl Bench {
     /// Tells the region of a machine, with this BMC password.
     pub fn create(&mut self, machine: ModelMachine, password: &str) -> Result<Known> {
         let address = machine.bmc_address.to_string();
-        let suite = if matches!(machine.bmc, BmcKind::Model { .. }) { "17" } else { "3" };
+        let suite = if matches!(machine.bmc, BmcKind::Model { .. }) {
+            "17"
+        } else {
+            "3"
+        };
         let fields = [
             ("hostname", machine.name.as_str()),
             ("architecture", "amd64/generic"),
@@ -203,7 +249,11 @@ impl Bench {
             if let Some(line) = odd {
                 return Err(Stop(format!("{}: it got {}", machine.name, line.line)).into());
             }
-            let found = progress.iter().filter(|line| line.step == step).nth(n - 1).cloned();
+            let found = progress
+                .iter()
+                .filter(|line| line.step == step)
+                .nth(n - 1)
+                .cloned();
             let stuck = progress.iter().rev().find(|line| line.step == "stuck");
             match (found, stuck) {
                 (None, Some(stuck)) if n == 1 => {
@@ -220,10 +270,19 @@ impl Bench {
     }
 
     pub fn events(&self, id: &str) -> Result<Vec<Event>> {
-        let query = [("op", "query"), ("id", id), ("level", "DEBUG"), ("limit", "1000")];
+        let query = [
+            ("op", "query"),
+            ("id", id),
+            ("level", "DEBUG"),
+            ("limit", "1000"),
+        ];
         let answer = self.lab.region().get("events/", &query)?;
         let found = answer.get("events").and_then(Value::as_array);
-        Ok(found.map_or(&[][..], Vec::as_slice).iter().filter_map(Event::parse).collect())
+        Ok(found
+            .map_or(&[][..], Vec::as_slice)
+            .iter()
+            .filter_map(Event::parse)
+            .collect())
     }
 
     /// Waits until the region knows of the step.
@@ -231,7 +290,10 @@ impl Bench {
         let what = format!("{}: step {step} in the region", known.machine.name);
         self.until(&what, STEP_LIMIT, |bench| {
             let events = bench.events(&known.id)?;
-            Ok(events.iter().any(|event| event.step == Some(step)).then_some(()))
+            Ok(events
+                .iter()
+                .any(|event| event.step == Some(step))
+                .then_some(()))
         })
     }
 
@@ -242,7 +304,11 @@ impl Bench {
         let end = self.until(&format!("{name}: Ready or failed"), limit, |bench| {
             let machine = bench.lab.region().get(&path, &[])?;
             let text = |field: &str| {
-                machine.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+                machine
+                    .get(field)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
             };
             let status = text("status_name");
             let reason = match text("error_description") {
@@ -279,19 +345,30 @@ impl Bench {
         let rows = self.lease_rows(machine)?;
         match (given.iter().next(), rows.as_slice()) {
             (Some(address), [row]) if given.len() == 1 && address == row => Ok(row.clone()),
-            _ => bail!("{} was given {given:?}, and has the leases {rows:?}", machine.name),
+            _ => bail!(
+                "{} was given {given:?}, and has the leases {rows:?}",
+                machine.name
+            ),
         }
     }
 
     pub fn lease_rows(&self, machine: &ModelMachine) -> Result<Vec<String>> {
         let mac = &machine.macs[0];
-        self.lab.query(&format!("select host(address) from lease where mac = '{mac}'"))
+        self.lab.query(&format!(
+            "select host(address) from lease where mac = '{mac}'"
+        ))
     }
 
     /// What is known of a machine, for a failure.
     fn story(&self, known: &Known) -> String {
-        let last: Vec<String> =
-            known.machine.progress().iter().rev().take(4).map(|line| line.line.to_string()).collect();
+        let last: Vec<String> = known
+            .machine
+            .progress()
+            .iter()
+            .rev()
+            .take(4)
+            .map(|line| line.line.to_string())
+            .collect();
         let events: Vec<String> = self
             .events(&known.id)
             .unwrap_or_default()
@@ -300,7 +377,11 @@ impl Bench {
             .take(6)
             .map(|event| format!("{}: {}", event.kind, event.text()))
             .collect();
-        format!("the machine's last: {}; last events: {}", last.join(" < "), events.join(" < "))
+        format!(
+            "the machine's last: {}; last events: {}",
+            last.join(" < "),
+            events.join(" < ")
+        )
     }
 }
 

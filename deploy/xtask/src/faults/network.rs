@@ -14,7 +14,10 @@ use super::bench::{Bench, Case};
 pub const CASES: &[(&str, Case)] = &[
     ("TFTP paths that climb or name other files", tftp_paths),
     ("HTTP paths that climb or name other files", http_paths),
-    ("a machine cut off in mid-download boots again from the same ports", same_ports),
+    (
+        "a machine cut off in mid-download boots again from the same ports",
+        same_ports,
+    ),
 ];
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
@@ -30,7 +33,8 @@ pub fn rack(port: u16) -> SocketAddr {
 
 /// GET by hand from a host of the lab: status and the whole answer.
 pub fn http(host: &str, server: SocketAddr, path: &str, headers: &str) -> Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n{headers}\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n{headers}\r\n");
     raw_http(host, server, request.as_bytes())
 }
 
@@ -47,8 +51,14 @@ fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, Stri
         }
     })?;
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.with_context(|| format!("not HTTP: {text:.200}"))?, text))
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    Ok((
+        status.with_context(|| format!("not HTTP: {text:.200}"))?,
+        text,
+    ))
 }
 
 /// One RRQ, and what comes back first: None is silence.
@@ -77,7 +87,10 @@ fn tftp(host: &str, file: &[u8]) -> Result<Option<Vec<u8>>> {
 const LINK: &str = "link-to-passwd";
 
 fn plant(bench: &Bench) -> Result<()> {
-    for folder in [bench.lab.rack_state(1), bench.lab.rack_state(1).join("cache")] {
+    for folder in [
+        bench.lab.rack_state(1),
+        bench.lab.rack_state(1).join("cache"),
+    ] {
         let link = folder.join(LINK);
         if std::fs::symlink_metadata(&link).is_err() {
             std::os::unix::fs::symlink("/etc/passwd", &link)
@@ -91,7 +104,10 @@ fn tftp_paths(bench: &mut Bench) -> Result<()> {
     plant(bench)?;
     let client = bench.lab.names().client();
     let whole = tftp(&client, b"bootx64.efi")?.context("no answer for a file that is there")?;
-    ensure!(whole.starts_with(&[0, 3, 0, 1]), "no DATA for a file that is there: {whole:?}");
+    ensure!(
+        whole.starts_with(&[0, 3, 0, 1]),
+        "no DATA for a file that is there: {whole:?}"
+    );
     let link = format!("cache/{LINK}");
     let paths: &[&[u8]] = &[
         b"../../etc/passwd",
@@ -115,7 +131,10 @@ fn tftp_paths(bench: &mut Bench) -> Result<()> {
     for path in paths {
         let shown = String::from_utf8_lossy(&path[..path.len().min(60)]).into_owned();
         let answer = tftp(&client, path)?.with_context(|| format!("{shown:?}: silence"))?;
-        ensure!(answer.starts_with(&[0, 5]), "{shown:?}: no ERROR but {answer:?}");
+        ensure!(
+            answer.starts_with(&[0, 5]),
+            "{shown:?}: no ERROR but {answer:?}"
+        );
     }
     Ok(())
 }
@@ -147,7 +166,8 @@ fn http_paths(bench: &mut Bench) -> Result<()> {
         &cache,
     ];
     for path in paths {
-        let (status, text) = http(&client, server, path, "").with_context(|| format!("{path:?}"))?;
+        let (status, text) =
+            http(&client, server, path, "").with_context(|| format!("{path:?}"))?;
         ensure!((400..500).contains(&status), "{path:?}: {status}");
         ensure!(!text.contains(SECRET), "{path:?}: {status}, with the file");
     }
@@ -166,12 +186,24 @@ fn same_ports(bench: &mut Bench) -> Result<()> {
     bench.step(&known.machine, "stalled")?;
     known.machine.pull_plug()?;
     let left = connections(&bench.lab.names().rack(1), INITRD_PORT)?;
-    ensure!(left > 0, "the rack has no dead connection: nothing is tested");
+    ensure!(
+        left > 0,
+        "the rack has no dead connection: nothing is tested"
+    );
     known.machine.set_options(&json!({"firmware_tcp": true}))?;
     known.machine.press_power()?;
     bench.nth_step(&known.machine, "kernel", 2)?;
     // Of the first boot, the initrd did not come that far.
     bench.step(&known.machine, "initrd")?;
+    let progress = known.machine.progress();
+    let failed = progress
+        .iter()
+        .find(|line| line.step == "retry" && line.text("of") == "boot");
+    ensure!(
+        failed.is_none(),
+        "a boot failed: {}",
+        failed.map_or("", |line| line.text("why"))
+    );
     bench.expect_ready(&known)
 }
 

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{BmcKind, ModelMachine};
 use serde_json::json;
 
-use super::bench::{Bench, COMMISSIONING_LIMIT, Case, STEP_LIMIT, held_after};
+use super::bench::{
+    Bench, COMMISSIONING_LIMIT, Case, Known, STEP_LIMIT, Slow, SlowCase, held_after,
+};
 
-/// Of the twelve: before the second nothing is promised, and after the eleventh it is Ready.
-pub const STEPS: RangeInclusive<usize> = 2..=11;
+/// Of the twelve, with [`SLOW_CASES`]: before the second nothing is promised, and after the eleventh it is Ready.
+pub const STEPS: RangeInclusive<usize> = 3..=11;
+/// The claim of a region that died before it chose a rack runs out first, with the operation's own time.
+const CLAIM_LIMIT: Duration = Duration::from_secs(150);
 /// Machines that ask for an address while no region answers.
 const DETACHED_MACHINES: usize = 3;
 
@@ -25,6 +29,24 @@ pub const CASES: &[(&str, Case)] = &[
     }),
     ("addresses given while the region is away", region_away),
 ];
+
+pub const SLOW_CASES: &[(&str, SlowCase)] = &[("regiond killed in step 2", |bench| {
+    let known = bench.machine(BmcKind::IpmiSim, json!({}))?;
+    bench.commission(&known)?;
+    // The work is queued in the transaction of the request.
+    bench.lab.kill_region()?;
+    std::thread::sleep(Duration::from_secs(1));
+    bench.lab.run_region(&bench.binaries.clone())?;
+    let judge = |bench: &mut Bench, _: &str, known: &Known, at: Instant| {
+        bench.end_of(known, CLAIM_LIMIT.saturating_sub(at.elapsed()))?;
+        bench.expect_ready(known)
+    };
+    Ok(Slow {
+        known,
+        at: Instant::now(),
+        judge,
+    })
+})];
 
 /// Where a machine is to be held so that the region dies right after the step, and the next one is done without it.
 fn hold_of(step: usize) -> Option<&'static str> {
@@ -49,8 +71,6 @@ pub fn region_killed(bench: &mut Bench, step: usize) -> Result<()> {
     let known = bench.machine(bmc, hold.map_or(json!({}), held_after))?;
     bench.commission(&known)?;
     match (step, hold) {
-        // In the same transaction as the request.
-        (2, _) => {}
         (7, Some(hold)) => {
             bench.step(&known.machine, hold)?;
             bench.region_step(&known, step)?;
@@ -67,7 +87,12 @@ pub fn region_killed(bench: &mut Bench, step: usize) -> Result<()> {
     bench.lab.run_region(&bench.binaries.clone())?;
     let end = bench.end_of(&known, COMMISSIONING_LIMIT)?;
     let named = end.status == "Failed commissioning" && !end.reason.is_empty();
-    ensure!(end.status == "Ready" || named, "it is {:?} ({:?})", end.status, end.reason);
+    ensure!(
+        end.status == "Ready" || named,
+        "it is {:?} ({:?})",
+        end.status,
+        end.reason
+    );
     if named {
         println!("     step {step}: {} ({})", end.status, end.reason);
         return Ok(());
@@ -113,7 +138,10 @@ fn region_away(bench: &mut Bench) -> Result<()> {
     for machine in &machines {
         let address = bench.step(machine, "address")?.text("address").to_owned();
         ensure!(given.insert(address.clone()), "{address} was given twice");
-        ensure!(bench.lease_rows(machine)?.is_empty(), "no region could write that row");
+        ensure!(
+            bench.lease_rows(machine)?.is_empty(),
+            "no region could write that row"
+        );
     }
     bench.lab.run_region(&bench.binaries.clone())?;
     for machine in &machines {

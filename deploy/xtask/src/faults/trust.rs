@@ -13,7 +13,10 @@ use super::network::{RACK_HTTP, http, rack};
 pub const CASES: &[(&str, Case)] = &[
     ("a second rack with the same token", second_rack),
     ("the racks' HTTPS without a certificate", no_certificate),
-    ("another machine's metadata, and a preseed where no machine is", metadata),
+    (
+        "another machine's metadata, and a preseed where no machine is",
+        metadata,
+    ),
     ("an unknown machine enlists itself", enlistment),
 ];
 
@@ -26,7 +29,9 @@ fn second_rack(bench: &mut Bench) -> Result<()> {
     let read = || std::fs::read_to_string(&log).unwrap_or_default();
     let refused = bench.until("the second rack says why", STEP_LIMIT, |_| {
         let text = read();
-        Ok(text.contains("this enrolment token was used already").then_some(()))
+        Ok(text
+            .contains("this enrolment token was used already")
+            .then_some(()))
     });
     // It may have ended by itself.
     if process.check().is_ok() {
@@ -55,7 +60,14 @@ fn no_certificate(bench: &mut Bench) -> Result<()> {
         plan::region_mgmt().addr()
     );
     let output = std::process::Command::new("ip")
-        .args(["netns", "exec", &bench.lab.names().rack(1), "/usr/bin/python3", "-Ic", &script])
+        .args([
+            "netns",
+            "exec",
+            &bench.lab.names().rack(1),
+            "/usr/bin/python3",
+            "-Ic",
+            &script,
+        ])
         .output()
         .context("starting python3")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -71,12 +83,17 @@ fn metadata(bench: &mut Bench) -> Result<()> {
     bench.step(&known.machine, "user-data")?;
     let preseed = known.machine.preseed()?;
     let value = |key: &str| {
-        let line = preseed.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
+        let line = preseed
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
         line.map(|text| text.trim().trim_matches('"').to_owned())
             .with_context(|| format!("the preseed has no {key}"))
     };
-    let (consumer, token, secret) =
-        (value("consumer_key")?, value("token_key")?, value("token_secret")?);
+    let (consumer, token, secret) = (
+        value("consumer_key")?,
+        value("token_key")?,
+        value("token_secret")?,
+    );
     let key = ApiKey::parse(&format!("{consumer}:{token}:{secret}"))?;
     let client = bench.lab.names().client();
     let own = known.machine.namespace.clone();
@@ -92,20 +109,71 @@ fn metadata(bench: &mut Bench) -> Result<()> {
     let (good, _) = http(&own, rack, item, &signed()?)?;
     ensure!(good == 200, "its own metadata, from its own place: {good}");
     let cases = [
-        ("its token, from another host", &client, rack, item.to_owned(), signed()?),
-        ("its token, directly at the region", &on_mgmt, region, item.to_owned(), signed()?),
-        ("its token, and headers of a rack", &on_mgmt, region, item.to_owned(), signed()? + &claims),
+        (
+            "its token, from another host",
+            &client,
+            rack,
+            item.to_owned(),
+            signed()?,
+        ),
+        (
+            "its token, directly at the region",
+            &on_mgmt,
+            region,
+            item.to_owned(),
+            signed()?,
+        ),
+        (
+            "its token, and headers of a rack",
+            &on_mgmt,
+            region,
+            item.to_owned(),
+            signed()? + &claims,
+        ),
         ("no token", &own, rack, item.to_owned(), String::new()),
-        ("its preseed, from a host without a binding", &client, rack, preseed_of(&known.id), String::new()),
-        ("the same, claiming its MAC", &client, rack, preseed_of(&known.id), claims.clone()),
-        ("another machine's preseed", &own, rack, preseed_of(&other.id), String::new()),
-        ("its preseed, directly at the region", &on_mgmt, region, preseed_of(&known.id), String::new()),
-        ("the same, with headers of a rack", &on_mgmt, region, preseed_of(&known.id), claims),
+        (
+            "its preseed, from a host without a binding",
+            &client,
+            rack,
+            preseed_of(&known.id),
+            String::new(),
+        ),
+        (
+            "the same, claiming its MAC",
+            &client,
+            rack,
+            preseed_of(&known.id),
+            claims.clone(),
+        ),
+        (
+            "another machine's preseed",
+            &own,
+            rack,
+            preseed_of(&other.id),
+            String::new(),
+        ),
+        (
+            "its preseed, directly at the region",
+            &on_mgmt,
+            region,
+            preseed_of(&known.id),
+            String::new(),
+        ),
+        (
+            "the same, with headers of a rack",
+            &on_mgmt,
+            region,
+            preseed_of(&known.id),
+            claims,
+        ),
     ];
     for (what, host, server, path, headers) in cases {
         let (status, text) = http(host, server, &path, &headers).context(what)?;
         ensure!(matches!(status, 401 | 403), "{what}: {status} {text}");
-        ensure!(!text.contains("token_key"), "{what}: {status}, with a token");
+        ensure!(
+            !text.contains("token_key"),
+            "{what}: {status}, with a token"
+        );
     }
     known.machine.go("user-data")?;
     bench.expect_ready(&known)
@@ -122,17 +190,29 @@ fn enlistment(bench: &mut Bench) -> Result<()> {
             set.is_some_and(|set| set.iter().any(|nic| nic["mac_address"] == *mac))
         };
         let list = all.as_array().map_or(&[][..], Vec::as_slice);
-        Ok(list.iter().find(|entry| macs.iter().all(|mac| has(entry, mac))).cloned())
+        Ok(list
+            .iter()
+            .find(|entry| macs.iter().all(|mac| has(entry, mac)))
+            .cloned())
     });
     let found = match found {
         Ok(found) => found,
         Err(error) => {
-            let last: Vec<String> =
-                machine.progress().iter().rev().take(3).map(|p| p.line.to_string()).collect();
+            let last: Vec<String> = machine
+                .progress()
+                .iter()
+                .rev()
+                .take(3)
+                .map(|p| p.line.to_string())
+                .collect();
             return Err(error.context(last.join(" < ")));
         }
     };
-    ensure!(found["status_name"] == "New", "it is {}", found["status_name"]);
+    ensure!(
+        found["status_name"] == "New",
+        "it is {}",
+        found["status_name"]
+    );
     bench.step(&machine, "power-off")?;
     bench.expect_one_address(&machine).map(drop)
 }
@@ -143,20 +223,31 @@ pub fn nothing_odd(bench: &mut Bench) -> Result<()> {
         let log = bench.lab.logs().join(format!("{name}.log"));
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let panic = text.lines().find(|line| line.contains("panicked at"));
-        ensure!(panic.is_none(), "{}: {}", log.display(), panic.unwrap_or_default());
+        ensure!(
+            panic.is_none(),
+            "{}: {}",
+            log.display(),
+            panic.unwrap_or_default()
+        );
     }
     let sql = "select count(*) from event where type = 'LEASE_CONFLICT'";
     let conflicts = bench.lab.query(sql)?;
     ensure!(conflicts == ["0"], "lease conflicts: {conflicts:?}");
-    let twice = bench.lab.query("select mac, count(*) from lease where mac is not null group by mac having count(*) > 1")?;
+    let twice = bench.lab.query(
+        "select mac, count(*) from lease where mac is not null group by mac having count(*) > 1",
+    )?;
     ensure!(twice.is_empty(), "more than one address: {twice:?}");
     Ok(())
 }
 
 fn expect_log(bench: &mut Bench, program: &str, words: &str) -> Result<()> {
     let log = bench.lab.logs().join(format!("{program}.log"));
-    bench.until(&format!("{program} logs {words:?}"), Duration::from_secs(10), |_| {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        Ok(text.contains(words).then_some(()))
-    })
+    bench.until(
+        &format!("{program} logs {words:?}"),
+        Duration::from_secs(10),
+        |_| {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            Ok(text.contains(words).then_some(()))
+        },
+    )
 }

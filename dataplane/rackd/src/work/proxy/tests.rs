@@ -250,7 +250,11 @@ async fn another_region_answers_where_one_does_not() {
         .unwrap();
     bench.region.behaviour.failing.store(1, Ordering::Relaxed);
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
-    bench.region.behaviour.failing.store(1_000, Ordering::Relaxed);
+    bench
+        .region
+        .behaviour
+        .failing
+        .store(1_000, Ordering::Relaxed);
     assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 503"));
     bench.region.behaviour.failing.store(0, Ordering::Relaxed);
     assert_eq!(
