@@ -272,7 +272,9 @@ async fn a_machine_is_commissioned_over_http() {
     assert_eq!(user_data, runner);
     assert_eq!(region.events("METADATA_SERVED").await, 1, "once a boot");
     // cloud-init joins its URL with one slash too many.
-    let doubled = region.get("//2012-03-01/meta-data/instance-id", &token).await;
+    let doubled = region
+        .get("//2012-03-01/meta-data/instance-id", &token)
+        .await;
     assert_eq!(doubled, (StatusCode::OK, "abc123".into()));
     assert_eq!(region.get("/", &token).await.1, "latest\n2012-03-01");
     assert_eq!(

@@ -49,16 +49,23 @@ impl Peer {
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Peer> {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         let names = parsed.subject_alternative_name().ok()??;
-        let mut racks = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) => uri.strip_prefix(RACK_URI),
-            _ => None,
-        });
+        let mut racks = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) => uri.strip_prefix(RACK_URI),
+                _ => None,
+            });
         let rack = racks.next()?;
         if racks.next().is_some() {
             return None;
         }
         let system_id: model::SystemId = rack.parse().ok()?;
-        Some(Peer { system_id: system_id.to_string(), serial: parsed.raw_serial().to_vec() })
+        Some(Peer {
+            system_id: system_id.to_string(),
+            serial: parsed.raw_serial().to_vec(),
+        })
     }
 }
 
@@ -102,7 +109,11 @@ impl Authority {
 
     /// The secret: the certificate's length (4 octets, big-endian), the certificate, the PKCS #8 key.
     fn from_secret(secret: &[u8]) -> Result<Authority, StartError> {
-        let corrupt = || StartError::Store(store::StoreError::Corrupt { what: "link authority" });
+        let corrupt = || {
+            StartError::Store(store::StoreError::Corrupt {
+                what: "link authority",
+            })
+        };
         let (length, rest) = secret.split_first_chunk::<4>().ok_or_else(corrupt)?;
         let length = u32::from_be_bytes(*length) as usize;
         let (certificate, key) = rest.split_at_checked(length).ok_or_else(corrupt)?;
@@ -110,7 +121,11 @@ impl Authority {
         let key = KeyPair::try_from(key).map_err(StartError::Authority)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(StartError::Authority)?;
         let fingerprint = Sha256::digest(&certificate).into();
-        Ok(Authority { certificate, issuer, fingerprint })
+        Ok(Authority {
+            certificate,
+            issuer,
+            fingerprint,
+        })
     }
 
     pub fn certificate(&self) -> &CertificateDer<'static> {
@@ -137,13 +152,19 @@ impl Authority {
             CertificateSigningRequestParams::from_der(&request).map_err(CsrError::Malformed)?;
         let serial = random_serial();
         let mut params = params(system_id, &serial, now, RACK_CERTIFICATE_LIFE);
-        let uri = format!("{RACK_URI}{system_id}").try_into().map_err(CsrError::Signing)?;
+        let uri = format!("{RACK_URI}{system_id}")
+            .try_into()
+            .map_err(CsrError::Signing)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let not_after = params.not_after;
         request.params = params;
         let certificate = request.signed_by(&self.issuer).map_err(CsrError::Signing)?;
-        Ok(Issued { der: certificate.der().to_vec(), serial: serial.to_vec(), not_after })
+        Ok(Issued {
+            der: certificate.der().to_vec(),
+            serial: serial.to_vec(),
+            not_after,
+        })
     }
 
     /// A new key and certificate for this process's listeners, valid for `names` (hosts or addresses) and `REGION_NAME`.
@@ -154,7 +175,11 @@ impl Authority {
     ) -> Result<Arc<CertifiedKey>, StartError> {
         let key = KeyPair::generate().map_err(StartError::Authority)?;
         let mut params = params(REGION_NAME, &random_serial(), now, SERVER_CERTIFICATE_LIFE);
-        let name = |text: &str| text.try_into().map(SanType::DnsName).map_err(StartError::Authority);
+        let name = |text: &str| {
+            text.try_into()
+                .map(SanType::DnsName)
+                .map_err(StartError::Authority)
+        };
         params.subject_alt_names = vec![name(REGION_NAME)?];
         for text in names {
             params.subject_alt_names.push(match text.parse::<IpAddr>() {
@@ -163,7 +188,9 @@ impl Authority {
             });
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &self.issuer).map_err(StartError::Authority)?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(StartError::Authority)?;
         // The authority travels along: an enrolling rack knows only its fingerprint.
         let chain = vec![certificate.der().clone(), self.certificate.clone()];
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
@@ -175,7 +202,12 @@ impl Authority {
 /// A new authority, in the form of `Authority::from_secret`.
 fn generate(now: OffsetDateTime) -> Result<Vec<u8>, StartError> {
     let key = KeyPair::generate().map_err(StartError::Authority)?;
-    let mut params = params("Muster region authority", &random_serial(), now, AUTHORITY_LIFE);
+    let mut params = params(
+        "Muster region authority",
+        &random_serial(),
+        now,
+        AUTHORITY_LIFE,
+    );
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key).map_err(StartError::Authority)?;
@@ -228,7 +260,13 @@ pub(crate) mod tests {
         let issued = authority.sign_rack("abc123", &csr, now).unwrap();
         let der = CertificateDer::from(issued.der);
         let peer = Peer::of(&der).unwrap();
-        assert_eq!(peer, Peer { system_id: "abc123".into(), serial: issued.serial });
+        assert_eq!(
+            peer,
+            Peer {
+                system_id: "abc123".into(),
+                serial: issued.serial
+            }
+        );
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
         let names = parsed.subject_alternative_name().unwrap().unwrap();
         assert_eq!(names.value.general_names.len(), 1);
@@ -247,7 +285,11 @@ pub(crate) mod tests {
         }
         let mut forged = csr.clone();
         *forged.last_mut().unwrap() ^= 1;
-        assert!(authority.sign_rack("abc123", &forged, OffsetDateTime::now_utc()).is_err());
+        assert!(
+            authority
+                .sign_rack("abc123", &forged, OffsetDateTime::now_utc())
+                .is_err()
+        );
         let long = vec![0x30; CSR_BYTES_MAX + 1];
         let result = authority.sign_rack("abc123", &long, OffsetDateTime::now_utc());
         assert!(matches!(result, Err(CsrError::TooLong)));

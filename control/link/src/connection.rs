@@ -65,11 +65,18 @@ pub(crate) async fn serve(
             }
         },
     };
-    let registered = peer.clone().map(|peer| region.racks.registry().register(peer));
-    let message_bytes_max =
-        if peer.is_some() { MESSAGE_BYTES_MAX } else { ANONYMOUS_MESSAGE_BYTES_MAX };
+    let registered = peer
+        .clone()
+        .map(|peer| region.racks.registry().register(peer));
+    let message_bytes_max = if peer.is_some() {
+        MESSAGE_BYTES_MAX
+    } else {
+        ANONYMOUS_MESSAGE_BYTES_MAX
+    };
     let mut options = ReaderOptions::new();
-    options.traversal_limit_in_words(Some(message_bytes_max / 8)).nesting_limit(16);
+    options
+        .traversal_limit_in_words(Some(message_bytes_max / 8))
+        .nesting_limit(16);
 
     let (reader, writer) = stream.compat().split();
     let network = twoparty::VatNetwork::new(
@@ -78,9 +85,18 @@ pub(crate) async fn serve(
         Side::Server,
         options,
     );
-    let close = registered.as_ref().map(|r| r.close.clone()).unwrap_or_default();
+    let close = registered
+        .as_ref()
+        .map(|r| r.close.clone())
+        .unwrap_or_default();
     let connection = registered.as_ref().map(|registered| registered.id);
-    let door = Door::new(Rc::clone(&region), peer.clone(), connection, close.clone(), from);
+    let door = Door::new(
+        Rc::clone(&region),
+        peer.clone(),
+        connection,
+        close.clone(),
+        from,
+    );
     let door: rpc::muster_capnp::door::Client = capnp_rpc::new_client(door);
     let system = RpcSystem::new(Box::new(network), Some(door.client));
     // capnp-rpc has places that panic on messages no honest peer sends: such a peer loses its connection, nothing else.
@@ -129,9 +145,16 @@ async fn note_end(region: &Region, rack: &str) {
     let noted = async {
         let mut db = region.pool.acquire().await?;
         let event = NewEvent::new(EventType::RackDisconnected).rack(rack);
-        store::event::record(&mut db, event.text(format!("from {}", region.process.hostname))).await
+        store::event::record(
+            &mut db,
+            event.text(format!("from {}", region.process.hostname)),
+        )
+        .await
     };
     if let Err(error) = noted.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "noting a rack's disconnection");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "noting a rack's disconnection"
+        );
     }
 }

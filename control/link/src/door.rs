@@ -17,8 +17,8 @@ use crate::authority::{Peer, RACK_CERTIFICATE_RENEW};
 use crate::counters::count;
 use crate::listener::Region;
 use crate::session::{self as calls, Session};
-use crate::wire::{self, Hello};
 use crate::token;
+use crate::wire::{self, Hello};
 
 /// Of the protocol and the region's own version, in Welcome.
 const PROTOCOL: u16 = 1;
@@ -47,25 +47,52 @@ impl Door {
         from: SocketAddr,
     ) -> Self {
         let (enrolments, greeted) = (Cell::new(0), Cell::new(false));
-        Self { region, peer, connection, close, from, enrolments, greeted }
+        Self {
+            region,
+            peer,
+            connection,
+            close,
+            from,
+            enrolments,
+            greeted,
+        }
     }
 
     /// Token and request in, (system_id, certificate) out. One transaction: a fault uses no token up.
-    async fn enrol(&self, token: &str, hostname: &str, csr: &[u8]) -> Result<(String, Vec<u8>), Error> {
+    async fn enrol(
+        &self,
+        token: &str,
+        hostname: &str,
+        csr: &[u8],
+    ) -> Result<(String, Vec<u8>), Error> {
         let refused = |reason: String| Error::failed(format!("{}{reason}", refusal::ENROLMENT));
         self.enrolments.set(self.enrolments.get() + 1);
         if self.enrolments.get() > ENROLMENTS_MAX {
             return Err(refused("too many tries on one connection".into()));
         }
         if !wire::is_hostname(hostname) {
-            return Err(refused("the hostname is empty, too long or no hostname".into()));
+            return Err(refused(
+                "the hostname is empty, too long or no hostname".into(),
+            ));
         }
         let hash = token::hash_of_text(token)
             .ok_or_else(|| refused("this is not an enrolment token".into()))?;
-        let trust = self.region.racks.trust().ok_or_else(|| Error::failed("no authority".into()))?;
+        let trust = self
+            .region
+            .racks
+            .trust()
+            .ok_or_else(|| Error::failed("no authority".into()))?;
         let store = |error: store::StoreError| calls::store_fault("enrolling a rack", &error);
-        let mut tx = self.region.pool.begin().await.map_err(|error| store(error.into()))?;
-        let system_id = match store::rack::enrol(&mut tx, &hash, hostname).await.map_err(store)? {
+        let mut tx = self
+            .region
+            .pool
+            .begin()
+            .await
+            .map_err(|error| store(error.into()))?;
+        let system_id = match store::rack::enrol(&mut tx, &hash, hostname)
+            .await
+            .map_err(store)?
+        {
             Ok(system_id) => system_id,
             Err(refusal) => return Err(refused(refusal.to_string())),
         };
@@ -91,7 +118,12 @@ impl Door {
     /// Checks the certificate and stores what the rack says of itself.
     async fn admit(&self, peer: &Peer, hello: &Hello) -> Result<(), Error> {
         let store = |error: store::StoreError| calls::store_fault("greeting a rack", &error);
-        let mut tx = self.region.pool.begin().await.map_err(|error| store(error.into()))?;
+        let mut tx = self
+            .region
+            .pool
+            .begin()
+            .await
+            .map_err(|error| store(error.into()))?;
         let valid = store::rack::is_certificate_valid(&mut *tx, &peer.system_id, &peer.serial);
         if !valid.await.map_err(store)? {
             count(&self.region.racks.counters().revoked);
@@ -102,7 +134,10 @@ impl Door {
             .map_err(store)?;
         let event = NewEvent::new(EventType::RackConnected)
             .rack(&peer.system_id)
-            .text(format!("to {}, version {}", self.region.process.hostname, hello.version));
+            .text(format!(
+                "to {}, version {}",
+                self.region.process.hostname, hello.version
+            ));
         store::event::record(&mut tx, event).await.map_err(store)?;
         tx.commit().await.map_err(|error| store(error.into()))
     }
@@ -162,8 +197,12 @@ impl door::Server for Door {
             return Err(error);
         }
         let store = |error: store::StoreError| calls::store_fault("greeting a rack", &error);
-        let database = store::lease::check_database(&self.region.pool).await.map_err(store)?;
-        let regions = store::region::live(&self.region.pool).await.map_err(store)?;
+        let database = store::lease::check_database(&self.region.pool)
+            .await
+            .map_err(store)?;
+        let regions = store::region::live(&self.region.pool)
+            .await
+            .map_err(store)?;
 
         count(&counters.hello);
         tracing::info!(rack = peer.system_id, from = %self.from, version = hello.version, "rack linked");

@@ -38,14 +38,15 @@ impl Recent {
         counters: &Counters,
     ) -> Vec<Seen> {
         if self.seen.len() + events.len() > REMEMBERED_MAX {
-            self.seen.retain(|_, at| now.duration_since(*at) < REPEAT_AFTER);
+            self.seen
+                .retain(|_, at| now.duration_since(*at) < REPEAT_AFTER);
             if self.seen.len() + events.len() > REMEMBERED_MAX {
                 self.seen.clear();
             }
         }
         let mut kept = Vec::with_capacity(events.len());
         for event in events {
-            let Some(kind) = kind(&event.kind) else {
+            let Some(kind) = event.kind.parse::<EventType>().ok() else {
                 count(&counters.events_unknown);
                 continue;
             };
@@ -63,14 +64,6 @@ impl Recent {
     }
 }
 
-fn kind(name: &str) -> Option<EventType> {
-    match name {
-        // The DHCP engine's word for it.
-        "DHCP_CONFLICT" => Some(EventType::LeaseConflict),
-        _ => name.parse().ok(),
-    }
-}
-
 /// Stores them in one statement; says how many.
 pub(crate) async fn store(
     pool: &PgPool,
@@ -84,8 +77,10 @@ pub(crate) async fn store(
     macs.sort_unstable();
     macs.dedup();
     let mut db = pool.acquire().await?;
-    let machines: HashMap<[u8; 6], String> =
-        store::feed::machines_of_macs(&mut db, &macs).await?.into_iter().collect();
+    let machines: HashMap<[u8; 6], String> = store::feed::machines_of_macs(&mut db, &macs)
+        .await?
+        .into_iter()
+        .collect();
     let now = OffsetDateTime::now_utc();
     let events: Vec<NewEvent> = events
         .into_iter()
@@ -113,21 +108,33 @@ mod tests {
 
     fn event(kind: &str, mac: u8) -> RackEvent {
         let (ago, detail) = (Duration::ZERO, "x".into());
-        RackEvent { kind: kind.into(), mac: Some([mac; 6]), address: None, ago, detail }
+        RackEvent {
+            kind: kind.into(),
+            mac: Some([mac; 6]),
+            address: None,
+            ago,
+            detail,
+        }
     }
 
     #[test]
     fn repeats_are_left_out_for_a_while_and_unknown_types_always() {
-        let (mut recent, counters, start) = (Recent::default(), Counters::default(), Instant::now());
+        let (mut recent, counters, start) =
+            (Recent::default(), Counters::default(), Instant::now());
         let mut kept = |at: u64, events: Vec<RackEvent>| {
-            recent.filter(events, start + Duration::from_secs(at), &counters).len()
+            recent
+                .filter(events, start + Duration::from_secs(at), &counters)
+                .len()
         };
         assert_eq!(kept(0, vec![event("DHCP_ACK", 1), event("DHCP_ACK", 1)]), 1);
         assert_eq!(kept(1, vec![event("DHCP_ACK", 1), event("DHCP_ACK", 2)]), 1);
         assert_eq!(kept(2, vec![event("BOOT_FILE", 1), event("NO_SUCH", 1)]), 1);
         assert_eq!(kept(11, vec![event("DHCP_ACK", 1)]), 1);
-        let read: HashMap<_, _> =
-            counters.read().into_iter().map(|(name, _, value)| (name, value)).collect();
+        let read: HashMap<_, _> = counters
+            .read()
+            .into_iter()
+            .map(|(name, _, value)| (name, value))
+            .collect();
         assert_eq!((read["events_repeated"], read["events_unknown"]), (2, 1));
     }
 }

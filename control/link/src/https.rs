@@ -65,8 +65,14 @@ pub async fn serve(
             count(&racks.counters().refused_full);
             continue;
         };
-        let connection =
-            connection(acceptor.clone(), stream, racks.clone(), pool.clone(), router.clone(), cancel.clone());
+        let connection = connection(
+            acceptor.clone(),
+            stream,
+            racks.clone(),
+            pool.clone(),
+            router.clone(),
+            cancel.clone(),
+        );
         connections.spawn(async move {
             connection.await;
             drop(place);
@@ -95,7 +101,9 @@ async fn connection(
         count(&racks.counters().handshake_failed);
         return;
     };
-    let identity = RackIdentity { system_id: peer.system_id.clone() };
+    let identity = RackIdentity {
+        system_id: peer.system_id.clone(),
+    };
     let registered = racks.registry().register(peer.clone());
     match store::rack::is_certificate_valid(&pool, &peer.system_id, &peer.serial).await {
         Ok(true) => {}
@@ -104,7 +112,10 @@ async fn connection(
             return;
         }
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "checking a rack's certificate");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "checking a rack's certificate"
+            );
             return;
         }
     }
@@ -112,7 +123,14 @@ async fn connection(
         let mut request: Request = request.map(axum::body::Body::new);
         request.extensions_mut().insert(identity.clone());
         let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+        async move {
+            Ok::<_, Infallible>(
+                router
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+            )
+        }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -87,12 +87,19 @@ pub async fn start(
         names.push(config.hostname.clone());
     }
     let identity = authority.server_identity(&names, OffsetDateTime::now_utc())?;
-    let trust = racks::Trust { authority, identity: tls::ServerIdentity::new(identity) };
+    let trust = racks::Trust {
+        authority,
+        identity: tls::ServerIdentity::new(identity),
+    };
     let process = Process {
         id: uuid::Uuid::new_v4(),
         hostname: public_hostname(&config),
         pid: std::process::id().cast_signed(),
-        addresses: config.names.iter().filter_map(|name| name.parse().ok()).collect(),
+        addresses: config
+            .names
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect(),
         rpc_port: config.listener.local_addr()?.port(),
         rack_http_port: config.rack_http_port,
     };
@@ -122,7 +129,12 @@ pub async fn start(
 /// The first configured name that is no address, else the machine's own.
 fn public_hostname(config: &LinkConfig) -> String {
     let is_host = |name: &&String| name.parse::<IpAddr>().is_err();
-    config.names.iter().find(is_host).unwrap_or(&config.hostname).clone()
+    config
+        .names
+        .iter()
+        .find(is_host)
+        .unwrap_or(&config.hostname)
+        .clone()
 }
 
 /// Where racks reach a process: its addresses, or its hostname if it has none.
@@ -130,12 +142,20 @@ fn region_hosts(process: &Process) -> Vec<(String, &Process)> {
     if process.addresses.is_empty() {
         return vec![(process.hostname.clone(), process)];
     }
-    process.addresses.iter().map(|address| (address.to_string(), process)).collect()
+    process
+        .addresses
+        .iter()
+        .map(|address| (address.to_string(), process))
+        .collect()
 }
 
 /// "host:port", IPv6 in brackets.
 fn host_and_port(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// Why a rack gave no report.
@@ -158,6 +178,9 @@ pub enum LinkError {
 impl LinkError {
     /// Whether the rack may have begun the operation all the same: read the state before repeating it elsewhere.
     pub fn may_have_acted(&self) -> bool {
-        matches!(self, LinkError::Deadline | LinkError::Lost | LinkError::Malformed)
+        matches!(
+            self,
+            LinkError::Deadline | LinkError::Lost | LinkError::Malformed
+        )
     }
 }

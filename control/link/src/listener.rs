@@ -55,21 +55,24 @@ pub(crate) fn start(
 ) -> Result<oneshot::Receiver<()>, StartError> {
     listener.set_nonblocking(true)?;
     let trust = setup.racks.trust().ok_or(StartError::NotStarted)?;
-    let config =
-        tls::server_config(&trust.authority, Arc::clone(&trust.identity), Admit::Anyone)?;
+    let config = tls::server_config(&trust.authority, Arc::clone(&trust.identity), Admit::Anyone)?;
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (over, done) = oneshot::channel();
-    std::thread::Builder::new().name("link".into()).spawn(move || {
-        let local = LocalSet::new();
-        if let Err(error) = local.block_on(&runtime, run(listener, acceptor, setup)) {
-            tracing::error!(%error, "the rack listener could not start");
-        }
-        // Ends what the set still holds before the receiver hears.
-        drop(local);
-        runtime.shutdown_timeout(DRAIN);
-        let _ = over.send(());
-    })?;
+    std::thread::Builder::new()
+        .name("link".into())
+        .spawn(move || {
+            let local = LocalSet::new();
+            if let Err(error) = local.block_on(&runtime, run(listener, acceptor, setup)) {
+                tracing::error!(%error, "the rack listener could not start");
+            }
+            // Ends what the set still holds before the receiver hears.
+            drop(local);
+            runtime.shutdown_timeout(DRAIN);
+            let _ = over.send(());
+        })?;
     Ok(done)
 }
 
@@ -194,7 +197,10 @@ async fn keep_alive(region: Rc<Region>) {
         }
         .await;
         if let Err(error) = kept {
-            tracing::warn!(error = &error as &dyn std::error::Error, "keeping this process listed");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "keeping this process listed"
+            );
         }
     }
 }
@@ -209,7 +215,10 @@ async fn settle(region: Rc<Region>) {
             _ = every.tick() => {}
         }
         if let Err(error) = store::lease::settle(&region.pool).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "lease housekeeping");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "lease housekeeping"
+            );
         }
     }
 }
@@ -220,8 +229,13 @@ async fn renew_identity(region: Rc<Region>, names: Vec<String>) {
             () = region.cancel.cancelled() => return,
             () = tokio::time::sleep(SERVER_CERTIFICATE_EVERY) => {}
         }
-        let Some(trust) = region.racks.trust() else { return };
-        match trust.authority.server_identity(&names, OffsetDateTime::now_utc()) {
+        let Some(trust) = region.racks.trust() else {
+            return;
+        };
+        match trust
+            .authority
+            .server_identity(&names, OffsetDateTime::now_utc())
+        {
             Ok(identity) => trust.identity.replace(identity),
             Err(error) => tracing::error!(%error, "renewing the server certificate"),
         }

@@ -24,7 +24,10 @@ pub(crate) const REPORT_GRACE: Duration = Duration::from_secs(2);
 
 /// What a connection's task is asked to do.
 pub(crate) enum Command {
-    Power(PowerOperation, oneshot::Sender<Result<PowerReport, LinkError>>),
+    Power(
+        PowerOperation,
+        oneshot::Sender<Result<PowerReport, LinkError>>,
+    ),
 }
 
 /// Cheap to clone; all clones see the same racks. `Racks::default()` has none, ever (for tests of its callers).
@@ -82,10 +85,12 @@ impl Racks {
             Some(linked) => linked.commands.clone(),
             None => return Err(LinkError::NotConnected),
         };
-        commands.try_send(Command::Power(operation, answer)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => LinkError::Busy,
-            mpsc::error::TrySendError::Closed(_) => LinkError::NotConnected,
-        })?;
+        commands
+            .try_send(Command::Power(operation, answer))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => LinkError::Busy,
+                mpsc::error::TrySendError::Closed(_) => LinkError::NotConnected,
+            })?;
         match tokio::time::timeout(deadline, report).await {
             Ok(Ok(report)) => report,
             Ok(Err(_)) => Err(LinkError::Lost),
@@ -114,7 +119,11 @@ impl Racks {
     pub fn rack_tls(&self) -> Result<Arc<rustls::ServerConfig>, StartError> {
         let trust = self.trust().ok_or(StartError::NotStarted)?;
         let identity = Arc::clone(&trust.identity);
-        Ok(Arc::new(tls::server_config(&trust.authority, identity, Admit::Racks)?))
+        Ok(Arc::new(tls::server_config(
+            &trust.authority,
+            identity,
+            Admit::Racks,
+        )?))
     }
 
     /// For metrics.
@@ -133,14 +142,22 @@ impl Racks {
     /// A rack's newest connection takes its calls; an older one of the same rack only drains.
     pub(crate) fn insert(&self, rack: &str, connection: u64) -> mpsc::Receiver<Command> {
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
-        self.lock().insert(rack.to_owned(), Linked { connection, commands });
+        self.lock().insert(
+            rack.to_owned(),
+            Linked {
+                connection,
+                commands,
+            },
+        );
         queue
     }
 
     /// `true`: it was the connection that took the rack's calls.
     pub(crate) fn remove(&self, rack: &str, connection: u64) -> bool {
         let mut links = self.lock();
-        let is_current = links.get(rack).is_some_and(|linked| linked.connection == connection);
+        let is_current = links
+            .get(rack)
+            .is_some_and(|linked| linked.connection == connection);
         if is_current {
             links.remove(rack);
         }
@@ -149,6 +166,9 @@ impl Racks {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Linked>> {
         // The map is whole after any panic of a holder: each change is one call.
-        self.inner.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

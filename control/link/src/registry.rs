@@ -32,8 +32,18 @@ impl Registry {
     pub fn register(self: &Arc<Self>, peer: Peer) -> Registered {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let close = CancellationToken::new();
-        self.lock().insert(id, Entry { peer, close: close.clone() });
-        Registered { registry: Arc::clone(self), id, close }
+        self.lock().insert(
+            id,
+            Entry {
+                peer,
+                close: close.clone(),
+            },
+        );
+        Registered {
+            registry: Arc::clone(self),
+            id,
+            close,
+        }
     }
 
     /// The serials shown by open connections: of one rack, or of all.
@@ -52,7 +62,10 @@ impl Registry {
     pub fn close(&self, serials: &[Vec<u8>]) -> usize {
         let connections = self.lock();
         let mut closed = 0;
-        for entry in connections.values().filter(|entry| serials.contains(&entry.peer.serial)) {
+        for entry in connections
+            .values()
+            .filter(|entry| serials.contains(&entry.peer.serial))
+        {
             entry.close.cancel();
             closed += 1;
         }
@@ -60,7 +73,9 @@ impl Registry {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Entry>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,7 +92,10 @@ mod tests {
     #[test]
     fn only_the_named_serials_close_and_the_ended_are_forgotten() {
         let registry = Arc::new(Registry::default());
-        let peer = |rack: &str, serial: u8| Peer { system_id: rack.into(), serial: vec![serial] };
+        let peer = |rack: &str, serial: u8| Peer {
+            system_id: rack.into(),
+            serial: vec![serial],
+        };
         let one = registry.register(peer("aaaaaa", 1));
         let two = registry.register(peer("aaaaaa", 2));
         let other = registry.register(peer("bbbbbb", 3));

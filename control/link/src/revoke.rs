@@ -47,7 +47,10 @@ async fn look(region: &Region, rack: Option<&str>) -> Result<(), store::StoreErr
     if !invalid.is_empty() {
         let closed = registry.close(&invalid);
         add(&region.racks.counters().revoked, closed);
-        tracing::info!(closed, "closed connections of revoked or ended certificates");
+        tracing::info!(
+            closed,
+            "closed connections of revoked or ended certificates"
+        );
     }
     Ok(())
 }

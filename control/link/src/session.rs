@@ -84,7 +84,13 @@ impl Session {
         close: CancellationToken,
     ) -> Session {
         let commands = region.racks.insert(&peer.system_id, connection);
-        let task = to_rack(Rc::clone(&region), peer.clone(), rack, commands, close.clone());
+        let task = to_rack(
+            Rc::clone(&region),
+            peer.clone(),
+            rack,
+            commands,
+            close.clone(),
+        );
         // Ends with `close`, which the connection's own task cancels whatever happens.
         tokio::task::spawn_local(task);
         Session {
@@ -110,8 +116,17 @@ impl Session {
 
     async fn renew(&self, csr: &[u8]) -> Result<Vec<u8>, Error> {
         let store = |error: StoreError| store_fault("renewing a rack's certificate", &error);
-        let trust = self.region.racks.trust().ok_or_else(|| Error::failed("no authority".into()))?;
-        let mut tx = self.region.pool.begin().await.map_err(|error| store(error.into()))?;
+        let trust = self
+            .region
+            .racks
+            .trust()
+            .ok_or_else(|| Error::failed("no authority".into()))?;
+        let mut tx = self
+            .region
+            .pool
+            .begin()
+            .await
+            .map_err(|error| store(error.into()))?;
         let valid = store::rack::is_certificate_valid(&mut *tx, self.rack(), &self.peer.serial);
         if !valid.await.map_err(store)? {
             return Err(Error::failed(refusal::REVOKED.into()));
@@ -120,12 +135,8 @@ impl Session {
             .authority
             .sign_rack(self.rack(), csr, OffsetDateTime::now_utc())
             .map_err(|error| Error::failed(error.to_string()))?;
-        let added = store::rack::add_certificate(
-            &mut tx,
-            self.rack(),
-            &issued.serial,
-            issued.not_after,
-        );
+        let added =
+            store::rack::add_certificate(&mut tx, self.rack(), &issued.serial, issued.not_after);
         if !added.await.map_err(store)? {
             return Err(Error::failed("the rack has too many certificates".into()));
         }
@@ -187,9 +198,14 @@ impl session::Server for Session {
         let params = params.get()?;
         let spool_id = wire::spool_id(params.get_spool_id()?)?;
         let reply = async {
-            store::lease::attach(&self.region.pool, self.rack(), spool_id, params.get_spool_seq())
-                .await
-                .map_err(|error| store_fault("attaching a rack", &error))
+            store::lease::attach(
+                &self.region.pool,
+                self.rack(),
+                spool_id,
+                params.get_spool_seq(),
+            )
+            .await
+            .map_err(|error| store_fault("attaching a rack", &error))
         };
         let reply = within(self.region.racks.counters(), ATTACH_TIME, reply).await?;
         wire::put_attachment(&reply, results.get().init_attachment());
@@ -213,7 +229,10 @@ impl session::Server for Session {
         let is_refused = |outcome: &&lease::Outcome| matches!(outcome, lease::Outcome::Refused(_));
         count(&counters.lease_batches);
         add(&counters.lease_writes, outcomes.len());
-        add(&counters.lease_refused, outcomes.iter().filter(is_refused).count());
+        add(
+            &counters.lease_refused,
+            outcomes.iter().filter(is_refused).count(),
+        );
         let mut list = results.get().init_outcomes(outcomes.len() as u32);
         for (i, outcome) in outcomes.iter().enumerate() {
             wire::put_outcome(outcome, list.reborrow().get(i as u32));
@@ -246,11 +265,19 @@ impl session::Server for Session {
         let arch = query.get_arch()?.to_str()?;
         let machine = async {
             let store = |error: StoreError| store_fault("finding a machine's boot", &error);
-            let mut db = self.region.pool.acquire().await.map_err(|error| store(error.into()))?;
-            Session::boot_config(&self, &mut db, mac, arch, query.get_vlan()).await.map_err(store)
+            let mut db = self
+                .region
+                .pool
+                .acquire()
+                .await
+                .map_err(|error| store(error.into()))?;
+            Session::boot_config(&self, &mut db, mac, arch, query.get_vlan())
+                .await
+                .map_err(store)
         };
         let machine = within(self.region.racks.counters(), CALL_TIME, machine).await?;
-        let machine = machine.ok_or_else(|| Error::failed("this rack does not serve that VLAN".into()))?;
+        let machine =
+            machine.ok_or_else(|| Error::failed("this rack does not serve that VLAN".into()))?;
         machine.put(results.get().init_machine());
         Ok(())
     }
@@ -262,8 +289,12 @@ impl session::Server for Session {
     ) -> Result<(), Error> {
         let _place = self.enter()?;
         let csr = params.get()?.get_csr()?;
-        let certificate =
-            within(self.region.racks.counters(), CALL_TIME, Session::renew(&self, csr)).await?;
+        let certificate = within(
+            self.region.racks.counters(),
+            CALL_TIME,
+            Session::renew(&self, csr),
+        )
+        .await?;
         results.get().set_certificate(&certificate);
         Ok(())
     }
@@ -276,7 +307,10 @@ impl session::Server for Session {
         let _place = self.enter()?;
         let events = wire::events(params.get()?.get_events()?)?;
         let counters = self.region.racks.counters();
-        let events = self.recent.borrow_mut().filter(events, Instant::now(), counters);
+        let events = self
+            .recent
+            .borrow_mut()
+            .filter(events, Instant::now(), counters);
         let stored = async {
             crate::events::store(&self.region.pool, self.rack(), events)
                 .await
@@ -386,7 +420,9 @@ async fn power(
         }),
         Ok(Ok(response)) => {
             let report = response.get().and_then(|response| response.get_report());
-            report.and_then(wire::report).map_err(|_| LinkError::Malformed)
+            report
+                .and_then(wire::report)
+                .map_err(|_| LinkError::Malformed)
         }
     }
 }

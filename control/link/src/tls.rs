@@ -23,17 +23,25 @@ pub struct ServerIdentity {
 
 impl ServerIdentity {
     pub fn new(identity: Arc<CertifiedKey>) -> Arc<Self> {
-        Arc::new(Self { current: RwLock::new(identity) })
+        Arc::new(Self {
+            current: RwLock::new(identity),
+        })
     }
 
     pub fn replace(&self, identity: Arc<CertifiedKey>) {
-        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = identity;
+        *self
+            .current
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = identity;
     }
 }
 
 impl ResolvesServerCert for ServerIdentity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let current = self
+            .current
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         Some(Arc::clone(&current))
     }
 }
@@ -55,7 +63,9 @@ pub fn server_config(
 ) -> Result<ServerConfig, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(authority.certificate().clone()).map_err(StartError::Tls)?;
+    roots
+        .add(authority.certificate().clone())
+        .map_err(StartError::Tls)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
     let verifier: Arc<dyn ClientCertVerifier> = match admit {
         Admit::Racks => verifier.build(),

@@ -90,9 +90,18 @@ mod tests {
         let mut db = db.pool.acquire().await.unwrap();
         let authority = crate::authority::tests::authority();
         let regions = ["region.example:5250".to_owned()];
-        let token = create(&mut db, &authority, &regions, None, None).await.unwrap();
+        let token = create(&mut db, &authority, &regions, None, None)
+            .await
+            .unwrap();
         let hash = hash_of_text(token.text()).unwrap();
-        assert_eq!(store::rack::enrol(&mut db, &hash, "r1").await.unwrap().unwrap().len(), 6);
+        assert_eq!(
+            store::rack::enrol(&mut db, &hash, "r1")
+                .await
+                .unwrap()
+                .unwrap()
+                .len(),
+            6
+        );
         assert_eq!(format!("{token:?}"), "Token(secret)");
         for text in ["", "x", "e30", "!!!", &"A".repeat(TEXT_BYTES_MAX + 1)] {
             assert_eq!(hash_of_text(text), None, "{text}");

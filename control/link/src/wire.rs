@@ -60,7 +60,11 @@ pub(crate) fn address(octets: data::Reader<'_>) -> Result<IpAddr, Error> {
 
 /// As `address`, but none when empty.
 pub(crate) fn optional_address(octets: data::Reader<'_>) -> Result<Option<IpAddr>, Error> {
-    if octets.is_empty() { Ok(None) } else { address(octets).map(Some) }
+    if octets.is_empty() {
+        Ok(None)
+    } else {
+        address(octets).map(Some)
+    }
 }
 
 pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
@@ -87,16 +91,23 @@ pub(crate) fn hello(reader: wire::rack_hello::Reader<'_>) -> Result<Hello, Error
     }
     let list = reader.get_interfaces()?;
     if list.len() > INTERFACES_MAX {
-        return Err(Error::failed(format!("more than {INTERFACES_MAX} interfaces")));
+        return Err(Error::failed(format!(
+            "more than {INTERFACES_MAX} interfaces"
+        )));
     }
     let interfaces = list.iter().map(interface).collect::<Result<_, _>>()?;
-    Ok(Hello { version: text(reader.get_version()?, NAME_BYTES_MAX)?, interfaces })
+    Ok(Hello {
+        version: text(reader.get_version()?, NAME_BYTES_MAX)?,
+        interfaces,
+    })
 }
 
 fn interface(reader: wire::rack_interface::Reader<'_>) -> Result<Interface, Error> {
     let list = reader.get_addresses()?;
     if list.len() > ADDRESSES_MAX {
-        return Err(Error::failed(format!("more than {ADDRESSES_MAX} addresses on an interface")));
+        return Err(Error::failed(format!(
+            "more than {ADDRESSES_MAX} addresses on an interface"
+        )));
     }
     let mac = match reader.get_mac()? {
         [] => None,
@@ -109,7 +120,11 @@ fn interface(reader: wire::rack_interface::Reader<'_>) -> Result<Interface, Erro
             IpNetwork::new(address, prefix.get_length()).map_err(|_| bad("prefix length"))
         })
         .collect::<Result<_, Error>>()?;
-    Ok(Interface { name: text(reader.get_name()?, NAME_BYTES_MAX)?, mac, addresses })
+    Ok(Interface {
+        name: text(reader.get_name()?, NAME_BYTES_MAX)?,
+        mac,
+        addresses,
+    })
 }
 
 /// Every address of every process.
@@ -146,8 +161,15 @@ pub(crate) fn batch(reader: wire::lease_batch::Reader<'_>) -> Result<Batch, Erro
         }
         writes.push(write(reader)?);
     }
-    let key = BatchKey { spool_id: spool_id(reader.get_spool_id()?)?, seq: reader.get_seq() };
-    Ok(Batch { key, drained, writes })
+    let key = BatchKey {
+        spool_id: spool_id(reader.get_spool_id()?)?,
+        seq: reader.get_seq(),
+    };
+    Ok(Batch {
+        key,
+        drained,
+        writes,
+    })
 }
 
 fn write(reader: wire::lease_write::Reader<'_>) -> Result<Write, Error> {
@@ -157,9 +179,16 @@ fn write(reader: wire::lease_write::Reader<'_>) -> Result<Write, Error> {
     let kind = match reader.get_kind()? {
         K::Grant => {
             let hostname = text(reader.get_hostname()?, NAME_BYTES_MAX)?.into();
-            WriteKind::Grant { client: client()?, lease: duration, hostname }
+            WriteKind::Grant {
+                client: client()?,
+                lease: duration,
+                hostname,
+            }
         }
-        K::Extend => WriteKind::Extend { client: client()?, lease: duration },
+        K::Extend => WriteKind::Extend {
+            client: client()?,
+            lease: duration,
+        },
         K::Reclaim => WriteKind::Reclaim { client: client()? },
         K::Quarantine => WriteKind::Quarantine { length: duration },
         K::Release => WriteKind::Release { client: client()? },
@@ -169,7 +198,12 @@ fn write(reader: wire::lease_write::Reader<'_>) -> Result<Write, Error> {
         WriteKind::Yield => Ipv6Addr::UNSPECIFIED.into(),
         _ => address(reader.get_address()?)?,
     };
-    Ok(Write { block: BlockId(reader.get_block()), epoch: Epoch(reader.get_epoch()), address, kind })
+    Ok(Write {
+        block: BlockId(reader.get_block()),
+        epoch: Epoch(reader.get_epoch()),
+        address,
+        kind,
+    })
 }
 
 fn client(reader: wire::client_key::Reader<'_>) -> Result<Client, Error> {
@@ -183,7 +217,10 @@ fn client(reader: wire::client_key::Reader<'_>) -> Result<Client, Error> {
         W::ClientId(octets) => ClientKey::ClientId(id(octets?)?),
         W::DuidIaid(octets) => ClientKey::DuidIaid(id(octets?)?),
     };
-    Ok(Client { vlan: reader.get_vlan(), key })
+    Ok(Client {
+        vlan: reader.get_vlan(),
+        key,
+    })
 }
 
 pub(crate) fn put_client(client: &Client, mut builder: wire::client_key::Builder<'_>) {
@@ -232,7 +269,9 @@ pub(crate) fn put_attachment(reply: &AttachReply, mut builder: wire::attachment:
         AttachReply::Behind => return builder.set_state(wire::AttachState::Behind),
     };
     builder.set_until_ms(millis(attachment.until));
-    let mut blocks = builder.reborrow().init_blocks(attachment.blocks.len() as u32);
+    let mut blocks = builder
+        .reborrow()
+        .init_blocks(attachment.blocks.len() as u32);
     for (i, block) in attachment.blocks.iter().enumerate() {
         let mut builder = blocks.reborrow().get(i as u32);
         builder.set_id(block.id.0);
@@ -277,7 +316,11 @@ pub(crate) fn events(
             let octets = event.get_mac()?;
             Ok(RackEvent {
                 kind: text(event.get_kind()?, NAME_BYTES_MAX)?,
-                mac: if octets.is_empty() { None } else { Some(mac(octets)?) },
+                mac: if octets.is_empty() {
+                    None
+                } else {
+                    Some(mac(octets)?)
+                },
                 address: optional_address(event.get_address()?)?,
                 // A rack holds events back for minutes at most; more would be a wrong clock.
                 ago: Duration::from_millis(event.get_ago_ms()).min(Duration::from_secs(24 * 3600)),
@@ -338,7 +381,11 @@ pub(crate) fn report(reader: wire::power_report::Reader<'_>) -> Result<PowerRepo
         wire::PowerState::Off => PowerState::Off,
         wire::PowerState::Error => PowerState::Error,
     };
-    Ok(PowerReport { state, steps, failure })
+    Ok(PowerReport {
+        state,
+        steps,
+        failure,
+    })
 }
 
 #[cfg(test)]
@@ -357,9 +404,13 @@ mod tests {
 
     #[test]
     fn hostnames_are_plain() {
-        for (text, valid) in
-            [("rack-1.lab", true), ("a_b", true), ("", false), ("a b", false), ("ä", false)]
-        {
+        for (text, valid) in [
+            ("rack-1.lab", true),
+            ("a_b", true),
+            ("", false),
+            ("a b", false),
+            ("ä", false),
+        ] {
             assert_eq!(is_hostname(text), valid, "{text}");
         }
         assert!(!is_hostname(&"a".repeat(256)));
@@ -397,8 +448,18 @@ mod tests {
         assert!(one(true, false).is_err(), "mixed");
         assert!(one(false, true).is_err(), "short MAC");
         let batch = one(false, false).unwrap();
-        assert_eq!((batch.key.seq, batch.drained, batch.writes.len()), (3, false, 2));
-        let WriteKind::Grant { client, lease, hostname } = &batch.writes[0].kind else { panic!() };
+        assert_eq!(
+            (batch.key.seq, batch.drained, batch.writes.len()),
+            (3, false, 2)
+        );
+        let WriteKind::Grant {
+            client,
+            lease,
+            hostname,
+        } = &batch.writes[0].kind
+        else {
+            panic!()
+        };
         assert_eq!(client.key, ClientKey::Mac([2; 6]));
         assert_eq!((lease.as_secs(), &**hostname), (600, "h"));
     }

@@ -49,14 +49,25 @@ impl Region {
             database_connections: 4,
         };
         let cancel = CancellationToken::new();
-        let (racks, _) =
-            link::start(config, &db.pool, &Sealer::ephemeral(), cancel.clone()).await.unwrap();
-        Region { db, racks, address, cancel }
+        let (racks, _) = link::start(config, &db.pool, &Sealer::ephemeral(), cancel.clone())
+            .await
+            .unwrap();
+        Region {
+            db,
+            racks,
+            address,
+            cancel,
+        }
     }
 
     async fn token(&self) -> String {
         let mut db = self.db.pool.acquire().await.unwrap();
-        self.racks.create_token(&mut db, None, None).await.unwrap().text().to_owned()
+        self.racks
+            .create_token(&mut db, None, None)
+            .await
+            .unwrap()
+            .text()
+            .to_owned()
     }
 
     async fn connect(&self, who: Option<&Credentials>) -> std::io::Result<Tls> {
@@ -117,7 +128,9 @@ impl rustls::client::danger::ServerCertVerifier for Trusting {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::ring::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -136,12 +149,18 @@ async fn connect(address: SocketAddr, who: Option<&Credentials>) -> std::io::Res
     };
     let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from("muster-region").unwrap();
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
 }
 
 fn key_and_csr() -> (PrivateKeyDer<'static>, Vec<u8>) {
     let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let csr = CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap()
+        .der()
+        .to_vec();
     (PrivateKeyDer::Pkcs8(key.serialize_der().into()), csr)
 }
 
@@ -156,7 +175,10 @@ impl Client {
         let network = twoparty::VatNetwork::new(reader, writer, Side::Client, Default::default());
         let mut system = RpcSystem::new(Box::new(network), None);
         let door = system.bootstrap(Side::Server);
-        Client { door, ended: tokio::task::spawn_local(system) }
+        Client {
+            door,
+            ended: tokio::task::spawn_local(system),
+        }
     }
 
     async fn enrol(&self, token: &str, hostname: &str) -> Result<Credentials, capnp::Error> {
@@ -168,7 +190,11 @@ impl Client {
         let answer = request.send().promise.await?;
         let answer = answer.get()?;
         let certificate = CertificateDer::from(answer.get_certificate()?.to_vec());
-        Ok(Credentials { rack: answer.get_rack()?.to_string()?, certificate, key })
+        Ok(Credentials {
+            rack: answer.get_rack()?.to_string()?,
+            certificate,
+            key,
+        })
     }
 
     async fn hello(&self) -> Result<session::Client, capnp::Error> {
@@ -180,7 +206,11 @@ impl Client {
         let mut interface = hello.init_interfaces(1).get(0);
         interface.set_name("eth0");
         let mut prefix = interface.init_addresses(1).get(0);
-        prefix.set_address(&std::net::Ipv4Addr::new(10, 77, 0, 2).to_ipv6_mapped().octets());
+        prefix.set_address(
+            &std::net::Ipv4Addr::new(10, 77, 0, 2)
+                .to_ipv6_mapped()
+                .octets(),
+        );
         prefix.set_length(24);
         request.send().promise.await?.get()?.get_session()
     }
@@ -249,7 +279,11 @@ async fn of_two_racks_with_one_token_one_enrols() {
         }
         let error = client.enrol(&token, "r3").await.err().unwrap();
         assert!(error.extra.contains("used already"), "{}", error.extra);
-        let error = client.enrol(&region.token().await, "r3").await.err().unwrap();
+        let error = client
+            .enrol(&region.token().await, "r3")
+            .await
+            .err()
+            .unwrap();
         assert!(error.extra.contains("too many tries"), "{}", error.extra);
     })
     .await;
@@ -261,7 +295,11 @@ async fn without_our_certificate_there_is_no_session() {
         let region = Region::start().await;
         let stranger = Client::open(region.connect(None).await.unwrap());
         let error = stranger.hello().await.err().unwrap();
-        assert!(error.extra.ends_with(rpc::refusal::NOT_ENROLLED), "{}", error.extra);
+        assert!(
+            error.extra.ends_with(rpc::refusal::NOT_ENROLLED),
+            "{}",
+            error.extra
+        );
 
         // A certificate with a rack's name, signed by somebody else.
         let key = KeyPair::generate().unwrap();
@@ -290,10 +328,17 @@ async fn without_our_certificate_there_is_no_session() {
         // Re-enrolment ends the older certificate.
         let newer = region.enrolled("r1").await;
         assert_eq!(newer.rack, good.rack);
-        tokio::time::timeout(Duration::from_secs(1), client.ended).await.unwrap().ok();
+        tokio::time::timeout(Duration::from_secs(1), client.ended)
+            .await
+            .unwrap()
+            .ok();
         let again = Client::open(region.connect(Some(&good)).await.unwrap());
         let error = again.hello().await.err().unwrap();
-        assert!(error.extra.ends_with(rpc::refusal::REVOKED), "{}", error.extra);
+        assert!(
+            error.extra.ends_with(rpc::refusal::REVOKED),
+            "{}",
+            error.extra
+        );
         let client = Client::open(region.connect(Some(&newer)).await.unwrap());
         client.hello().await.unwrap();
     })
@@ -312,7 +357,10 @@ async fn malformed_bytes_end_their_connection_and_no_other() {
         raw.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         let closed = raw.read_to_end(&mut answer);
-        tokio::time::timeout(Duration::from_secs(2), closed).await.unwrap().ok();
+        tokio::time::timeout(Duration::from_secs(2), closed)
+            .await
+            .unwrap()
+            .ok();
         let counters = region.racks.counters();
         eventually("counted", || counters.handshake_failed.load(Relaxed) == 1).await;
 
@@ -328,7 +376,9 @@ async fn malformed_bytes_end_their_connection_and_no_other() {
             &[0xff; 64],
             &[0, 0, 0, 0, 0, 0, 0, 0x80, 1, 2, 3],
             &[0, 4, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9],
-            &[0, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff],
+            &[
+                0, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff,
+            ],
             &noise,
         ];
         for (i, bytes) in odd.into_iter().enumerate() {
@@ -385,7 +435,11 @@ async fn a_session_renews_reports_asks_and_leases() {
         request.get().set_csr(&csr);
         let answer = request.send().promise.await.unwrap();
         let certificate = answer.get().unwrap().get_certificate().unwrap().to_vec();
-        let renewed = Credentials { rack: good.rack.clone(), certificate: certificate.into(), key };
+        let renewed = Credentials {
+            rack: good.rack.clone(),
+            certificate: certificate.into(),
+            key,
+        };
         let second = Client::open(region.connect(Some(&renewed)).await.unwrap());
         let session = second.hello().await.unwrap();
 
@@ -405,8 +459,16 @@ async fn a_session_renews_reports_asks_and_leases() {
             .await
             .unwrap();
         for (mac, id, purpose) in [
-            ([2, 0, 0, 0, 0, 1], "mmmmmm", rpc::muster_capnp::BootPurpose::Commissioning),
-            ([2, 0, 0, 0, 0, 9], "", rpc::muster_capnp::BootPurpose::Enlist),
+            (
+                [2, 0, 0, 0, 0, 1],
+                "mmmmmm",
+                rpc::muster_capnp::BootPurpose::Commissioning,
+            ),
+            (
+                [2, 0, 0, 0, 0, 9],
+                "",
+                rpc::muster_capnp::BootPurpose::Enlist,
+            ),
         ] {
             let answer = boot(mac).await.unwrap();
             let machine = answer.get().unwrap().get_machine().unwrap();
@@ -432,8 +494,10 @@ async fn a_session_renews_reports_asks_and_leases() {
         .fetch_all(pool)
         .await
         .unwrap();
-        let expected =
-            [(Some("mmmmmm".into()), "02:00:00:00:00:01".into()), (None, "02:00:00:00:00:09".into())];
+        let expected = [
+            (Some("mmmmmm".into()), "02:00:00:00:00:01".into()),
+            (None, "02:00:00:00:00:09".into()),
+        ];
         assert_eq!(stored, expected);
 
         // Leases: an attach without blocks, a write to a block that is not there.
@@ -457,7 +521,11 @@ async fn a_session_renews_reports_asks_and_leases() {
         batch.set_seq(2);
         let mut write = batch.init_writes(1).get(0);
         write.set_block(77);
-        write.set_address(&std::net::Ipv4Addr::new(10, 77, 0, 9).to_ipv6_mapped().octets());
+        write.set_address(
+            &std::net::Ipv4Addr::new(10, 77, 0, 9)
+                .to_ipv6_mapped()
+                .octets(),
+        );
         write.set_duration_ms(600_000);
         let mut key = write.init_client();
         key.set_vlan(vlan.unsigned_abs());
@@ -465,7 +533,10 @@ async fn a_session_renews_reports_asks_and_leases() {
         let answer = request.send().promise.await.unwrap();
         let outcomes = answer.get().unwrap().get_outcomes().unwrap();
         use rpc::muster_capnp::lease_outcome;
-        assert!(matches!(outcomes.get(0).which().unwrap(), lease_outcome::Which::Refused(_)));
+        assert!(matches!(
+            outcomes.get(0).which().unwrap(),
+            lease_outcome::Which::Refused(_)
+        ));
 
         // What cannot be read is that call's error; the session goes on.
         let mut request = session.heartbeat_request();
@@ -493,17 +564,34 @@ async fn a_rack_that_never_answers_costs_a_power_call_its_deadline() {
         };
         assert!(!format!("{operation:?}").contains("hidden"));
         let start = Instant::now();
-        let error = region.racks.power(&good.rack, operation.clone()).await.unwrap_err();
-        assert!(matches!(error, LinkError::Deadline) && error.may_have_acted(), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        let error = region
+            .racks
+            .power(&good.rack, operation.clone())
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, LinkError::Deadline) && error.may_have_acted(),
+            "{error}"
+        );
+        assert!(
+            start.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            start.elapsed()
+        );
         // A link that breaks is told at once.
         let racks = region.racks.clone();
-        let long = PowerOperation { deadline: Duration::from_secs(60), ..operation };
+        let long = PowerOperation {
+            deadline: Duration::from_secs(60),
+            ..operation
+        };
         let rack = good.rack.clone();
         let call = tokio::spawn(async move { racks.power(&rack, long).await });
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.ended.abort();
-        let error = tokio::time::timeout(Duration::from_secs(2), call).await.unwrap().unwrap();
+        let error = tokio::time::timeout(Duration::from_secs(2), call)
+            .await
+            .unwrap()
+            .unwrap();
         assert!(matches!(error, Err(LinkError::Lost)), "{error:?}");
         eventually("unlinked", || region.racks.connected().is_empty()).await;
     })
@@ -513,7 +601,9 @@ async fn a_rack_that_never_answers_costs_a_power_call_its_deadline() {
 // ---------------------------------------------------------------- HTTPS
 
 async fn get_root(stream: &mut Tls) -> std::io::Result<String> {
-    stream.write_all(b"GET /who HTTP/1.1\r\nhost: muster-region\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /who HTTP/1.1\r\nhost: muster-region\r\n\r\n")
+        .await?;
     let mut answer = vec![0; 4096];
     let n = stream.read(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer[..n]).into_owned())
@@ -528,14 +618,23 @@ async fn https_knows_its_rack_and_closes_on_revocation() {
         let who = |Extension(rack): Extension<RackIdentity>| async move { rack.system_id };
         let router = Router::new().route("/who", get(who));
         let pool = region.db.pool.clone();
-        let serving = https::serve(listener, region.racks.clone(), pool, router, region.cancel.clone());
+        let serving = https::serve(
+            listener,
+            region.racks.clone(),
+            pool,
+            router,
+            region.cancel.clone(),
+        );
         let serving = tokio::spawn(serving);
 
         let good = region.enrolled("r1").await;
         let mut stream = connect(address, Some(&good)).await.unwrap();
         for _ in 0..2 {
             let answer = get_root(&mut stream).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&good.rack), "{answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 200") && answer.ends_with(&good.rack),
+                "{answer}"
+            );
         }
         let stranger = match connect(address, None).await {
             Ok(mut stream) => get_root(&mut stream).await.map(|answer| answer.is_empty()),
@@ -548,7 +647,10 @@ async fn https_knows_its_rack_and_closes_on_revocation() {
         tx.commit().await.unwrap();
         let start = Instant::now();
         let mut rest = Vec::new();
-        tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest)).await.unwrap().ok();
+        tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .ok();
         assert!(start.elapsed() < Duration::from_secs(1));
         let mut stream = connect(address, Some(&good)).await.unwrap();
         let answer = get_root(&mut stream).await.unwrap_or_default();
@@ -579,7 +681,9 @@ async fn every_process_shows_the_same_authority_and_no_other_root_takes_it() {
         .with_no_client_auth();
     let tcp = TcpStream::connect(region.address).await.unwrap();
     let name = ServerName::try_from("muster-region").unwrap();
-    let refused = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    let refused = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await;
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("invalid peer certificate"), "{error}");
 }

@@ -122,6 +122,7 @@ event_types! {
     // What racks see.
     DhcpNak "DHCP_NAK" Warning "Address request refused",
     DhcpDecline "DHCP_DECLINE" Warning "Address declined by the client",
+    DhcpRelease "DHCP_RELEASE" Debug "Address given back",
     DhcpExhausted "DHCP_EXHAUSTED" Error "No free address",
     LoaderServed "LOADER_SERVED" Info "Boot loader served",
     BootFileMissing "BOOT_FILE_MISSING" Warning "Boot file not found",

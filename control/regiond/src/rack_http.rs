@@ -118,7 +118,10 @@ fn whole(library: Library, hash: [u8; 32], size_bytes: u64) -> Response {
     });
     let mut reply = Response::new(Body::from_stream(pieces));
     let headers = reply.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size_bytes));
     reply
 }

@@ -509,7 +509,15 @@ mod tests {
         let all = served_vlans(&mut db, &racks, None).await.unwrap();
         let told: Vec<_> = all
             .iter()
-            .map(|at| (&*at.rack, at.vlan, at.is_primary, &*at.interface, at.server_address.to_string()))
+            .map(|at| {
+                (
+                    &*at.rack,
+                    at.vlan,
+                    at.is_primary,
+                    &*at.interface,
+                    at.server_address.to_string(),
+                )
+            })
             .collect();
         let at = |rack, vlan, primary, interface, address: &str| {
             (rack, vlan, primary, interface, address.to_owned())
@@ -523,7 +531,9 @@ mod tests {
                 at("bbbbbb", 2, false, "", "10.1.0.3"),
             ]
         );
-        let only = served_vlans(&mut db, &racks[..1], Some(&[1])).await.unwrap();
+        let only = served_vlans(&mut db, &racks[..1], Some(&[1]))
+            .await
+            .unwrap();
         assert_eq!(only, all[..2], "with those relayed into it");
         assert_eq!(served_vlans(&mut db, &racks, Some(&[3])).await.unwrap(), []);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{MachineStatus, PowerCommand, SystemId};
 use sqlx::PgPool;
-use store::{lifecycle, token, work};
+use store::{event, lifecycle, token, work};
 
 use crate::WorkflowError;
 use crate::life::consider;
@@ -13,6 +13,8 @@ use crate::rules::{Cause, QUIET, SCRIPT_GRACE, settle_power};
 
 /// Machines looked at in one tick.
 const BATCH: i64 = 500;
+/// An event is history after this; the log of a machine that commissions daily stays a page of a few thousand.
+const EVENTS_KEPT_DAYS: i32 = 90;
 /// Between two looks at the power of a machine that should switch itself off.
 const SETTLE_PAUSE: Duration = Duration::from_secs(4);
 /// After this long the power of a machine whose boot ended is its operator's.
@@ -81,5 +83,6 @@ pub(crate) async fn housekeeping(pool: &PgPool) -> Result<(), WorkflowError> {
     let mut connection = pool.acquire().await?;
     token::forget_revoked(&mut connection).await?;
     token::forget_nonces(&mut connection).await?;
+    event::forget(&mut connection, EVENTS_KEPT_DAYS).await?;
     Ok(())
 }

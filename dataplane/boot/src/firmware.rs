@@ -63,7 +63,9 @@ impl<'a> Firmware<'a> {
         let classes: [&[u8]; 2] = [b"PXEClient", b"HTTPClient"];
         self.arch.is_some()
             || self.ipxe.is_some()
-            || classes.iter().any(|class| self.vendor_class.starts_with(class))
+            || classes
+                .iter()
+                .any(|class| self.vendor_class.starts_with(class))
     }
 
     /// An iPXE that can fetch a script by HTTP and boot the kernel in it. It says so in option 175; one that

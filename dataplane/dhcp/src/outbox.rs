@@ -99,7 +99,7 @@ impl EventKind {
             Self::Nak => "DHCP_NAK",
             Self::Decline => "DHCP_DECLINE",
             Self::Release => "DHCP_RELEASE",
-            Self::Conflict => "DHCP_CONFLICT",
+            Self::Conflict => "LEASE_CONFLICT",
             Self::Exhausted => "DHCP_EXHAUSTED",
         }
     }

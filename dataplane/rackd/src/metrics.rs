@@ -65,23 +65,82 @@ fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
     ] {
         line(text, name, labels, stats.dhcp.sent(what));
     }
-    line(text, "dhcp_dropped_total", labels, stats.dhcp.dropped_in_all());
-    line(text, "dhcp_no_free_address_total", labels, stats.dhcp.dropped(Drop::NoFreeAddress));
-    lines!(text, labels, "shard", stats.shard, [
-        turns, dhcp_unreadable, dhcp_no_link, dhcp_no_slot, leases_refused, events_lost, wants_lost,
-        hand_offs, hand_offs_refused, boot_configs, boot_configs_by_call, boot_calls_unanswered,
-        connections_refused,
-    ]);
-    lines!(text, labels, "tftp", stats.tftp, [
-        requests, finished, aborted, gave_up, blocks, resent, not_found, refused, malformed, shed, expired,
-    ]);
-    lines!(text, labels, "http", stats.http, [
-        requests, served, body_bytes, not_found, refused, unavailable, idle, stalled, broken,
-    ]);
-    lines!(text, labels, "driver", stats.driver, [
-        datagrams_received, datagrams_sent, sends_failed, buffers_exhausted, accepted, accept_refused,
-        file_bytes, enters,
-    ]);
+    line(
+        text,
+        "dhcp_dropped_total",
+        labels,
+        stats.dhcp.dropped_in_all(),
+    );
+    line(
+        text,
+        "dhcp_no_free_address_total",
+        labels,
+        stats.dhcp.dropped(Drop::NoFreeAddress),
+    );
+    lines!(
+        text,
+        labels,
+        "shard",
+        stats.shard,
+        [
+            turns,
+            dhcp_unreadable,
+            dhcp_no_link,
+            dhcp_no_slot,
+            leases_refused,
+            events_lost,
+            wants_lost,
+            hand_offs,
+            hand_offs_refused,
+            boot_configs,
+            boot_configs_by_call,
+            boot_calls_unanswered,
+            connections_refused,
+        ]
+    );
+    lines!(
+        text,
+        labels,
+        "tftp",
+        stats.tftp,
+        [
+            requests, finished, aborted, gave_up, blocks, resent, not_found, refused, malformed,
+            shed, expired,
+        ]
+    );
+    lines!(
+        text,
+        labels,
+        "http",
+        stats.http,
+        [
+            requests,
+            served,
+            body_bytes,
+            not_found,
+            refused,
+            unavailable,
+            idle,
+            stalled,
+            broken,
+        ]
+    );
+    lines!(
+        text,
+        labels,
+        "driver",
+        stats.driver,
+        [
+            datagrams_received,
+            datagrams_sent,
+            sends_failed,
+            buffers_exhausted,
+            accepted,
+            accept_refused,
+            file_bytes,
+            enters,
+        ]
+    );
 }
 
 fn link_lines(text: &mut String, status: &Status) {
@@ -96,12 +155,43 @@ fn link_lines(text: &mut String, status: &Status) {
     ] {
         line(text, name, "", value);
     }
-    lines!(text, "", "lease", status.leases, [
-        requests, replies_durable, replies_refused, replies_unknown, mute, full, batches, batch_rows,
-        resends, drained, drained_refused, detached, attaches, forgets, releases_dropped,
-    ]);
-    lines!(text, "", "feed", status.feed, [snapshots, deltas, items, removed, gaps, unknown]);
-    lines!(text, "", "boot_call", status.boots, [calls, joined, refused, unanswered]);
+    lines!(
+        text,
+        "",
+        "lease",
+        status.leases,
+        [
+            requests,
+            replies_durable,
+            replies_refused,
+            replies_unknown,
+            mute,
+            full,
+            batches,
+            batch_rows,
+            resends,
+            drained,
+            drained_refused,
+            detached,
+            attaches,
+            forgets,
+            releases_dropped,
+        ]
+    );
+    lines!(
+        text,
+        "",
+        "feed",
+        status.feed,
+        [snapshots, deltas, items, removed, gaps, unknown]
+    );
+    lines!(
+        text,
+        "",
+        "boot_call",
+        status.boots,
+        [calls, joined, refused, unanswered]
+    );
     lines!(text, "", "event", status.events, [reported, dropped]);
 }
 
@@ -138,12 +228,19 @@ mod tests {
         let (sender, status) = watch::channel(Status::default());
         let work = Arc::new(Counters::default());
         work.power.asked.add(7);
-        let page = page(vec![SharedStats::default(), SharedStats::default()], status, work);
+        let page = page(
+            vec![SharedStats::default(), SharedStats::default()],
+            status,
+            work,
+        );
         sender.send_modify(|status| status.machines = 3);
         let text = page();
         assert!(text.contains("muster_rack_machines 3\n"), "{text}");
         assert!(text.contains("muster_rack_power_asked_total 7\n"), "{text}");
-        assert!(text.contains("muster_rack_tftp_requests_total{shard=\"1\"} 0\n"), "{text}");
+        assert!(
+            text.contains("muster_rack_tftp_requests_total{shard=\"1\"} 0\n"),
+            "{text}"
+        );
         let mut names = std::collections::HashSet::new();
         for line in text.lines() {
             let (name, value) = line.split_once(' ').expect("name and value");

@@ -34,7 +34,13 @@ struct Mail {
 impl Mail {
     fn new(shards: u16) -> io::Result<Self> {
         let (link_bell, work_bell) = (Bell::new()?, Bell::new()?);
-        let mut mail = Self { shards: vec![], link: vec![], work: vec![], link_bell, work_bell };
+        let mut mail = Self {
+            shards: vec![],
+            link: vec![],
+            work: vec![],
+            link_bell,
+            work_bell,
+        };
         for _ in 0..shards {
             let (shard, link, work) = shard::mailboxes(&mail.link_bell, &mail.work_bell)?;
             mail.shards.push(shard);
@@ -132,7 +138,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 fn read_token(config: &Config) -> anyhow::Result<Option<String>> {
-    let Some(path) = &config.token_file else { return Ok(None) };
+    let Some(path) = &config.token_file else {
+        return Ok(None);
+    };
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         // An enrolled rack does not need it any more.
@@ -182,13 +190,17 @@ fn spawn(
     name: &'static str,
     body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<Thread> {
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body);
     thread.with_context(|| format!("starting the {name} thread"))
 }
 
 /// Until a signal comes or a part of the rack is gone: a rack that is half alive is worse than none.
 fn wait(shards: &[Running], work: &Thread, link: &Thread) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut supervise = tokio::time::interval(SUPERVISE);
@@ -205,7 +217,10 @@ fn wait(shards: &[Running], work: &Thread, link: &Thread) -> anyhow::Result<()> 
                 bail!("shard {} ended", shard.index);
             }
             if work.is_finished() || link.is_finished() {
-                bail!("the rack's {} thread ended", if work.is_finished() { "work" } else { "link" });
+                bail!(
+                    "the rack's {} thread ended",
+                    if work.is_finished() { "work" } else { "link" }
+                );
             }
         }
         tracing::info!("told to stop");

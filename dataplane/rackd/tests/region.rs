@@ -45,14 +45,25 @@ impl Region {
             database_connections: 4,
         };
         let cancel = CancellationToken::new();
-        let (racks, handle) =
-            link::start(config, &db.pool, sealer, cancel.clone()).await.expect("the link starts");
-        Region { racks, port, cancel, handle }
+        let (racks, handle) = link::start(config, &db.pool, sealer, cancel.clone())
+            .await
+            .expect("the link starts");
+        Region {
+            racks,
+            port,
+            cancel,
+            handle,
+        }
     }
 
     async fn token(&self, pool: &PgPool) -> String {
         let mut db = pool.acquire().await.unwrap();
-        self.racks.create_token(&mut db, None, None).await.unwrap().text().to_owned()
+        self.racks
+            .create_token(&mut db, None, None)
+            .await
+            .unwrap()
+            .text()
+            .to_owned()
     }
 
     async fn stop(self) {
@@ -116,18 +127,30 @@ impl Rack {
             cancel: cancel.clone(),
         };
         let thread = std::thread::spawn(move || rackd::link::run(context));
-        Rack { folder, snapshot, status: seen, power, cancel, thread, _shard: shard, _fills: letters }
+        Rack {
+            folder,
+            snapshot,
+            status: seen,
+            power,
+            cancel,
+            thread,
+            _shard: shard,
+            _fills: letters,
+        }
     }
 
     async fn wait(&mut self, what: &str, is_so: impl FnMut(&Status) -> bool) -> Status {
         let seen = tokio::time::timeout(PATIENCE, self.status.wait_for(is_so)).await;
         let seen = seen.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"));
-        seen.unwrap_or_else(|_| panic!("{what}: the rack's link ended")).clone()
+        seen.unwrap_or_else(|_| panic!("{what}: the rack's link ended"))
+            .clone()
     }
 
     /// Its id, once it is linked.
     async fn linked(&mut self) -> String {
-        self.wait("linked", |status| !status.regions.is_empty()).await.rack
+        self.wait("linked", |status| !status.regions.is_empty())
+            .await
+            .rack
     }
 
     async fn stop(self) -> Arc<tempfile::TempDir> {
@@ -137,10 +160,10 @@ impl Rack {
     }
 }
 
-async fn join(
-    thread: std::thread::JoinHandle<Result<(), LinkFailed>>,
-) -> Result<(), LinkFailed> {
-    tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap()
+async fn join(thread: std::thread::JoinHandle<Result<(), LinkFailed>>) -> Result<(), LinkFailed> {
+    tokio::task::spawn_blocking(move || thread.join().unwrap())
+        .await
+        .unwrap()
 }
 
 async fn until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) -> Duration {
@@ -177,7 +200,9 @@ async fn serve_dhcp(pool: &PgPool, vlan: i32, rack: Option<&str>) {
         .execute(&mut *tx)
         .await
         .unwrap();
-    store::feed::changed(&mut tx, store::feed::Kind::Link, &vlan.to_string()).await.unwrap();
+    store::feed::changed(&mut tx, store::feed::Kind::Link, &vlan.to_string())
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -200,7 +225,9 @@ async fn add_machine(pool: &PgPool, n: u32, vlan: i32) {
     .execute(&mut *tx)
     .await
     .unwrap();
-    store::feed::changed(&mut tx, store::feed::Kind::Machine, &id).await.unwrap();
+    store::feed::changed(&mut tx, store::feed::Kind::Machine, &id)
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -215,13 +242,18 @@ async fn a_rack_enrols_once_links_attaches_and_comes_back_without_a_token() {
     let mut rack = Rack::start(Some(token.clone()));
     let id = rack.linked().await;
     assert_eq!(region.racks.connected(), std::slice::from_ref(&id));
-    rack.wait("attached", |status| status.mode == lease::rack::Mode::Attached).await;
+    rack.wait("attached", |status| {
+        status.mode == lease::rack::Mode::Attached
+    })
+    .await;
     let interfaces = store::rack::interfaces(&db.pool, &id).await.unwrap();
     assert_eq!(interfaces[0].addresses[0].to_string(), "10.77.0.2/24");
 
     let second = Rack::start(Some(token.clone()));
     let refused = join(second.thread).await.unwrap_err();
-    let LinkFailed::Enrol(error) = refused else { panic!("{refused:?}") };
+    let LinkFailed::Enrol(error) = refused else {
+        panic!("{refused:?}")
+    };
     assert!(error.to_string().contains("used already"), "{error}");
 
     // The same token in the same place is no second use.
@@ -250,8 +282,12 @@ async fn revocation_closes_the_link_within_a_second_and_for_good() {
     let mut tx = db.pool.begin().await.unwrap();
     store::rack::revoke(&mut tx, &id).await.unwrap();
     tx.commit().await.unwrap();
-    until("closed", Duration::from_secs(1), || region.racks.connected().is_empty()).await;
-    rack.wait("seen by the rack", |status| status.regions.is_empty()).await;
+    until("closed", Duration::from_secs(1), || {
+        region.racks.connected().is_empty()
+    })
+    .await;
+    rack.wait("seen by the rack", |status| status.regions.is_empty())
+        .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(region.racks.connected().is_empty());
     rack.stop().await;
@@ -271,14 +307,20 @@ async fn a_link_comes_back_when_the_region_does() {
     rack.wait("down", |status| status.regions.is_empty()).await;
     let region = Region::start(&db, &sealer, port).await;
     assert_eq!(rack.linked().await, id);
-    let status = rack.wait("fed again", |status| status.feed.snapshots == 2).await;
+    let status = rack
+        .wait("fed again", |status| status.feed.snapshots == 2)
+        .await;
     assert_eq!(status.feed.gaps, 0);
     // A process that comes later is found, and linked too; the feed goes on over it when the first one goes.
     let other = Region::start(&db, &sealer, 0).await;
     rack.wait("both", |status| status.regions.len() == 2).await;
-    until("both", PATIENCE, || other.racks.connected() == std::slice::from_ref(&id)).await;
+    until("both", PATIENCE, || {
+        other.racks.connected() == std::slice::from_ref(&id)
+    })
+    .await;
     region.stop().await;
-    rack.wait("fed by the other", |status| status.feed.snapshots == 3).await;
+    rack.wait("fed by the other", |status| status.feed.snapshots == 3)
+        .await;
     assert_eq!(other.racks.connected(), [id]);
     rack.stop().await;
     other.stop().await;
@@ -304,7 +346,10 @@ async fn power_goes_there_and_back_and_a_silent_rack_costs_its_deadline_only() {
         async move { racks.power(&id, operation).await }
     });
     let ask = rack.power.recv().await.unwrap();
-    assert_eq!((ask.operation.id, ask.operation.command), ([9; 16], power::PowerCommand::On));
+    assert_eq!(
+        (ask.operation.id, ask.operation.command),
+        ([9; 16], power::PowerCommand::On)
+    );
     let report = power::Report {
         state: power::PowerState::On,
         steps: vec!["seen on".into()],
@@ -312,19 +357,36 @@ async fn power_goes_there_and_back_and_a_silent_rack_costs_its_deadline_only() {
     };
     ask.reply.send(Arc::new(report)).unwrap();
     let report = call.await.unwrap().unwrap();
-    assert_eq!((report.state, report.steps, report.failure), (PowerState::On, vec!["seen on".into()], None));
+    assert_eq!(
+        (report.state, report.steps, report.failure),
+        (PowerState::On, vec!["seen on".into()], None)
+    );
 
     let start = Instant::now();
     let kept = tokio::spawn({
         let mut asks = rack.power;
         async move { asks.recv().await }
     });
-    let error = region.racks.power(&id, operation(Duration::from_millis(300))).await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    assert!(matches!(error, LinkError::Refused(_) | LinkError::Deadline), "{error}");
+    let error = region
+        .racks
+        .power(&id, operation(Duration::from_millis(300)))
+        .await
+        .unwrap_err();
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        matches!(error, LinkError::Refused(_) | LinkError::Deadline),
+        "{error}"
+    );
     drop(kept.await);
 
-    let nobody = region.racks.power("zzzzzz", operation(Duration::from_secs(1))).await;
+    let nobody = region
+        .racks
+        .power("zzzzzz", operation(Duration::from_secs(1)))
+        .await;
     assert!(matches!(nobody, Err(LinkError::NotConnected)));
     rack.cancel.cancel();
     join(rack.thread).await.unwrap();
@@ -345,7 +407,8 @@ async fn the_feed_follows_concurrent_changes_without_a_gap() {
     let id = rack.linked().await;
     serve_dhcp(&db.pool, vlan, Some(&id)).await;
     let all = MACHINES as usize;
-    rack.wait("all machines", |status| status.machines == all).await;
+    rack.wait("all machines", |status| status.machines == all)
+        .await;
 
     // Some transactions stay open while many others come and go, so that commit order is not id order.
     let mut writers = tokio::task::JoinSet::new();
@@ -373,39 +436,82 @@ async fn the_feed_follows_concurrent_changes_without_a_gap() {
     }
     writers.join_all().await;
     let wanted: BTreeMap<String, String> =
-        sqlx::query_as("select system_id, hostname from machine").fetch_all(&db.pool).await.unwrap().into_iter().collect();
+        sqlx::query_as("select system_id, hostname from machine")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap()
+            .into_iter()
+            .collect();
     until("the last changes", Duration::from_secs(5), || {
         let snapshot = rack.snapshot.load();
         wanted.iter().all(|(id, hostname)| {
-            snapshot.machine_by_id(id).is_some_and(|machine| machine.hostname == *hostname)
+            snapshot
+                .machine_by_id(id)
+                .is_some_and(|machine| machine.hostname == *hostname)
         })
     })
     .await;
     let status = rack.status.borrow().clone();
-    assert_eq!((status.feed.gaps, status.feed.snapshots, status.feed.unknown), (0, 1, 0));
+    assert_eq!(
+        (status.feed.gaps, status.feed.snapshots, status.feed.unknown),
+        (0, 1, 0)
+    );
     // Nothing is rebuilt: what was sent is the first snapshot and what changed.
-    assert!(status.feed.items < u64::from(MACHINES) * 2 + 300, "{}", status.feed.items);
+    assert!(
+        status.feed.items < u64::from(MACHINES) * 2 + 300,
+        "{}",
+        status.feed.items
+    );
 
     // An open transaction keeps nobody else's change waiting, and its own comes when it commits.
     let mut open = db.pool.begin().await.unwrap();
-    sqlx::query("update machine set hostname = 'late' where system_id = 'm00000'").execute(&mut *open).await.unwrap();
-    store::feed::changed(&mut open, store::feed::Kind::Machine, "m00000").await.unwrap();
-    let hostname = |id: &str| rack.snapshot.load().machine_by_id(id).map(|m| m.hostname.clone());
+    sqlx::query("update machine set hostname = 'late' where system_id = 'm00000'")
+        .execute(&mut *open)
+        .await
+        .unwrap();
+    store::feed::changed(&mut open, store::feed::Kind::Machine, "m00000")
+        .await
+        .unwrap();
+    let hostname = |id: &str| {
+        rack.snapshot
+            .load()
+            .machine_by_id(id)
+            .map(|m| m.hostname.clone())
+    };
     let mut tx = db.pool.begin().await.unwrap();
-    sqlx::query("update machine set hostname = 'soon' where system_id = 'm00001'").execute(&mut *tx).await.unwrap();
-    store::feed::changed(&mut tx, store::feed::Kind::Machine, "m00001").await.unwrap();
+    sqlx::query("update machine set hostname = 'soon' where system_id = 'm00001'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    store::feed::changed(&mut tx, store::feed::Kind::Machine, "m00001")
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
-    until("soon", Duration::from_secs(2), || hostname("m00001").as_deref() == Some("soon")).await;
+    until("soon", Duration::from_secs(2), || {
+        hostname("m00001").as_deref() == Some("soon")
+    })
+    .await;
     assert_ne!(hostname("m00000").as_deref(), Some("late"));
     open.commit().await.unwrap();
-    until("late", Duration::from_secs(2), || hostname("m00000").as_deref() == Some("late")).await;
+    until("late", Duration::from_secs(2), || {
+        hostname("m00000").as_deref() == Some("late")
+    })
+    .await;
 
     // Gone from the region, gone from the rack.
     let mut tx = db.pool.begin().await.unwrap();
-    sqlx::query("delete from machine where system_id = 'm00002'").execute(&mut *tx).await.unwrap();
-    store::feed::changed(&mut tx, store::feed::Kind::Machine, "m00002").await.unwrap();
+    sqlx::query("delete from machine where system_id = 'm00002'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    store::feed::changed(&mut tx, store::feed::Kind::Machine, "m00002")
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
-    until("deleted", Duration::from_secs(2), || hostname("m00002").is_none()).await;
+    until("deleted", Duration::from_secs(2), || {
+        hostname("m00002").is_none()
+    })
+    .await;
     rack.stop().await;
     region.stop().await;
 }
@@ -430,7 +536,9 @@ async fn links_reservations_and_machines_come_and_go_with_dhcp() {
     let vlan_id = u32::try_from(vlan).unwrap();
     let sees = |rack: &Rack| {
         let snapshot = rack.snapshot.load();
-        let reserved = snapshot.reserved_mac(vlan_id, "10.77.0.50".parse().unwrap()).is_some();
+        let reserved = snapshot
+            .reserved_mac(vlan_id, "10.77.0.50".parse().unwrap())
+            .is_some();
         (snapshot.links().len(), reserved, snapshot.machine_count())
     };
     assert_eq!(sees(&rack), (0, false, 0));
@@ -438,14 +546,24 @@ async fn links_reservations_and_machines_come_and_go_with_dhcp() {
     until("served", PATIENCE, || sees(&rack) == (1, true, 1)).await;
     {
         let snapshot = rack.snapshot.load();
-        let link = snapshot.link_by_interface(7).expect("the device was found by its name");
-        assert_eq!((link.dhcp.server.to_string(), link.dhcp.role), ("10.77.0.2".into(), dhcp::Role::Primary));
+        let link = snapshot
+            .link_by_interface(7)
+            .expect("the device was found by its name");
+        assert_eq!(
+            (link.dhcp.server.to_string(), link.dhcp.role),
+            ("10.77.0.2".into(), dhcp::Role::Primary)
+        );
         assert_eq!(link.dhcp.subnets[0].ranges.len(), 1);
     }
     let mut tx = db.pool.begin().await.unwrap();
-    sqlx::query("delete from reserved_ip").execute(&mut *tx).await.unwrap();
+    sqlx::query("delete from reserved_ip")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
     let key = format!("{vlan}:02:00:00:00:00:50");
-    store::feed::changed(&mut tx, store::feed::Kind::Reservation, &key).await.unwrap();
+    store::feed::changed(&mut tx, store::feed::Kind::Reservation, &key)
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     until("unreserved", PATIENCE, || sees(&rack) == (1, false, 1)).await;
     serve_dhcp(&db.pool, vlan, None).await;

@@ -337,7 +337,11 @@ pub(crate) struct Told {
 
 impl std::fmt::Display for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "next server {}, boot file {} ({})", self.server, self.file.file, self.file.method)
+        write!(
+            f,
+            "next server {}, boot file {} ({})",
+            self.server, self.file.file, self.file.method
+        )
     }
 }
 

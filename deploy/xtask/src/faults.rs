@@ -12,7 +12,7 @@ mod trust;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::{BootNetwork, Lab, LabConfig, ModelSetup};
+use lab::{BootNetwork, Firmware, Lab, LabConfig, ModelSetup};
 
 use crate::checks::{Score, finish_logs};
 use crate::workspace::{self, Profile};
@@ -37,7 +37,7 @@ pub fn run(filters: &[String]) -> Result<Score> {
     let config = LabConfig {
         name: name.clone(),
         racks: 1,
-        machines: Vec::new(),
+        machines: vec![Firmware::Uefi],
         network: BootNetwork::default(),
         base: workspace::lab_base(),
         logs: workspace::lab_logs(&name)?,

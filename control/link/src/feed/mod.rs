@@ -101,9 +101,12 @@ struct Subscriber {
 
 impl Subscriber {
     fn sees(&self, machine: &Machine) -> bool {
-        self.served
-            .as_ref()
-            .is_some_and(|served| machine.vlans.iter().any(|v| *v == 0 || served.contains_key(v)))
+        self.served.as_ref().is_some_and(|served| {
+            machine
+                .vlans
+                .iter()
+                .any(|v| *v == 0 || served.contains_key(v))
+        })
     }
 }
 
@@ -157,7 +160,10 @@ impl Publisher {
         while !self.cancel.is_cancelled() {
             if let Err(error) = self.publish().await {
                 count(&self.racks.counters().feed_errors);
-                tracing::warn!(error = &error as &dyn std::error::Error, "publishing the feed");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "publishing the feed"
+                );
                 // What was noted as told in the broken pass may not have been.
                 self.start_over();
                 tokio::time::sleep(RETRY_AFTER).await;
@@ -195,7 +201,8 @@ impl Publisher {
     }
 
     async fn pass(&mut self) -> Result<(), StoreError> {
-        self.subscribers.retain(|subscriber| !subscriber.end.is_cancelled());
+        self.subscribers
+            .retain(|subscriber| !subscriber.end.is_cancelled());
         if self.last_pass.elapsed() > STALE_AFTER {
             self.start_over();
         }
@@ -208,13 +215,21 @@ impl Publisher {
         let db = &mut *tx;
         store::feed::read_consistently(db).await?;
         let horizon = store::feed::horizon(db).await?;
-        if self.subscribers.iter().any(|subscriber| subscriber.served.is_some()) {
+        if self
+            .subscribers
+            .iter()
+            .any(|subscriber| subscriber.served.is_some())
+        {
             self.deltas(db, horizon).await?;
         } else {
             self.sent_early.clear();
             self.sent_early.extend(visible_above(db, horizon).await?);
         }
-        if self.subscribers.iter().any(|subscriber| subscriber.served.is_none()) {
+        if self
+            .subscribers
+            .iter()
+            .any(|subscriber| subscriber.served.is_none())
+        {
             self.snapshots(db, horizon).await?;
         }
         tx.rollback().await?;
@@ -235,7 +250,10 @@ impl Publisher {
         if changes.len() as i64 > CHANGES_MAX {
             // Perhaps most of them were sent early and wait for a long transaction: then only what has settled counts.
             changes.retain(|change| change.xid < horizon);
-            if changes.iter().filter(|change| !self.sent_early.contains(&change.id)).count() as i64
+            if changes
+                .iter()
+                .filter(|change| !self.sent_early.contains(&change.id))
+                .count() as i64
                 > CHANGES_MAX / 2
             {
                 tracing::info!("too many changes at once: whole snapshots instead");
@@ -245,8 +263,15 @@ impl Publisher {
                 return Ok(());
             }
         }
-        let keys = Keys::of(changes.iter().filter(|change| !self.sent_early.contains(&change.id)));
-        let early = changes.iter().filter(|change| change.xid >= horizon).map(|change| change.id);
+        let keys = Keys::of(
+            changes
+                .iter()
+                .filter(|change| !self.sent_early.contains(&change.id)),
+        );
+        let early = changes
+            .iter()
+            .filter(|change| change.xid >= horizon)
+            .map(|change| change.id);
         let early: Vec<i64> = early.collect();
         let settled = changes.iter().filter(|change| change.xid < horizon);
         for change in settled {
@@ -280,7 +305,8 @@ impl Publisher {
                 if settings.ntp_servers != self.settings.ntp_servers {
                     // They are part of the links; nobody serves more than some hundreds.
                     let served = self.subscribers.iter().filter_map(|s| s.served.as_ref());
-                    keys.links.extend(served.flat_map(|served| served.keys().copied()));
+                    keys.links
+                        .extend(served.flat_map(|served| served.keys().copied()));
                 }
                 shared.items.push(Rc::new(Item::Settings(settings.clone())));
             }
@@ -298,8 +324,10 @@ impl Publisher {
         self.tell_files(db, &keys, &mut shared).await?;
         let mut deltas: Vec<Delta> = self.subscribers.iter().map(|_| shared.clone()).collect();
         let moved = self.tell_links(db, &keys, &mut deltas).await?;
-        self.tell_reservations(db, &keys, &moved, &mut deltas).await?;
-        self.tell_machines(db, &keys, all_machines, &moved, &mut deltas).await?;
+        self.tell_reservations(db, &keys, &moved, &mut deltas)
+            .await?;
+        self.tell_machines(db, &keys, all_machines, &moved, &mut deltas)
+            .await?;
         for (subscriber, delta) in self.subscribers.iter_mut().zip(deltas) {
             let is_live = subscriber.served.is_some();
             let is_empty = delta.items.is_empty() && delta.removed.is_empty();
@@ -319,9 +347,14 @@ impl Publisher {
         shared: &mut Delta,
     ) -> Result<(), StoreError> {
         if !keys.files.is_empty() {
-            let only: Vec<Vec<u8>> = keys.files.iter().filter_map(|key| hex::decode(key).ok()).collect();
+            let only: Vec<Vec<u8>> = keys
+                .files
+                .iter()
+                .filter_map(|key| hex::decode(key).ok())
+                .collect();
             let files = store::feed::files(db, Some(&only)).await?;
-            let there: HashSet<String> = files.iter().map(|file| hex::encode(&file.sha256)).collect();
+            let there: HashSet<String> =
+                files.iter().map(|file| hex::encode(&file.sha256)).collect();
             let gone = keys.files.iter().filter(|key| !there.contains(*key));
             shared.removed.extend(gone.map(|key| values::file_key(key)));
             shared.items.extend(files.into_iter().map(|file| {
@@ -332,8 +365,12 @@ impl Publisher {
         if !keys.loaders.is_empty() {
             let only: Vec<String> = keys.loaders.iter().cloned().collect();
             let loaders = store::feed::loaders(db, Some(&only)).await?;
-            let gone = only.iter().filter(|path| !loaders.iter().any(|(there, _)| there == *path));
-            shared.removed.extend(gone.map(|path| values::loader_key(path)));
+            let gone = only
+                .iter()
+                .filter(|path| !loaders.iter().any(|(there, _)| there == *path));
+            shared
+                .removed
+                .extend(gone.map(|path| values::loader_key(path)));
             let item = |(path, sha256)| Rc::new(Item::Loader { path, sha256 });
             shared.items.extend(loaders.into_iter().map(item));
         }
@@ -352,7 +389,10 @@ impl Publisher {
         if keys.links.is_empty() {
             return Ok(moved);
         }
-        let live = self.subscribers.iter().filter(|subscriber| subscriber.served.is_some());
+        let live = self
+            .subscribers
+            .iter()
+            .filter(|subscriber| subscriber.served.is_some());
         let racks: Vec<String> = live.map(|subscriber| subscriber.rack.clone()).collect();
         let mut served = served_by_rack(store::feed::served_vlans(db, &racks, None).await?);
         let touched: BTreeSet<i32> = served
@@ -361,8 +401,11 @@ impl Publisher {
             .filter(|vlan| keys.links.contains(vlan) || self.is_news(&served, *vlan))
             .collect();
         let subnets = subnets_by_vlan(db, touched.iter().copied().collect()).await?;
-        for ((subscriber, delta), moved) in self.subscribers.iter_mut().zip(deltas).zip(&mut moved) {
-            let Some(before) = &mut subscriber.served else { continue };
+        for ((subscriber, delta), moved) in self.subscribers.iter_mut().zip(deltas).zip(&mut moved)
+        {
+            let Some(before) = &mut subscriber.served else {
+                continue;
+            };
             let now = served.get(&subscriber.rack).cloned().unwrap_or_default();
             for vlan in before.keys().filter(|vlan| !now.contains_key(vlan)) {
                 delta.removed.push(values::link_key(*vlan));
@@ -386,8 +429,13 @@ impl Publisher {
     /// Whether some rack was told otherwise of this VLAN.
     fn is_news(&self, served: &HashMap<String, BTreeMap<i32, ServedVlan>>, vlan: i32) -> bool {
         self.subscribers.iter().any(|subscriber| {
-            let now = served.get(&subscriber.rack).and_then(|served| served.get(&vlan));
-            let before = subscriber.served.as_ref().and_then(|served| served.get(&vlan));
+            let now = served
+                .get(&subscriber.rack)
+                .and_then(|served| served.get(&vlan));
+            let before = subscriber
+                .served
+                .as_ref()
+                .and_then(|served| served.get(&vlan));
             now != before
         })
     }
@@ -407,8 +455,14 @@ impl Publisher {
         let vlans: Vec<i32> = vlans.into_iter().collect();
         let items = reservation_items(store::feed::reservations(db, &vlans).await?);
         for ((subscriber, delta), moved) in self.subscribers.iter().zip(deltas).zip(moved) {
-            let Some(served) = &subscriber.served else { continue };
-            for (vlan, mac) in keys.reservations.iter().filter(|(vlan, _)| served.contains_key(vlan)) {
+            let Some(served) = &subscriber.served else {
+                continue;
+            };
+            for (vlan, mac) in keys
+                .reservations
+                .iter()
+                .filter(|(vlan, _)| served.contains_key(vlan))
+            {
                 let key = format!("reservation:{vlan}:{mac}");
                 match items.get(&key) {
                     Some(item) => delta.items.push(Rc::clone(item)),
@@ -445,7 +499,9 @@ impl Publisher {
                 let gone = ids.iter().filter(|id| !there.contains(id.as_str()));
                 delta.removed.extend(gone.map(|id| values::machine_key(id)));
                 for (id, item) in &items {
-                    let Item::Machine(machine) = &**item else { continue };
+                    let Item::Machine(machine) = &**item else {
+                        continue;
+                    };
                     if subscriber.sees(machine) {
                         delta.items.push(Rc::clone(item));
                     } else if keys.machines.contains(id) {
@@ -462,7 +518,9 @@ impl Publisher {
         let items = self.machine_items(db, Which::OnVlans(&vlans)).await?;
         for ((subscriber, delta), moved) in self.subscribers.iter().zip(deltas).zip(moved) {
             for (id, item) in &items {
-                let Item::Machine(machine) = &**item else { continue };
+                let Item::Machine(machine) = &**item else {
+                    continue;
+                };
                 if !machine.vlans.iter().any(|vlan| moved.contains(vlan)) {
                     continue;
                 }
@@ -490,13 +548,19 @@ impl Publisher {
 
     /// Reads everything once and gives each rack that needs it its share.
     async fn snapshots(&mut self, db: &mut PgConnection, horizon: u64) -> Result<(), StoreError> {
-        let is_first = !self.subscribers.iter().any(|subscriber| subscriber.served.is_some());
+        let is_first = !self
+            .subscribers
+            .iter()
+            .any(|subscriber| subscriber.served.is_some());
         if is_first {
             // Otherwise they are what the others were told, which the deltas keep up to date.
             self.images = Images::read(db).await?;
             self.settings = Settings::read(db, &self.images).await?;
         }
-        let needing = self.subscribers.iter().filter(|subscriber| subscriber.served.is_none());
+        let needing = self
+            .subscribers
+            .iter()
+            .filter(|subscriber| subscriber.served.is_none());
         let racks: Vec<String> = needing.map(|subscriber| subscriber.rack.clone()).collect();
         let served = served_by_rack(store::feed::served_vlans(db, &racks, None).await?);
         let vlans: BTreeSet<i32> = served.values().flat_map(|s| s.keys().copied()).collect();
@@ -510,7 +574,12 @@ impl Publisher {
             Rc::new(Item::File { file, prefetch })
         }));
         let loader = |(path, sha256)| Rc::new(Item::Loader { path, sha256 });
-        shared.extend(store::feed::loaders(db, None).await?.into_iter().map(loader));
+        shared.extend(
+            store::feed::loaders(db, None)
+                .await?
+                .into_iter()
+                .map(loader),
+        );
 
         for subscriber in self.subscribers.iter_mut().filter(|s| s.served.is_none()) {
             let served = served.get(&subscriber.rack).cloned().unwrap_or_default();
@@ -576,7 +645,10 @@ async fn visible_above(db: &mut PgConnection, horizon: u64) -> Result<Vec<i64>, 
 fn served_by_rack(served: Vec<ServedVlan>) -> HashMap<String, BTreeMap<i32, ServedVlan>> {
     let mut racks: HashMap<String, BTreeMap<i32, ServedVlan>> = HashMap::new();
     for at in served {
-        racks.entry(at.rack.clone()).or_default().insert(at.vlan, at);
+        racks
+            .entry(at.rack.clone())
+            .or_default()
+            .insert(at.vlan, at);
     }
     racks
 }
@@ -589,7 +661,10 @@ async fn subnets_by_vlan(
     for subnet in store::feed::subnets(db, &vlans).await? {
         by_vlan.entry(subnet.vlan).or_default().push(subnet);
     }
-    Ok(by_vlan.into_iter().map(|(vlan, subnets)| (vlan, subnets.into())).collect())
+    Ok(by_vlan
+        .into_iter()
+        .map(|(vlan, subnets)| (vlan, subnets.into()))
+        .collect())
 }
 
 fn link(at: &ServedVlan, subnets: &HashMap<i32, Rc<[SubnetValue]>>, settings: &Settings) -> Link {

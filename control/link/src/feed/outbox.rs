@@ -83,13 +83,23 @@ impl Outbox {
 }
 
 /// Sends until the sink fails; the reason is for the log.
-pub(crate) async fn send(outbox: Rc<Outbox>, sink: feed_sink::Client, counters: &Counters) -> Error {
-    let mut place = Place { generation: rand::random(), sequence: 0 };
+pub(crate) async fn send(
+    outbox: Rc<Outbox>,
+    sink: feed_sink::Client,
+    counters: &Counters,
+) -> Error {
+    let mut place = Place {
+        generation: rand::random(),
+        sequence: 0,
+    };
     loop {
         let sent = match outbox.next().await {
             Entry::Snapshot(items, watermark) => {
                 count(&counters.feed_snapshots);
-                place = Place { generation: place.generation.wrapping_add(1), sequence: 0 };
+                place = Place {
+                    generation: place.generation.wrapping_add(1),
+                    sequence: 0,
+                };
                 send_snapshot(&outbox, &sink, &mut place, &items, watermark, counters).await
             }
             Entry::Delta(delta, watermark) => {
@@ -120,7 +130,14 @@ async fn send_snapshot(
     loop {
         let part = split_part(&mut rest);
         let mut request = sink.snapshot_request();
-        put_part(place, part, &[], watermark, rest.is_empty(), request.get().init_part());
+        put_part(
+            place,
+            part,
+            &[],
+            watermark,
+            rest.is_empty(),
+            request.get().init_part(),
+        );
         count(&counters.feed_parts);
         within(request.send().promise).await?;
         if rest.is_empty() {
@@ -146,9 +163,20 @@ async fn send_delta(
     while !rest.is_empty() || !removed.is_empty() {
         let gone;
         (gone, removed) = removed.split_at(removed.len().min(PART_WEIGHT_MAX));
-        let part = if removed.is_empty() { split_part(&mut rest) } else { &[] };
+        let part = if removed.is_empty() {
+            split_part(&mut rest)
+        } else {
+            &[]
+        };
         let mut request = sink.delta_request();
-        put_part(place, part, gone, watermark, false, request.get().init_part());
+        put_part(
+            place,
+            part,
+            gone,
+            watermark,
+            false,
+            request.get().init_part(),
+        );
         count(&counters.feed_parts);
         within(request.send().promise).await?;
     }
@@ -194,12 +222,12 @@ fn put_part(
     }
 }
 
-async fn within<T>(
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<(), Error> {
+async fn within<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<(), Error> {
     match tokio::time::timeout(PART_TIME, answer).await {
         Ok(answer) => answer.map(|_| ()),
-        Err(_) => Err(Error::overloaded("the rack took too long to take a part".into())),
+        Err(_) => Err(Error::overloaded(
+            "the rack took too long to take a part".into(),
+        )),
     }
 }
 
@@ -209,14 +237,25 @@ mod tests {
     use store::feed::FileValue;
 
     fn loader(n: usize) -> Rc<Item> {
-        Rc::new(Item::Loader { path: n.to_string(), sha256: vec![] })
+        Rc::new(Item::Loader {
+            path: n.to_string(),
+            sha256: vec![],
+        })
     }
 
     #[test]
     fn parts_are_bounded_and_lose_nothing() {
         let pieces = vec![vec![0; 32]; 16 * 300];
-        let file = FileValue { sha256: vec![], size_bytes: 0, piece_bytes: 0, pieces };
-        let big = Rc::new(Item::File { file, prefetch: false });
+        let file = FileValue {
+            sha256: vec![],
+            size_bytes: 0,
+            piece_bytes: 0,
+            pieces,
+        };
+        let big = Rc::new(Item::File {
+            file,
+            prefetch: false,
+        });
         let mut items: Vec<_> = (0..600).map(loader).collect();
         items.insert(10, big);
         let mut rest = &items[..];
@@ -230,10 +269,19 @@ mod tests {
     #[test]
     fn a_rack_that_is_too_slow_starts_over() {
         let outbox = Outbox::default();
-        let half = Delta { items: (0..DELTA_ITEMS_MAX / 2).map(loader).collect(), removed: vec![] };
+        let half = Delta {
+            items: (0..DELTA_ITEMS_MAX / 2).map(loader).collect(),
+            removed: vec![],
+        };
         assert!(outbox.delta(half.clone(), 1));
         assert!(outbox.delta(half.clone(), 2));
-        assert!(!outbox.delta(Delta { items: vec![], removed: vec!["x".into()] }, 3));
+        assert!(!outbox.delta(
+            Delta {
+                items: vec![],
+                removed: vec!["x".into()]
+            },
+            3
+        ));
         outbox.snapshot(vec![], 4);
         assert!(outbox.delta(half, 5));
         assert!(outbox.has_snapshot());

@@ -9,9 +9,7 @@ use model::{MachineStatus, NodeType, Purpose};
 use rpc::muster_capnp as wire;
 use sqlx::PgConnection;
 use store::StoreError;
-use store::feed::{
-    FileValue, ImageValue, MachineValue, ReservationValue, ServedVlan, SubnetValue,
-};
+use store::feed::{FileValue, ImageValue, MachineValue, ReservationValue, ServedVlan, SubnetValue};
 
 use crate::wire::octets;
 
@@ -133,7 +131,9 @@ impl Link {
             true => &*self.ntp_servers,
             false => &*subnet.ntp_servers,
         };
-        put_addresses(&subnet.dns_servers, |n| builder.reborrow().init_dns_servers(n));
+        put_addresses(&subnet.dns_servers, |n| {
+            builder.reborrow().init_dns_servers(n)
+        });
         put_addresses(ntp, |n| builder.reborrow().init_ntp_servers(n));
         builder.set_domain(DOMAIN);
         builder.set_lease_secs(subnet.lease_secs);
@@ -147,7 +147,9 @@ impl Link {
                 false => wire::RangeKind::Reserved,
             });
         }
-        let mut archs = builder.reborrow().init_disabled_archs(subnet.disabled_archs.len() as u32);
+        let mut archs = builder
+            .reborrow()
+            .init_disabled_archs(subnet.disabled_archs.len() as u32);
         for (i, arch) in subnet.disabled_archs.iter().enumerate() {
             archs.set(i as u32, arch);
         }
@@ -197,7 +199,10 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub fn of(machine: &MachineValue, images: &Images) -> Machine {
-        let (arch, subarch) = machine.architecture.split_once('/').unwrap_or((&machine.architecture, "generic"));
+        let (arch, subarch) = machine
+            .architecture
+            .split_once('/')
+            .unwrap_or((&machine.architecture, "generic"));
         // A status of a newer region: the disk is the boot that can do no harm.
         let purpose = MachineStatus::from_number(machine.status).map_or(Purpose::Local, |status| {
             model::boot_purpose(status, NodeType::Machine, machine.netboot)
@@ -206,7 +211,17 @@ impl Machine {
             Purpose::Xinstall => images.of(&machine.osystem, &machine.distro_series, arch),
             _ => None,
         };
-        let boots = matches!(purpose, Purpose::Commissioning | Purpose::Enlist | Purpose::Xinstall);
+        let boots = matches!(
+            purpose,
+            Purpose::Commissioning | Purpose::Enlist | Purpose::Xinstall
+        );
+        // Nobody asked for this boot, and its preseed would be refused: it is not to stay on in the ephemeral system.
+        let unasked = boots && !machine.has_boot;
+        let (purpose, boots) = if unasked {
+            (Purpose::Poweroff, false)
+        } else {
+            (purpose, boots)
+        };
         let mut item = Machine {
             system_id: machine.system_id.clone(),
             hostname: machine.hostname.clone(),
@@ -222,7 +237,7 @@ impl Machine {
             kernel: String::new(),
             initrd: String::new(),
             squashfs: String::new(),
-            boot_window: machine.has_boot && boots,
+            boot_window: boots,
         };
         if boots && let Some(image) = own.or_else(|| images.default_for(arch)) {
             item.set_image(image);
@@ -239,7 +254,11 @@ impl Machine {
             domain: DOMAIN.into(),
             macs: vec![mac],
             vlans: Vec::new(),
-            purpose: if images.enlist { Purpose::Enlist } else { Purpose::Local },
+            purpose: if images.enlist {
+                Purpose::Enlist
+            } else {
+                Purpose::Local
+            },
             arch: arch.into(),
             subarch: "generic".into(),
             osystem: String::new(),
@@ -259,8 +278,17 @@ impl Machine {
     fn set_image(&mut self, image: &ImageValue) {
         let path = |sha256: &[u8], file: &str| {
             let sha256 = hex::encode(sha256);
-            let ImageValue { osystem, architecture, subarchitecture, release, label, .. } = image;
-            format!("/images/{sha256}/{osystem}/{architecture}/{subarchitecture}/{release}/{label}/{file}")
+            let ImageValue {
+                osystem,
+                architecture,
+                subarchitecture,
+                release,
+                label,
+                ..
+            } = image;
+            format!(
+                "/images/{sha256}/{osystem}/{architecture}/{subarchitecture}/{release}/{label}/{file}"
+            )
         };
         self.osystem = image.osystem.clone();
         self.release = image.release.clone();
@@ -313,7 +341,11 @@ impl Images {
         let enlist = store::setting::get(&mut *db, "enlist").await?;
         Ok(Images {
             all: store::feed::images(db).await?,
-            default: default.split('/').filter(|part| !part.is_empty()).map(Into::into).collect(),
+            default: default
+                .split('/')
+                .filter(|part| !part.is_empty())
+                .map(Into::into)
+                .collect(),
             enlist: enlist.and_then(|value| value.as_bool()).unwrap_or(true),
         })
     }
@@ -329,7 +361,10 @@ impl Images {
                 &image.subarchitecture,
                 &image.label,
             ];
-            self.default.iter().zip(parts).all(|(wanted, part)| wanted == part)
+            self.default
+                .iter()
+                .zip(parts)
+                .all(|(wanted, part)| wanted == part)
         });
         chosen.or_else(|| fitting.next())
     }
@@ -348,7 +383,11 @@ impl Images {
                 archs.insert(&image.architecture, default);
             }
         }
-        archs.values().any(|image| [&image.kernel, &image.initrd, &image.squashfs].into_iter().any(|file| file == sha256))
+        archs.values().any(|image| {
+            [&image.kernel, &image.initrd, &image.squashfs]
+                .into_iter()
+                .any(|file| file == sha256)
+        })
     }
 }
 
@@ -386,7 +425,10 @@ impl Settings {
             log_port,
             enlist: images.enlist,
             // Names are for machines' own configuration; DHCP option 42 takes addresses (RFC 2132 §8.3).
-            ntp_servers: ntp.split([',', ' ']).filter_map(|server| server.parse().ok()).collect(),
+            ntp_servers: ntp
+                .split([',', ' '])
+                .filter_map(|server| server.parse().ok())
+                .collect(),
         })
     }
 
@@ -441,7 +483,11 @@ mod tests {
                 image("ubuntu", "jammy", "amd64", 11),
                 image("ubuntu", "jammy", "arm64", 21),
             ],
-            default: default.split('/').filter(|p| !p.is_empty()).map(Into::into).collect(),
+            default: default
+                .split('/')
+                .filter(|p| !p.is_empty())
+                .map(Into::into)
+                .collect(),
             enlist: true,
         }
     }
@@ -472,11 +518,30 @@ mod tests {
             ("", S::Deploying, "jammy", true),
         ] {
             let item = Machine::of(&machine(status), &images(default));
-            assert_eq!((&*item.release, item.boot_window), (release, window), "{default} {status:?}");
-            assert!(item.kernel.ends_with(&format!("/{release}/stable/boot-kernel")));
+            assert_eq!(
+                (&*item.release, item.boot_window),
+                (release, window),
+                "{default} {status:?}"
+            );
+            assert!(
+                item.kernel
+                    .ends_with(&format!("/{release}/stable/boot-kernel"))
+            );
         }
         let ready = Machine::of(&machine(S::Ready), &images(""));
-        assert_eq!((ready.purpose, &*ready.kernel, ready.boot_window), (Purpose::Poweroff, "", false));
+        assert_eq!(
+            (ready.purpose, &*ready.kernel, ready.boot_window),
+            (Purpose::Poweroff, "", false)
+        );
+        let unasked = MachineValue {
+            has_boot: false,
+            ..machine(S::New)
+        };
+        let unasked = Machine::of(&unasked, &images(""));
+        assert_eq!(
+            (unasked.purpose, unasked.boot_window),
+            (Purpose::Poweroff, false)
+        );
         let arm = Machine::unknown([2; 6], "arm64", &images(""));
         assert_eq!((arm.purpose, &*arm.release), (Purpose::Enlist, "jammy"));
         let odd = Machine::unknown([2; 6], "s390x", &images(""));

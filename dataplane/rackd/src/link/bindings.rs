@@ -14,7 +14,9 @@ type Map = std::collections::HashMap<IpAddr, Binding>;
 /// The binding of `address` if it has not ended. Reservations are not here: they are in the snapshot.
 pub(super) fn live(bindings: &Bindings, address: IpAddr, now: Instant) -> Option<Binding> {
     let map = bindings.read().unwrap_or_else(PoisonError::into_inner);
-    map.get(&address).copied().filter(|binding| now < binding.end)
+    map.get(&address)
+        .copied()
+        .filter(|binding| now < binding.end)
 }
 
 /// What an attach told, instead of what was known. `sent`: when its request left, from which the rows count.
@@ -22,7 +24,14 @@ pub(super) fn replace(bindings: &Bindings, rows: &[Row], sent: Instant) {
     let bound = rows.iter().filter_map(|row| {
         let (mac, vlan) = mac_of(row.client.as_ref()?)?;
         let left = Duration::from_millis(u64::try_from(row.remaining_ms).ok()?);
-        Some((row.address, Binding { mac, vlan, end: sent.checked_add(left)? }))
+        Some((
+            row.address,
+            Binding {
+                mac,
+                vlan,
+                end: sent.checked_add(left)?,
+            },
+        ))
     });
     *write(bindings) = bound.collect();
 }
@@ -33,7 +42,11 @@ pub(super) fn granted(bindings: &Bindings, address: IpAddr, client: &Client, end
         // No write shortens an end; another client's binding is over.
         Some((mac, vlan)) => {
             let binding = map.entry(address).or_insert(Binding { mac, vlan, end });
-            let end = if binding.mac == mac { binding.end.max(end) } else { end };
+            let end = if binding.mac == mac {
+                binding.end.max(end)
+            } else {
+                end
+            };
             *binding = Binding { mac, vlan, end };
         }
         None => drop(map.remove(&address)),
@@ -64,7 +77,10 @@ mod tests {
     #[test]
     fn bindings_follow_attach_grant_and_end() {
         let (bindings, now) = (Bindings::default(), Instant::now());
-        let client = |n: u8| Client { vlan: 1, key: ClientKey::Mac([n; 6]) };
+        let client = |n: u8| Client {
+            vlan: 1,
+            key: ClientKey::Mac([n; 6]),
+        };
         let row = |last: u8, client: Option<Client>, remaining_ms: i64| Row {
             block: BlockId(1),
             address: IpAddr::from([10, 0, 0, last]),
@@ -73,14 +89,21 @@ mod tests {
             quarantine: Duration::ZERO,
             released: false,
         };
-        let rows = [row(1, Some(client(1)), 5_000), row(2, Some(client(2)), -1), row(3, None, 9_000)];
+        let rows = [
+            row(1, Some(client(1)), 5_000),
+            row(2, Some(client(2)), -1),
+            row(3, None, 9_000),
+        ];
         replace(&bindings, &rows, now);
         assert_eq!(bindings.read().unwrap().len(), 1);
         let one = IpAddr::from([10, 0, 0, 1]);
         assert_eq!(live(&bindings, one, now).unwrap().mac, [1; 6]);
         assert_eq!(live(&bindings, one, now + Duration::from_secs(5)), None);
         granted(&bindings, one, &client(1), now + Duration::from_secs(2));
-        assert_eq!(live(&bindings, one, now).unwrap().end, now + Duration::from_secs(5));
+        assert_eq!(
+            live(&bindings, one, now).unwrap().end,
+            now + Duration::from_secs(5)
+        );
         granted(&bindings, one, &client(9), now + Duration::from_secs(2));
         assert_eq!(live(&bindings, one, now).unwrap().mac, [9; 6]);
         remove(&bindings, one);

@@ -78,7 +78,11 @@ mod tests {
 
     fn key(last: u16) -> Key {
         let [high, low] = last.to_be_bytes();
-        Key { mac: [2, 0, 0, 0, high, low], arch: String::new(), vlan: 1 }
+        Key {
+            mac: [2, 0, 0, 0, high, low],
+            arch: String::new(),
+            vlan: 1,
+        }
     }
 
     #[test]

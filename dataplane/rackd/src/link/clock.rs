@@ -10,7 +10,10 @@ const SLACK: Duration = Duration::from_millis(100);
 /// CLOCK_BOOTTIME.
 pub fn boottime() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// One reading of both scales, to turn points of CLOCK_BOOTTIME into `Instant`s.
@@ -22,7 +25,10 @@ pub struct Now {
 
 impl Now {
     pub fn read() -> Now {
-        Now { boot: boottime(), instant: Instant::now() }
+        Now {
+            boot: boottime(),
+            instant: Instant::now(),
+        }
     }
 
     /// The `Instant` of a point of CLOCK_BOOTTIME. `Instant` stands still while the host sleeps, so a future point is
@@ -30,7 +36,10 @@ impl Now {
     pub fn instant_of(self, boot: Duration) -> Instant {
         match boot.checked_sub(self.boot) {
             Some(ahead) => self.instant.checked_add(ahead).unwrap_or(self.instant),
-            None => self.instant.checked_sub(self.boot - boot).unwrap_or(self.instant),
+            None => self
+                .instant
+                .checked_sub(self.boot - boot)
+                .unwrap_or(self.instant),
         }
     }
 }
@@ -67,7 +76,10 @@ mod tests {
 
     #[test]
     fn points_of_boottime_become_instants() {
-        let now = Now { boot: 100 * S, instant: Instant::now() };
+        let now = Now {
+            boot: 100 * S,
+            instant: Instant::now(),
+        };
         assert_eq!(now.instant_of(103 * S), now.instant + 3 * S);
         assert_eq!(now.instant_of(99 * S), now.instant - S);
         assert!(boottime() > Duration::ZERO);
@@ -79,7 +91,10 @@ mod tests {
         let mut watch = Watch::start(50 * S, wall);
         assert!(!watch.disagrees(60 * S, wall + 10 * S + Duration::from_millis(90)));
         assert!(watch.disagrees(70 * S, wall + 25 * S), "a step forward");
-        assert!(!watch.disagrees(80 * S, wall + 35 * S), "and from there on as before");
+        assert!(
+            !watch.disagrees(80 * S, wall + 35 * S),
+            "and from there on as before"
+        );
         assert!(watch.disagrees(90 * S, wall), "a step back");
         assert!(watch.disagrees(1090 * S, wall + 1011 * S), "over 1 %");
     }

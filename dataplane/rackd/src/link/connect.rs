@@ -46,11 +46,17 @@ impl std::str::FromStr for Endpoint {
     /// "host:port" or "[v6]:port".
     fn from_str(text: &str) -> Result<Self, ()> {
         let (host, port) = text.rsplit_once(':').ok_or(())?;
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
         if host.is_empty() || host.len() > 255 {
             return Err(());
         }
-        Ok(Endpoint { host: host.to_owned(), port: port.parse().map_err(|_| ())? })
+        Ok(Endpoint {
+            host: host.to_owned(),
+            port: port.parse().map_err(|_| ())?,
+        })
     }
 }
 
@@ -98,7 +104,9 @@ pub async fn connect(
 
     let (reader, writer) = stream.compat().split();
     let mut options = ReaderOptions::new();
-    options.traversal_limit_in_words(Some(MESSAGE_BYTES_MAX / 8)).nesting_limit(16);
+    options
+        .traversal_limit_in_words(Some(MESSAGE_BYTES_MAX / 8))
+        .nesting_limit(16);
     let network = twoparty::VatNetwork::new(
         futures::io::BufReader::new(reader),
         futures::io::BufWriter::new(writer),
@@ -118,7 +126,11 @@ pub async fn connect(
             Err(_) => tracing::error!("region connection ended: its handler panicked"),
         }
     });
-    Ok(Connection { door, closed, driver: driver.abort_handle() })
+    Ok(Connection {
+        door,
+        closed,
+        driver: driver.abort_handle(),
+    })
 }
 
 #[cfg(test)]
@@ -127,7 +139,11 @@ mod tests {
 
     #[test]
     fn endpoints_have_a_host_and_a_port() {
-        for (text, host) in [("region:5250", "region"), ("10.0.0.1:5250", "10.0.0.1"), ("[fd00::1]:5250", "fd00::1")] {
+        for (text, host) in [
+            ("region:5250", "region"),
+            ("10.0.0.1:5250", "10.0.0.1"),
+            ("[fd00::1]:5250", "fd00::1"),
+        ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!((endpoint.host.as_str(), endpoint.port), (host, 5250));
             assert_eq!(endpoint.to_string(), text);

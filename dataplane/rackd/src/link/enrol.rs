@@ -59,7 +59,9 @@ impl Token {
             regions: Vec<String>,
         }
         let text = text.trim();
-        let body = URL_SAFE_NO_PAD.decode(text).map_err(|_| EnrolError::Token)?;
+        let body = URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| EnrolError::Token)?;
         let body: Body = serde_json::from_slice(&body).map_err(|_| EnrolError::Token)?;
         let mut fingerprint = [0; 32];
         hex::decode_to_slice(body.fingerprint, &mut fingerprint).map_err(|_| EnrolError::Token)?;
@@ -67,7 +69,11 @@ impl Token {
         if regions.is_empty() {
             return Err(EnrolError::Token);
         }
-        Ok(Token { text: text.to_owned(), fingerprint, regions })
+        Ok(Token {
+            text: text.to_owned(),
+            fingerprint,
+            regions,
+        })
     }
 
     pub fn regions(&self) -> &[Endpoint] {
@@ -84,7 +90,10 @@ impl Token {
 pub fn key_and_request() -> Result<(PrivateKeyDer<'static>, Vec<u8>), rcgen::Error> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::default().serialize_request(&key)?;
-    Ok((PrivateKeyDer::Pkcs8(key.serialize_der().into()), request.der().to_vec()))
+    Ok((
+        PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        request.der().to_vec(),
+    ))
 }
 
 /// Tries the token's regions in turn until one answers.
@@ -96,7 +105,10 @@ pub async fn enrol(token: &Token, hostname: &str) -> Result<Identity, EnrolError
             Ok(connection) => return enrol_at(&connection.door, token, hostname).await,
             Err(source) => {
                 tracing::warn!(%endpoint, error = &source as &dyn std::error::Error, "enrolling");
-                last = EnrolError::Unreachable { endpoint: endpoint.clone(), source };
+                last = EnrolError::Unreachable {
+                    endpoint: endpoint.clone(),
+                    source,
+                };
             }
         }
     }
@@ -125,12 +137,19 @@ async fn enrol_at(
     let answer = answer.get().map_err(region)?;
     let certificate = answer.get_certificate().map_err(region)?.to_vec();
     let authority = answer.get_authority().map_err(region)?.to_vec();
-    let rack = answer.get_rack().and_then(|rack| Ok(rack.to_str()?)).map_err(region)?;
+    let rack = answer
+        .get_rack()
+        .and_then(|rack| Ok(rack.to_str()?))
+        .map_err(region)?;
     if Sha256::digest(&authority)[..] != token.fingerprint {
-        return Err(EnrolError::Region("it gave another authority than the token's".into()));
+        return Err(EnrolError::Region(
+            "it gave another authority than the token's".into(),
+        ));
     }
-    let (certificate, authority) =
-        (CertificateDer::from(certificate), CertificateDer::from(authority));
+    let (certificate, authority) = (
+        CertificateDer::from(certificate),
+        CertificateDer::from(authority),
+    );
     Identity::new(key, certificate, authority, token.hash())
         .filter(|identity| identity.rack() == rack)
         .ok_or_else(|| EnrolError::Region("it gave a certificate that does not fit".into()))
@@ -151,14 +170,20 @@ mod tests {
             r#"{{"fingerprint":"{fingerprint}","regions":["r:5250"],"secret":"x"}}"#
         ));
         let token = Token::parse(&format!("  {good}\n")).ok().unwrap();
-        assert_eq!((token.fingerprint, token.regions()[0].port), ([0xab; 32], 5250));
+        assert_eq!(
+            (token.fingerprint, token.regions()[0].port),
+            ([0xab; 32], 5250)
+        );
         for body in [
             "",
             "{}",
             r#"{"fingerprint":"ab","regions":["r:1"]}"#,
             &format!(r#"{{"fingerprint":"{fingerprint}","regions":[]}}"#),
         ] {
-            assert!(matches!(Token::parse(&text(body)), Err(EnrolError::Token)), "{body}");
+            assert!(
+                matches!(Token::parse(&text(body)), Err(EnrolError::Token)),
+                "{body}"
+            );
         }
         assert!(Token::parse("not a token").is_err());
     }

@@ -89,7 +89,13 @@ mod tests {
 
     fn event(n: u32) -> Event {
         let address = std::net::Ipv4Addr::from(n).into();
-        Event { kind: "DHCP_ACK", mac: None, address, detail: String::new(), at: Instant::now() }
+        Event {
+            kind: "DHCP_ACK",
+            mac: None,
+            address,
+            detail: String::new(),
+            at: Instant::now(),
+        }
     }
 
     #[test]

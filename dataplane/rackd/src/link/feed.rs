@@ -188,9 +188,11 @@ impl Feed {
         use imbl::ordmap::DiffItem;
         for difference in self.current.manifests.diff(&next.manifests) {
             let (sha256, manifest) = match difference {
-                DiffItem::Add(sha256, held) | DiffItem::Update { new: (sha256, held), .. } => {
-                    (sha256, Manifest::clone(&held.0))
-                }
+                DiffItem::Add(sha256, held)
+                | DiffItem::Update {
+                    new: (sha256, held),
+                    ..
+                } => (sha256, Manifest::clone(&held.0)),
                 DiffItem::Remove(sha256, _) => {
                     self.letters.push_back(Letter::Forgotten(*sha256));
                     continue;
@@ -202,8 +204,12 @@ impl Feed {
         }
         // After the files, so that the cache knows what it is asked for.
         for (path, loader) in &next.snapshot.loaders {
-            let is_new =
-                self.current.snapshot.loaders.get(path).is_none_or(|old| !Arc::ptr_eq(old, loader));
+            let is_new = self
+                .current
+                .snapshot
+                .loaders
+                .get(path)
+                .is_none_or(|old| !Arc::ptr_eq(old, loader));
             if is_new && loader.bytes.get().is_none() {
                 self.letters.push_back(Letter::Loader(Arc::clone(loader)));
             }
@@ -252,7 +258,8 @@ impl Image {
                 }
             }
             Which::Machine(reader) => {
-                self.snapshot.insert_machine(Arc::new(machine::read(reader?)?));
+                self.snapshot
+                    .insert_machine(Arc::new(machine::read(reader?)?));
             }
             Which::File(file) => self.insert_file(manifest(file?)?, before),
             Which::Loader(loader) => {
@@ -260,8 +267,14 @@ impl Image {
                 let path = loader.get_path()?.to_str()?.trim_start_matches('/');
                 let sha256 = words::sha256(loader.get_sha256()?)?;
                 // The bytes that are there already stay.
-                let known = before.snapshot.loaders.get(path).filter(|known| known.sha256 == sha256);
-                let loader = known.cloned().unwrap_or_else(|| Arc::new(Loader::absent(sha256)));
+                let known = before
+                    .snapshot
+                    .loaders
+                    .get(path)
+                    .filter(|known| known.sha256 == sha256);
+                let loader = known
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(Loader::absent(sha256)));
                 self.snapshot.loaders.insert(path.into(), loader);
             }
             Which::Settings(settings) => {
@@ -280,7 +293,9 @@ impl Image {
 
     /// A key of an unknown kind, or of nothing we have, removes nothing.
     fn remove(&mut self, key: &str, changed: &mut Changed) {
-        let Some((kind, key)) = key.split_once(':') else { return };
+        let Some((kind, key)) = key.split_once(':') else {
+            return;
+        };
         match kind {
             "link" => {
                 if let Ok(vlan) = key.parse() {
@@ -305,7 +320,8 @@ impl Image {
                     && let (Ok(vlan), Some(mac)) = (vlan.parse(), parse_mac(mac))
                 {
                     self.reservations.remove(&(vlan, mac));
-                    self.snapshot.remove_reservation(vlan, ::wire::ethernet::Mac(mac));
+                    self.snapshot
+                        .remove_reservation(vlan, ::wire::ethernet::Mac(mac));
                 }
             }
             _ => {}
@@ -323,7 +339,8 @@ impl Image {
             .collect();
         for (vlan, mac) in gone {
             self.reservations.remove(&(vlan, mac));
-            self.snapshot.remove_reservation(vlan, ::wire::ethernet::Mac(mac));
+            self.snapshot
+                .remove_reservation(vlan, ::wire::ethernet::Mac(mac));
         }
     }
 
@@ -342,11 +359,18 @@ impl Image {
         let (size, piece) = (manifest.size_bytes, manifest.piece_bytes);
         let known = before.manifests.get(&sha256);
         let same = known.filter(|known| is_same(&known.0, &manifest)).cloned();
-        let fits = known.is_some_and(|known| (known.0.size_bytes, known.0.piece_bytes) == (size, piece));
-        let object = before.snapshot.files.get(&sha256).filter(|_| fits).map(Arc::clone);
+        let fits =
+            known.is_some_and(|known| (known.0.size_bytes, known.0.piece_bytes) == (size, piece));
+        let object = before
+            .snapshot
+            .files
+            .get(&sha256)
+            .filter(|_| fits)
+            .map(Arc::clone);
         let object = object.unwrap_or_else(|| Arc::new(Object::absent(sha256, size, piece)));
         self.snapshot.files.insert(sha256, object);
-        self.manifests.insert(sha256, same.unwrap_or_else(|| Held(Arc::new(manifest))));
+        self.manifests
+            .insert(sha256, same.unwrap_or_else(|| Held(Arc::new(manifest))));
     }
 }
 
@@ -392,7 +416,9 @@ mod tests {
     type Part<'a> = (u64, u64, bool, &'a [&'a str], &'a [&'a str]);
 
     /// Items are "loader:PATH" or "reservation:VLAN:SUBNET:LAST" or "link:VLAN:SUBNET".
-    fn part((generation, sequence, complete, items, removed): Part<'_>) -> capnp::message::Builder<capnp::message::HeapAllocator> {
+    fn part(
+        (generation, sequence, complete, items, removed): Part<'_>,
+    ) -> capnp::message::Builder<capnp::message::HeapAllocator> {
         let mut message = capnp::message::Builder::new_default();
         let mut part = message.init_root::<wire::feed_part::Builder<'_>>();
         part.set_generation(generation);
@@ -409,7 +435,9 @@ mod tests {
                     loader.set_path(path);
                     loader.set_sha256(&[7; 32]);
                 }
-                ["file", octet] => builder.init_file().set_sha256(&[octet.parse().unwrap(); 32]),
+                ["file", octet] => builder
+                    .init_file()
+                    .set_sha256(&[octet.parse().unwrap(); 32]),
                 ["reservation", vlan, subnet, last] => {
                     let mut reservation = builder.init_reservation();
                     let last: u8 = last.parse().unwrap();
@@ -450,7 +478,11 @@ mod tests {
 
     fn loaders(feed: &Feed) -> Vec<String> {
         let snapshot = feed.shared.load();
-        let mut paths: Vec<String> = snapshot.loaders.keys().map(|path| path.to_string()).collect();
+        let mut paths: Vec<String> = snapshot
+            .loaders
+            .keys()
+            .map(|path| path.to_string())
+            .collect();
         paths.sort();
         paths
     }
@@ -464,23 +496,38 @@ mod tests {
         assert_eq!(loaders(&feed), ["a", "b"]);
         let kept = Arc::clone(&feed.shared.load().loaders["b"]);
         delta(&mut feed, (5, 3, false, &["loader:c"], &["loader:a"])).unwrap();
-        assert_eq!((loaders(&feed), feed.watermark()), (vec!["b".into(), "c".into()], 30));
+        assert_eq!(
+            (loaders(&feed), feed.watermark()),
+            (vec!["b".into(), "c".into()], 30)
+        );
         snapshot(&mut feed, (6, 1, true, &["loader:b"], &[])).unwrap();
         assert_eq!(loaders(&feed), ["b"]);
-        assert!(Arc::ptr_eq(&kept, &feed.shared.load().loaders["b"]), "its bytes are kept");
+        assert!(
+            Arc::ptr_eq(&kept, &feed.shared.load().loaders["b"]),
+            "its bytes are kept"
+        );
     }
 
     #[test]
     fn what_does_not_follow_is_a_gap_and_changes_nothing() {
         let mut feed = feed();
-        assert!(delta(&mut feed, (0, 1, false, &[], &[])).is_err(), "no snapshot yet");
+        assert!(
+            delta(&mut feed, (0, 1, false, &[], &[])).is_err(),
+            "no snapshot yet"
+        );
         snapshot(&mut feed, (5, 1, true, &["loader:a"], &[])).unwrap();
         for wrong in [(5, 3), (5, 1), (6, 2)] {
             let mut feed = self::feed();
             snapshot(&mut feed, (5, 1, true, &["loader:a"], &[])).unwrap();
             assert!(delta(&mut feed, (wrong.0, wrong.1, false, &["loader:x"], &[])).is_err());
-            assert_eq!((loaders(&feed), feed.counters().gaps), (vec!["a".into()], 1));
-            assert!(delta(&mut feed, (5, 2, false, &[], &[])).is_err(), "not before a snapshot");
+            assert_eq!(
+                (loaders(&feed), feed.counters().gaps),
+                (vec!["a".into()], 1)
+            );
+            assert!(
+                delta(&mut feed, (5, 2, false, &[], &[])).is_err(),
+                "not before a snapshot"
+            );
             snapshot(&mut feed, (7, 1, true, &[], &[])).unwrap();
             delta(&mut feed, (7, 2, false, &["loader:z"], &[])).unwrap();
         }
@@ -492,15 +539,32 @@ mod tests {
     #[test]
     fn reservations_go_with_their_subnet_and_vlan() {
         let mut feed = feed();
-        let items = &["link:1:11", "reservation:1:11:5", "reservation:1:12:6", "reservation:2:20:7"];
+        let items = &[
+            "link:1:11",
+            "reservation:1:11:5",
+            "reservation:1:12:6",
+            "reservation:2:20:7",
+        ];
         snapshot(&mut feed, (5, 1, true, items, &[])).unwrap();
         let has = |feed: &Feed, vlan, last| {
-            feed.snapshot().reserved_mac(vlan, std::net::Ipv4Addr::new(10, 0, 0, last)).is_some()
+            feed.snapshot()
+                .reserved_mac(vlan, std::net::Ipv4Addr::new(10, 0, 0, last))
+                .is_some()
         };
         assert!(has(&feed, 1, 5) && has(&feed, 1, 6) && has(&feed, 2, 7));
         delta(&mut feed, (5, 2, false, &["link:1:11"], &[])).unwrap();
         assert!(has(&feed, 1, 5) && !has(&feed, 1, 6) && has(&feed, 2, 7));
-        delta(&mut feed, (5, 3, false, &[], &["link:1", "reservation:2:02:00:00:00:00:07"])).unwrap();
+        delta(
+            &mut feed,
+            (
+                5,
+                3,
+                false,
+                &[],
+                &["link:1", "reservation:2:02:00:00:00:00:07"],
+            ),
+        )
+        .unwrap();
         assert!(!has(&feed, 1, 5) && !has(&feed, 2, 7));
         assert!(feed.snapshot().links().is_empty());
     }
@@ -512,7 +576,10 @@ mod tests {
         assert!(feed.devices().is_empty());
         feed.set_interfaces([("eth0".to_owned(), 3)].into());
         assert_eq!(feed.devices(), [3]);
-        assert_eq!(feed.shared.load().link_by_interface(3).unwrap().dhcp.vlan, 1);
+        assert_eq!(
+            feed.shared.load().link_by_interface(3).unwrap().dhcp.vlan,
+            1
+        );
         delta(&mut feed, (5, 2, false, &["link:2:12"], &[])).unwrap();
         assert_eq!(feed.devices(), [3]);
     }
@@ -520,7 +587,11 @@ mod tests {
     #[test]
     fn the_cache_hears_of_files_and_an_object_stays_with_its_file() {
         let mut feed = feed();
-        snapshot(&mut feed, (5, 1, true, &["file:1", "file:2", "loader:a"], &[])).unwrap();
+        snapshot(
+            &mut feed,
+            (5, 1, true, &["file:1", "file:2", "loader:a"], &[]),
+        )
+        .unwrap();
         assert_eq!(feed.letters.len(), 3);
         assert!(matches!(feed.letters.back(), Some(Letter::Loader(_))));
         let object = Arc::clone(&feed.shared.load().files[&[1; 32]]);
@@ -534,10 +605,17 @@ mod tests {
         feed.replace_object(fresh(1));
         assert!(!Arc::ptr_eq(&object, &feed.shared.load().files[&[1; 32]]));
         feed.replace_object(fresh(2));
-        assert!(!feed.shared.load().files.contains_key(&[2; 32]), "it is not in the feed any more");
+        assert!(
+            !feed.shared.load().files.contains_key(&[2; 32]),
+            "it is not in the feed any more"
+        );
 
         let gone = format!("file:{}", "01".repeat(32));
-        delta(&mut feed, (6, 2, false, &[], &[&gone, "file:zz", "other:1", "x"])).unwrap();
+        delta(
+            &mut feed,
+            (6, 2, false, &[], &[&gone, "file:zz", "other:1", "x"]),
+        )
+        .unwrap();
         assert!(matches!(feed.letters.pop_front(), Some(Letter::Forgotten(sha)) if sha == [1; 32]));
         assert!(feed.shared.load().files.is_empty());
     }
@@ -545,7 +623,14 @@ mod tests {
     #[test]
     fn macs_are_read_whole() {
         assert_eq!(parse_mac("02:00:00:00:00:0a"), Some([2, 0, 0, 0, 0, 10]));
-        for text in ["", "02", "02:00:00:00:00", "02:00:00:00:00:0a:0b", "2:0:0:0:0:a", "zz:00:00:00:00:00"] {
+        for text in [
+            "",
+            "02",
+            "02:00:00:00:00",
+            "02:00:00:00:00:0a:0b",
+            "2:0:0:0:0:a",
+            "zz:00:00:00:00:00",
+        ] {
             assert_eq!(parse_mac(text), None, "{text}");
         }
     }

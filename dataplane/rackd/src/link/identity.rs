@@ -56,7 +56,14 @@ impl Identity {
         let signer = rustls::crypto::ring::sign::any_supported_type(&key).ok()?;
         let pair = rustls::sign::CertifiedKey::new(vec![certificate.clone()], signer);
         pair.keys_match().ok()?;
-        Some(Identity { rack, not_after, key, certificate, authority, token_hash })
+        Some(Identity {
+            rack,
+            not_after,
+            key,
+            certificate,
+            authority,
+            token_hash,
+        })
     }
 
     /// This rack's system_id, as its certificate says.
@@ -88,15 +95,26 @@ impl Identity {
         key: PrivateKeyDer<'static>,
         certificate: CertificateDer<'static>,
     ) -> Option<Identity> {
-        let new = Identity::new(key, certificate, self.authority.clone(), self.token_hash.clone())?;
+        let new = Identity::new(
+            key,
+            certificate,
+            self.authority.clone(),
+            self.token_hash.clone(),
+        )?;
         (new.rack == self.rack).then_some(new)
     }
 
     /// `None`: this rack has not been enrolled.
     pub fn load(folder: &Path) -> Result<Option<Identity>, IdentityError> {
         let path = folder.join(FILE);
-        let io = |source| IdentityError::Io { path: path.clone(), source };
-        let damaged = |what| IdentityError::Damaged { path: path.clone(), what };
+        let io = |source| IdentityError::Io {
+            path: path.clone(),
+            source,
+        };
+        let damaged = |what| IdentityError::Damaged {
+            path: path.clone(),
+            what,
+        };
         match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
@@ -108,8 +126,9 @@ impl Identity {
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
             .collect::<Result<_, _>>()
             .map_err(|_| damaged("its certificates"))?;
-        let [certificate, authority] =
-            certificates.try_into().map_err(|_| damaged("its certificates"))?;
+        let [certificate, authority] = certificates
+            .try_into()
+            .map_err(|_| damaged("its certificates"))?;
         let token_hash = text
             .split(|octet| *octet == b'\n')
             .find_map(|line| line.strip_prefix(TOKEN_LINE.as_bytes()))
@@ -137,13 +156,20 @@ impl Identity {
                 io::ErrorKind::NotFound => Ok(()),
                 _ => Err(error),
             })?;
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&new)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
             File::open(folder)?.sync_all()
         };
-        write().map_err(|source| IdentityError::Io { path: path.clone(), source })
+        write().map_err(|source| IdentityError::Io {
+            path: path.clone(),
+            source,
+        })
     }
 }
 
@@ -155,17 +181,24 @@ fn pem(label: &str, der: &[u8]) -> String {
         .chunks(64)
         .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
         .collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
 }
 
 /// Rack id and end of a rack certificate.
 fn read_certificate(der: &CertificateDer<'_>) -> Option<(String, SystemTime)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
-    let rack = names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(RACK_URI),
-        _ => None,
-    })?;
+    let rack = names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix(RACK_URI),
+            _ => None,
+        })?;
     let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     Some((rack.to_owned(), UNIX_EPOCH + Duration::from_secs(end)))
 }
@@ -201,7 +234,10 @@ pub(crate) mod tests {
         let read = Identity::load(folder.path()).unwrap().unwrap();
         assert_eq!((read.rack(), read.token_hash()), ("abc123", "feed"));
         assert_eq!(read.chain().0, made.chain().0);
-        let mode = fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(folder.path().join(FILE))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -213,15 +249,28 @@ pub(crate) mod tests {
         let wrong = Identity::new(private(&other), der.clone(), der.clone(), String::new());
         assert!(wrong.is_none());
         let good = Identity::new(private(&key), der.clone(), der, String::new()).unwrap();
-        assert!(good.renewed(private(&other), certificate(&other, "abc123")).is_some());
-        assert!(good.renewed(private(&other), certificate(&other, "zzz999")).is_none());
+        assert!(
+            good.renewed(private(&other), certificate(&other, "abc123"))
+                .is_some()
+        );
+        assert!(
+            good.renewed(private(&other), certificate(&other, "zzz999"))
+                .is_none()
+        );
         let folder = tempfile::tempdir().unwrap();
         good.save(folder.path()).unwrap();
         let path = folder.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap();
-        for damaged in [String::new(), text[..text.len() / 2].into(), text.replace("PRIVATE", "P")] {
+        for damaged in [
+            String::new(),
+            text[..text.len() / 2].into(),
+            text.replace("PRIVATE", "P"),
+        ] {
             fs::write(&path, damaged).unwrap();
-            assert!(matches!(Identity::load(folder.path()), Err(IdentityError::Damaged { .. })));
+            assert!(matches!(
+                Identity::load(folder.path()),
+                Err(IdentityError::Damaged { .. })
+            ));
         }
     }
 }

@@ -81,7 +81,9 @@ fn dump(request: u16, body_bytes: usize, mut each: impl FnMut(u16, &[u8])) -> io
             return Ok(());
         }
     }
-    Err(io::Error::other("the kernel's list of interfaces does not end"))
+    Err(io::Error::other(
+        "the kernel's list of interfaces does not end",
+    ))
 }
 
 /// Hands each message to `each`; `true` at the end of the dump.
@@ -89,7 +91,9 @@ fn messages(mut rest: &[u8], each: &mut impl FnMut(u16, &[u8])) -> io::Result<bo
     while let Some(header) = rest.get(..HEADER_BYTES) {
         let length = u32_at(header, 0).unwrap_or(0) as usize;
         let kind = u16_at(header, 4).unwrap_or(0);
-        let Some(body) = rest.get(HEADER_BYTES..length) else { break };
+        let Some(body) = rest.get(HEADER_BYTES..length) else {
+            break;
+        };
         match kind {
             NLMSG_DONE => return Ok(true),
             NLMSG_ERROR => {
@@ -108,11 +112,19 @@ fn link(body: &[u8]) -> Option<Interface> {
     if flags & IFF_LOOPBACK != 0 {
         return None;
     }
-    let mut interface = Interface { index, name: String::new(), mac: None, addresses: Vec::new() };
+    let mut interface = Interface {
+        index,
+        name: String::new(),
+        mac: None,
+        addresses: Vec::new(),
+    };
     attributes(body.get(LINK_BYTES..)?, |kind, value| match kind {
         IFLA_ADDRESS => interface.mac = value.try_into().ok(),
         IFLA_IFNAME => {
-            let end = value.iter().position(|octet| *octet == 0).unwrap_or(value.len());
+            let end = value
+                .iter()
+                .position(|octet| *octet == 0)
+                .unwrap_or(value.len());
             interface.name = String::from_utf8_lossy(&value[..end]).into_owned();
         }
         _ => {}
@@ -139,8 +151,12 @@ fn address(body: &[u8]) -> Option<(u32, IpAddr, u8)> {
 
 fn ip(octets: &[u8]) -> Option<IpAddr> {
     match octets.len() {
-        4 => <[u8; 4]>::try_from(octets).ok().map(|o| Ipv4Addr::from(o).into()),
-        16 => <[u8; 16]>::try_from(octets).ok().map(|o| Ipv6Addr::from(o).into()),
+        4 => <[u8; 4]>::try_from(octets)
+            .ok()
+            .map(|o| Ipv4Addr::from(o).into()),
+        16 => <[u8; 16]>::try_from(octets)
+            .ok()
+            .map(|o| Ipv6Addr::from(o).into()),
         _ => None,
     }
 }
@@ -148,7 +164,9 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
 fn attributes(mut rest: &[u8], mut each: impl FnMut(u16, &[u8])) {
     while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
         let length = usize::from(length);
-        let Some(value) = rest.get(4..length) else { return };
+        let Some(value) = rest.get(4..length) else {
+            return;
+        };
         each(kind, value);
         rest = rest.get(align(length)..).unwrap_or_default();
     }
@@ -160,11 +178,19 @@ fn align(length: usize) -> usize {
 }
 
 fn u16_at(octets: &[u8], at: usize) -> Option<u16> {
-    octets.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+    octets
+        .get(at..at + 2)?
+        .try_into()
+        .ok()
+        .map(u16::from_ne_bytes)
 }
 
 fn u32_at(octets: &[u8], at: usize) -> Option<u32> {
-    octets.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+    octets
+        .get(at..at + 4)?
+        .try_into()
+        .ok()
+        .map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -174,7 +200,11 @@ mod tests {
     #[test]
     fn the_kernel_answers_without_loopback() {
         let interfaces = read().unwrap();
-        assert!(interfaces.iter().all(|interface| interface.index > 0 && interface.name != "lo"));
+        assert!(
+            interfaces
+                .iter()
+                .all(|interface| interface.index > 0 && interface.name != "lo")
+        );
     }
 
     #[test]
@@ -192,13 +222,21 @@ mod tests {
         assert!(!messages(&message, &mut |_, body| seen.extend(link(body))).unwrap());
         assert_eq!((seen[0].index, seen[0].name.as_str()), (7, "eth0"));
         for cut in 0..message.len() {
-            messages(&message[..cut], &mut |_, body| drop((link(body), address(body)))).unwrap();
+            messages(&message[..cut], &mut |_, body| {
+                drop((link(body), address(body)))
+            })
+            .unwrap();
         }
         for body in 0..64u8 {
             let noise: Vec<u8> = (0..body).map(|i| i.wrapping_mul(37)).collect();
             drop((link(&noise), address(&noise)));
         }
-        let error = [&20u32.to_ne_bytes()[..], &NLMSG_ERROR.to_ne_bytes(), &[0; 10], &(-1i32).to_ne_bytes()];
+        let error = [
+            &20u32.to_ne_bytes()[..],
+            &NLMSG_ERROR.to_ne_bytes(),
+            &[0; 10],
+            &(-1i32).to_ne_bytes(),
+        ];
         assert!(messages(&error.concat(), &mut |_, _| {}).is_err());
     }
 }

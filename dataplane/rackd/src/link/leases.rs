@@ -75,7 +75,9 @@ impl Leases {
 
     /// How long until `tick` is due; `None`: nothing waits for time.
     pub fn next_tick(&self, now: Now) -> Option<Duration> {
-        self.machine.next_tick().map(|at| at.saturating_sub(now.boot))
+        self.machine
+            .next_tick()
+            .map(|at| at.saturating_sub(now.boot))
     }
 
     pub fn tick(&mut self, now: Now, shards: &mut Shards) {
@@ -92,7 +94,13 @@ impl Leases {
         }
     }
 
-    pub fn link_up(&mut self, link: LinkId, session: session::Client, now: Now, shards: &mut Shards) {
+    pub fn link_up(
+        &mut self,
+        link: LinkId,
+        session: session::Client,
+        now: Now,
+        shards: &mut Shards,
+    ) {
         self.sessions.insert(link, session);
         self.handle(Input::LinkUp(link), now, shards);
     }
@@ -113,9 +121,20 @@ impl Leases {
     ) {
         self.next_ticket += 1;
         let wanted = (ticket != dhcp::Ticket::UNAWAITED).then_some(ticket);
-        let waiting = Waiting { shard, ticket: wanted, write: write.clone() };
+        let waiting = Waiting {
+            shard,
+            ticket: wanted,
+            write: write.clone(),
+        };
         self.waiting.insert(self.next_ticket, waiting);
-        self.handle(Input::Request { ticket: self.next_ticket, write }, now, shards);
+        self.handle(
+            Input::Request {
+                ticket: self.next_ticket,
+                write,
+            },
+            now,
+            shards,
+        );
     }
 
     /// Tells the machine what happened and does what it asks.
@@ -131,56 +150,95 @@ impl Leases {
     fn act(&mut self, action: Action, now: Now, shards: &mut Shards) {
         match action {
             Action::SendBatch { call, link, batch } => {
-                self.call(link, BATCH_TIME, move |session| {
-                    let mut request = session.commit_leases_request();
-                    wire::put_batch(&batch, request.get().init_batch());
-                    async move {
-                        let outcomes = async {
-                            let answer = request.send().promise.await?;
-                            let list = answer.get()?.get_outcomes()?;
-                            list.iter().map(wire::outcome).collect::<Result<Vec<_>, _>>()
-                        };
-                        let outcomes = told("commitLeases", outcomes.await);
-                        Input::BatchAnswer { call, outcomes }
-                    }
-                }, Input::BatchAnswer { call, outcomes: None });
+                self.call(
+                    link,
+                    BATCH_TIME,
+                    move |session| {
+                        let mut request = session.commit_leases_request();
+                        wire::put_batch(&batch, request.get().init_batch());
+                        async move {
+                            let outcomes = async {
+                                let answer = request.send().promise.await?;
+                                let list = answer.get()?.get_outcomes()?;
+                                list.iter()
+                                    .map(wire::outcome)
+                                    .collect::<Result<Vec<_>, _>>()
+                            };
+                            let outcomes = told("commitLeases", outcomes.await);
+                            Input::BatchAnswer { call, outcomes }
+                        }
+                    },
+                    Input::BatchAnswer {
+                        call,
+                        outcomes: None,
+                    },
+                );
             }
-            Action::SendHeartbeat { call, link, spool_id, digest } => {
-                self.call(link, HEARTBEAT_TIME, move |session| {
-                    let mut request = session.heartbeat_request();
-                    request.get().set_spool_id(&spool_id.0);
-                    request.get().set_digest(&digest);
-                    async move {
-                        let reply = async {
-                            let answer = request.send().promise.await?;
-                            wire::heartbeat(answer.get()?.get_reply()?)
-                        };
-                        let reply = told("heartbeat", reply.await);
-                        Input::HeartbeatAnswer { call, reply }
-                    }
-                }, Input::HeartbeatAnswer { call, reply: None });
+            Action::SendHeartbeat {
+                call,
+                link,
+                spool_id,
+                digest,
+            } => {
+                self.call(
+                    link,
+                    HEARTBEAT_TIME,
+                    move |session| {
+                        let mut request = session.heartbeat_request();
+                        request.get().set_spool_id(&spool_id.0);
+                        request.get().set_digest(&digest);
+                        async move {
+                            let reply = async {
+                                let answer = request.send().promise.await?;
+                                wire::heartbeat(answer.get()?.get_reply()?)
+                            };
+                            let reply = told("heartbeat", reply.await);
+                            Input::HeartbeatAnswer { call, reply }
+                        }
+                    },
+                    Input::HeartbeatAnswer { call, reply: None },
+                );
             }
-            Action::SendAttach { call, link, spool_id, spool_seq } => {
-                self.call(link, ATTACH_TIME, move |session| {
-                    let mut request = session.attach_request();
-                    request.get().set_spool_id(&spool_id.0);
-                    request.get().set_spool_seq(spool_seq);
-                    async move {
-                        let reply = async {
-                            let answer = request.send().promise.await?;
-                            wire::attachment(answer.get()?.get_attachment()?)
-                        };
-                        let reply = told("attach", reply.await);
-                        Input::AttachAnswer { call, reply }
-                    }
-                }, Input::AttachAnswer { call, reply: None });
+            Action::SendAttach {
+                call,
+                link,
+                spool_id,
+                spool_seq,
+            } => {
+                self.call(
+                    link,
+                    ATTACH_TIME,
+                    move |session| {
+                        let mut request = session.attach_request();
+                        request.get().set_spool_id(&spool_id.0);
+                        request.get().set_spool_seq(spool_seq);
+                        async move {
+                            let reply = async {
+                                let answer = request.send().promise.await?;
+                                wire::attachment(answer.get()?.get_attachment()?)
+                            };
+                            let reply = told("attach", reply.await);
+                            Input::AttachAnswer { call, reply }
+                        }
+                    },
+                    Input::AttachAnswer { call, reply: None },
+                );
             }
             Action::AppendSpool(entry) => self.spool.append(entry),
             Action::RemoveSpool { seqs } => self.spool.remove(seqs),
             Action::ResetSpool => self.spool.reset(),
             Action::ReplaceSpool => self.spool.replace(),
-            Action::Reply { ticket, outcome, sent } => self.reply(ticket, outcome, sent, now, shards),
-            Action::Attached { blocks, rows, sent, until } => {
+            Action::Reply {
+                ticket,
+                outcome,
+                sent,
+            } => self.reply(ticket, outcome, sent, now, shards),
+            Action::Attached {
+                blocks,
+                rows,
+                sent,
+                until,
+            } => {
                 let (sent, until) = (now.instant_of(sent), now.instant_of(until));
                 tracing::info!(blocks = blocks.len(), rows = rows.len(), "attached");
                 bindings::replace(&self.bindings, &rows, sent);
@@ -196,7 +254,10 @@ impl Leases {
             Action::ForgetBlock(block) => {
                 // Shards have no word for one block less, and ask for no yield themselves: without any they are safe, and
                 // the machine, told that time can't be trusted, attaches to what is left.
-                tracing::warn!(block = block.0, "a block was yielded: learning all leases anew");
+                tracing::warn!(
+                    block = block.0,
+                    "a block was yielded: learning all leases anew"
+                );
                 shards.send_all(|| ToShard::Forget);
                 self.shared.tell(Happening::Lease(Input::ClocksDisagree));
             }
@@ -227,7 +288,14 @@ impl Leases {
         now: Now,
         shards: &mut Shards,
     ) {
-        let Some(Waiting { shard, ticket, write }) = self.waiting.remove(&ticket) else { return };
+        let Some(Waiting {
+            shard,
+            ticket,
+            write,
+        }) = self.waiting.remove(&ticket)
+        else {
+            return;
+        };
         match (&write.kind, outcome) {
             (WriteKind::Grant { client, .. }, Outcome::Durable { remaining }) => {
                 self.bound(&write, client, sent + remaining, now);

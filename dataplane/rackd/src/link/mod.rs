@@ -163,7 +163,9 @@ pub enum LinkFailed {
 /// shards to stop.
 pub fn run(context: LinkContext) -> Result<(), LinkFailed> {
     // Nothing here uses the ring: plain tokio. `tokio_uring::start(serve(context))` is the other line.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     LocalSet::new().block_on(&runtime.map_err(LinkFailed::Io)?, serve(context))
 }
 
@@ -177,10 +179,16 @@ pub async fn serve(mut context: LinkContext) -> Result<(), LinkFailed> {
         Some(text) => Some(Token::parse(&text).map_err(LinkFailed::Enrol)?),
         None => None,
     };
-    let Some(identity) = identity(&context, token.as_ref()).await? else { return Ok(()) };
+    let Some(identity) = identity(&context, token.as_ref()).await? else {
+        return Ok(());
+    };
     tracing::info!(rack = identity.rack(), "this rack");
     let mut seeds: BTreeSet<Endpoint> = context.ports.load_regions();
-    seeds.extend(token.iter().flat_map(|token| token.regions().iter().cloned()));
+    seeds.extend(
+        token
+            .iter()
+            .flat_map(|token| token.regions().iter().cloned()),
+    );
     Thread::new(context, identity, seeds)?.run().await;
     Ok(())
 }
@@ -200,7 +208,9 @@ async fn identity(
             if known.remaining(SystemTime::now()).is_zero() {
                 tracing::error!("this rack's certificate has ended: it needs a new token");
             }
-            return Ok(Some(Identity::load(folder)?.ok_or(LinkFailed::NotEnrolled)?));
+            return Ok(Some(
+                Identity::load(folder)?.ok_or(LinkFailed::NotEnrolled)?,
+            ));
         }
         (_, Some(token)) => token,
     };
@@ -220,7 +230,10 @@ async fn identity(
             }
             Err(error) if error.is_final() => return Err(LinkFailed::Enrol(error)),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "enrolling; trying again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "enrolling; trying again"
+                );
             }
         }
         tokio::select! {
@@ -235,7 +248,9 @@ impl Ports {
     fn load_regions(&self) -> BTreeSet<Endpoint> {
         let text = std::fs::read(self.state_dir.join(REGIONS_FILE)).unwrap_or_default();
         let list: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
-        list.iter().filter_map(|endpoint| endpoint.parse().ok()).collect()
+        list.iter()
+            .filter_map(|endpoint| endpoint.parse().ok())
+            .collect()
     }
 
     /// Only a cache, so without fsync; in one small write.

@@ -43,7 +43,11 @@ impl wire::rack::Server for RackCalls {
         };
         let (reply, report) = oneshot::channel();
         self.asks
-            .try_send(Ask { operation, deadline, reply })
+            .try_send(Ask {
+                operation,
+                deadline,
+                reply,
+            })
             .map_err(|_| Error::overloaded("the rack has too many power operations".into()))?;
         let report = tokio::time::timeout_at(deadline + Duration::from_secs(1), report)
             .await
@@ -68,7 +72,10 @@ fn operation(
     reader: wire::power_operation::Reader<'_>,
 ) -> Result<Result<Operation, power::PowerError>, Error> {
     use wire::PowerCommand as W;
-    let id = reader.get_id()?.try_into().map_err(|_| Error::failed("malformed operation id".into()))?;
+    let id = reader
+        .get_id()?
+        .try_into()
+        .map_err(|_| Error::failed("malformed operation id".into()))?;
     let parameters = reader.get_parameters()?.to_str()?;
     if parameters.len() > PARAMETERS_BYTES_MAX {
         return Err(Error::failed("the power parameters are too long".into()));
@@ -80,7 +87,12 @@ fn operation(
         W::Cycle => PowerCommand::Cycle,
         W::PxeOn => PowerCommand::PxeOn,
     };
-    Ok(Operation::parse(id, reader.get_driver()?.to_str()?, command, parameters))
+    Ok(Operation::parse(
+        id,
+        reader.get_driver()?.to_str()?,
+        command,
+        parameters,
+    ))
 }
 
 fn put_report(report: &power::Report, mut builder: wire::power_report::Builder<'_>) {

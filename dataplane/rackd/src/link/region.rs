@@ -104,12 +104,22 @@ async fn link(shared: &Rc<Shared>, endpoint: &Endpoint) -> Result<(), LinkFault>
     let connection = connect(endpoint, tls).await?;
     let heard = Rc::new(Cell::new(Instant::now()));
     let (session, welcome) = hello(shared, &connection, &heard).await?;
-    if shared.live.borrow().values().any(|region| *region == welcome.region) {
+    if shared
+        .live
+        .borrow()
+        .values()
+        .any(|region| *region == welcome.region)
+    {
         return Err(LinkFault::Twice);
     }
     let up = Up::new(shared, &welcome);
     tracing::info!(%endpoint, region = welcome.region, "linked");
-    shared.tell(Happening::Up { link: up.link, endpoint: endpoint.clone(), session, welcome });
+    shared.tell(Happening::Up {
+        link: up.link,
+        endpoint: endpoint.clone(),
+        session,
+        welcome,
+    });
     loop {
         let silent_at = heard.get() + SILENCE_MAX;
         tokio::select! {
@@ -136,7 +146,10 @@ async fn hello(
     connection: &Connection,
     heard: &Rc<Cell<Instant>>,
 ) -> Result<(session::Client, Welcome), LinkFault> {
-    let calls = RackCalls { asks: shared.asks.clone(), heard: Rc::clone(heard) };
+    let calls = RackCalls {
+        asks: shared.asks.clone(),
+        heard: Rc::clone(heard),
+    };
     let calls: rack::Client = capnp_rpc::new_client(calls);
     let mut request = connection.door.hello_request();
     let mut hello = request.get().init_hello();
@@ -182,8 +195,14 @@ impl Up {
     fn new(shared: &Rc<Shared>, welcome: &Welcome) -> Up {
         let link = shared.next_link.get();
         shared.next_link.set(link.wrapping_add(1));
-        shared.live.borrow_mut().insert(link, welcome.region.clone());
-        Up { shared: Rc::clone(shared), link }
+        shared
+            .live
+            .borrow_mut()
+            .insert(link, welcome.region.clone());
+        Up {
+            shared: Rc::clone(shared),
+            link,
+        }
     }
 }
 

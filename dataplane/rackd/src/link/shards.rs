@@ -25,12 +25,18 @@ struct End {
 
 impl Shards {
     pub fn new(mailboxes: Vec<LinkMailbox>) -> Shards {
-        let end = |LinkMailbox { to_shard, from_shard }| End {
+        let end = |LinkMailbox {
+                       to_shard,
+                       from_shard,
+                   }| End {
             to: to_shard,
             from: from_shard,
             waiting: VecDeque::new(),
         };
-        Shards { ends: mailboxes.into_iter().map(end).collect(), dropped: 0 }
+        Shards {
+            ends: mailboxes.into_iter().map(end).collect(),
+            dropped: 0,
+        }
     }
 
     pub fn count(&self) -> usize {
@@ -38,7 +44,9 @@ impl Shards {
     }
 
     pub fn send(&mut self, shard: usize, message: ToShard) {
-        let Some(end) = self.ends.get_mut(shard) else { return };
+        let Some(end) = self.ends.get_mut(shard) else {
+            return;
+        };
         end.waiting.push_back(message);
         end.flush();
         if end.waiting.len() > WAITING_MAX {
@@ -103,7 +111,10 @@ pub(super) struct Ringing {
 impl Ringing {
     pub fn new(bell: Arc<Bell>) -> io::Result<Ringing> {
         let second = bell.as_fd().try_clone_to_owned()?;
-        Ok(Ringing { readable: pipe::Receiver::from_owned_fd_unchecked(second)?, bell })
+        Ok(Ringing {
+            readable: pipe::Receiver::from_owned_fd_unchecked(second)?,
+            bell,
+        })
     }
 
     pub fn bell(&self) -> &Bell {

@@ -50,16 +50,28 @@ const ENDPOINTS_MAX: usize = 64;
 /// What tasks of this thread tell the loop. Unbounded, because each is the end of something
 /// that is bounded where it begins: links, calls, spool entries.
 pub(super) enum Happening {
-    Up { link: LinkId, endpoint: Endpoint, session: session::Client, welcome: Welcome },
+    Up {
+        link: LinkId,
+        endpoint: Endpoint,
+        session: session::Client,
+        welcome: Welcome,
+    },
     Down(LinkId),
     Lease(Input),
     /// The subscription on this link is over, however that came.
-    FeedEnded { subscription: u64 },
+    FeedEnded {
+        subscription: u64,
+    },
     FeedChanged(Changed),
-    Machine { key: Key, machine: Option<Arc<boot::Machine>> },
+    Machine {
+        key: Key,
+        machine: Option<Arc<boot::Machine>>,
+    },
     /// Every live regiond process, by RPC endpoint and rack HTTP port.
     Regions(Vec<(Endpoint, u16)>),
-    Reported { taken: bool },
+    Reported {
+        taken: bool,
+    },
     Renewed(Option<Identity>),
 }
 
@@ -114,7 +126,16 @@ impl Thread {
         identity: Identity,
         seeds: BTreeSet<Endpoint>,
     ) -> Result<Thread, LinkFailed> {
-        let LinkContext { hostname, version, mailboxes, bell, snapshot, spool, ports, .. } = context;
+        let LinkContext {
+            hostname,
+            version,
+            mailboxes,
+            bell,
+            snapshot,
+            spool,
+            ports,
+            ..
+        } = context;
         let (told, happenings) = mpsc::unbounded_channel();
         let tls = Arc::new(tls::client_config(&identity).map_err(LinkFailed::Tls)?);
         ports.tls.send_replace(Some(Arc::clone(&tls)));
@@ -208,15 +229,21 @@ impl Thread {
             }
             self.bell.bell().unpark();
             for _ in 0..HAPPENINGS_PER_TURN {
-                let Ok(happening) = self.happenings.try_recv() else { break };
+                let Ok(happening) = self.happenings.try_recv() else {
+                    break;
+                };
                 self.on(happening);
             }
             for _ in 0..HAPPENINGS_PER_TURN {
-                let Ok(input) = self.spooled.try_recv() else { break };
+                let Ok(input) = self.spooled.try_recv() else {
+                    break;
+                };
                 self.on(Happening::Lease(input));
             }
             for _ in 0..MAIL_PER_TURN {
-                let Some((shard, mail)) = self.shards.pop(&mut self.turn) else { break };
+                let Some((shard, mail)) = self.shards.pop(&mut self.turn) else {
+                    break;
+                };
                 self.on_mail(shard, mail);
             }
             self.on_time();
@@ -260,9 +287,21 @@ impl Thread {
     fn on(&mut self, happening: Happening) {
         let now = Now::read();
         match happening {
-            Happening::Up { link, endpoint, session, welcome } => {
+            Happening::Up {
+                link,
+                endpoint,
+                session,
+                welcome,
+            } => {
                 self.process_list = welcome.regions.clone();
-                self.links.insert(link, Link { endpoint, session: session.clone(), welcome });
+                self.links.insert(
+                    link,
+                    Link {
+                        endpoint,
+                        session: session.clone(),
+                        welcome,
+                    },
+                );
                 self.leases.link_up(link, session, now, &mut self.shards);
                 self.follow_regions();
                 self.subscribe_at = now.instant;
@@ -290,7 +329,8 @@ impl Thread {
             Happening::Machine { key, machine } => {
                 for (shard, ticket) in self.boots.finish(&key, machine.as_ref()) {
                     let machine = machine.clone();
-                    self.shards.send(shard, ToShard::Machine { ticket, machine });
+                    self.shards
+                        .send(shard, ToShard::Machine { ticket, machine });
                 }
             }
             Happening::Regions(regions) => {
@@ -305,7 +345,8 @@ impl Thread {
     fn on_mail(&mut self, shard: usize, mail: ToLink) {
         match mail {
             ToLink::Lease { ticket, write } => {
-                self.leases.request(shard, ticket, write, Now::read(), &mut self.shards);
+                self.leases
+                    .request(shard, ticket, write, Now::read(), &mut self.shards);
             }
             ToLink::BootConfig { ticket, query } => self.on_boot_query(shard, ticket, query),
             ToLink::Event(mut event) => {
@@ -349,7 +390,11 @@ impl Thread {
     // ------------------------------------------------------------ regions
 
     fn follow_regions(&mut self) {
-        let endpoints = self.process_list.iter().map(|(endpoint, _)| endpoint.clone()).collect();
+        let endpoints = self
+            .process_list
+            .iter()
+            .map(|(endpoint, _)| endpoint.clone())
+            .collect();
         self.ports.save_regions(&endpoints);
         self.keep_regions(endpoints);
         self.tell_status();
@@ -357,7 +402,9 @@ impl Thread {
 
     /// Processes come and go while a link stays.
     fn ask_for_regions(&mut self) {
-        let Some(session) = self.session() else { return };
+        let Some(session) = self.session() else {
+            return;
+        };
         let request = session.regions_request();
         let shared = Rc::clone(&self.shared);
         self.calls.spawn_local(async move {
@@ -387,7 +434,10 @@ impl Thread {
         });
         for endpoint in endpoints {
             if self.regions.len() >= ENDPOINTS_MAX {
-                tracing::warn!(limit = ENDPOINTS_MAX, "more regions than this rack links to");
+                tracing::warn!(
+                    limit = ENDPOINTS_MAX,
+                    "more regions than this rack links to"
+                );
                 break;
             }
             let shared = &self.shared;
@@ -408,11 +458,16 @@ impl Thread {
             .links
             .values()
             .map(|link| {
-                let port = |(endpoint, port): &(Endpoint, u16)| (*endpoint == link.endpoint).then_some(*port);
+                let port = |(endpoint, port): &(Endpoint, u16)| {
+                    (*endpoint == link.endpoint).then_some(*port)
+                };
                 let own = self.process_list.iter().find_map(port);
                 // Dialled by another name than the region's own: all processes use one port by convention.
                 let port = own.or_else(|| self.process_list.first().map(|(_, port)| *port));
-                Region { host: link.endpoint.host.clone(), port: port.unwrap_or(5251) }
+                Region {
+                    host: link.endpoint.host.clone(),
+                    port: port.unwrap_or(5251),
+                }
             })
             .collect();
         // Without any link the last ones are still the best guess for HTTP.
@@ -422,7 +477,11 @@ impl Thread {
         let feed = self.feed.borrow();
         self.ports.status.send_replace(Status {
             rack: self.identity.rack().to_owned(),
-            regions: self.links.values().map(|link| link.endpoint.to_string()).collect(),
+            regions: self
+                .links
+                .values()
+                .map(|link| link.endpoint.to_string())
+                .collect(),
             mode: self.leases.mode(),
             spooled: self.leases.spooled(),
             watermark: feed.watermark(),
@@ -438,7 +497,9 @@ impl Thread {
     // ------------------------------------------------------------ feed
 
     fn subscribe(&mut self) {
-        let Some((&link, Link { session, .. })) = self.links.first_key_value() else { return };
+        let Some((&link, Link { session, .. })) = self.links.first_key_value() else {
+            return;
+        };
         self.subscriptions += 1;
         let subscription = self.subscriptions;
         let sink = Sink {
@@ -461,7 +522,10 @@ impl Thread {
     }
 
     fn send_letters(&mut self) {
-        if self.letters.as_ref().is_some_and(|task| !task.is_finished())
+        if self
+            .letters
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
             || self.feed.borrow().letters.is_empty()
         {
             return;
@@ -523,7 +587,10 @@ impl Thread {
             let own = |(interface, sockets): (&u32, &Vec<OwnedFd>)| {
                 // A duplicate is the same socket: nothing that was received is lost or doubled by the exchange.
                 let socket = sockets[shard].try_clone()?;
-                Ok(LinkSocket { interface: *interface, socket })
+                Ok(LinkSocket {
+                    interface: *interface,
+                    socket,
+                })
             };
             match self.sockets.iter().map(own).collect::<io::Result<Vec<_>>>() {
                 Ok(sockets) => self.shards.send(shard, ToShard::Links(sockets)),
@@ -543,22 +610,44 @@ impl Thread {
         if let Some(binding) = bindings::live(&self.ports.bindings, address, now) {
             return Some(binding.mac);
         }
-        let std::net::IpAddr::V4(v4) = address.to_canonical() else { return None };
+        let std::net::IpAddr::V4(v4) = address.to_canonical() else {
+            return None;
+        };
         let feed = self.feed.borrow();
         let link = feed.snapshot().link_by_address(v4)?;
-        feed.snapshot().reserved_mac(link.dhcp.vlan, v4).map(|mac| mac.0)
+        feed.snapshot()
+            .reserved_mac(link.dhcp.vlan, v4)
+            .map(|mac| mac.0)
     }
 
     fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {
-        let mac = query.mac.or_else(|| self.mac_of(query.address, Instant::now()));
+        let mac = query
+            .mac
+            .or_else(|| self.mac_of(query.address, Instant::now()));
         let (Some(mac), Some(session)) = (mac, self.session()) else {
-            return self.shards.send(shard, ToShard::Machine { ticket, machine: None });
+            return self.shards.send(
+                shard,
+                ToShard::Machine {
+                    ticket,
+                    machine: None,
+                },
+            );
         };
         let session = session.clone();
-        let key = Key { mac, arch: query.arch.clone(), vlan: query.vlan };
+        let key = Key {
+            mac,
+            arch: query.arch.clone(),
+            vlan: query.vlan,
+        };
         match self.boots.ask(key.clone(), (shard, ticket)) {
             Asked::Joined => {}
-            Asked::Refused => self.shards.send(shard, ToShard::Machine { ticket, machine: None }),
+            Asked::Refused => self.shards.send(
+                shard,
+                ToShard::Machine {
+                    ticket,
+                    machine: None,
+                },
+            ),
             Asked::Call => {
                 let shared = Rc::clone(&self.shared);
                 let mut request = session.boot_config_request();
@@ -595,14 +684,21 @@ impl Thread {
         let shared = Rc::clone(&self.shared);
         self.calls.spawn_local(async move {
             let answer = tokio::time::timeout(REPORT_TIME, request.send().promise).await;
-            shared.tell(Happening::Reported { taken: matches!(answer, Ok(Ok(_))) });
+            shared.tell(Happening::Reported {
+                taken: matches!(answer, Ok(Ok(_))),
+            });
         });
     }
 
     // ------------------------------------------------------------ the certificate
 
     fn renew(&mut self) {
-        let Some(Link { session, welcome, .. }) = self.links.values().next() else { return };
+        let Some(Link {
+            session, welcome, ..
+        }) = self.links.values().next()
+        else {
+            return;
+        };
         if self.renewing || self.identity.remaining(SystemTime::now()) > welcome.renew {
             return;
         }
@@ -614,18 +710,26 @@ impl Thread {
                 let (key, csr) = enrol::key_and_request().map_err(|error| error.to_string())?;
                 let mut request = session.renew_request();
                 request.get().set_csr(&csr);
-                let answer = request.send().promise.await.map_err(|error| error.to_string())?;
-                let certificate = answer.get().and_then(|answer| Ok(answer.get_certificate()?.to_vec()));
+                let answer = request
+                    .send()
+                    .promise
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let certificate = answer
+                    .get()
+                    .and_then(|answer| Ok(answer.get_certificate()?.to_vec()));
                 let certificate = certificate.map_err(|error| error.to_string())?;
                 let renewed = identity.renewed(key, certificate.into());
                 let renewed = renewed.ok_or("the region gave a certificate that does not fit")?;
                 // An fsync: not on this thread.
-                let saved = tokio::task::spawn_blocking(move || renewed.save(&folder).map(|()| renewed));
+                let saved =
+                    tokio::task::spawn_blocking(move || renewed.save(&folder).map(|()| renewed));
                 let saved = saved.await.map_err(|error| error.to_string())?;
                 saved.map_err(|error| error.to_string())
             };
-            let renewed: Result<Identity, String> =
-                tokio::time::timeout(RENEW_TIME, renewed).await.unwrap_or(Err("no answer".into()));
+            let renewed: Result<Identity, String> = tokio::time::timeout(RENEW_TIME, renewed)
+                .await
+                .unwrap_or(Err("no answer".into()));
             let renewed = renewed
                 .inspect_err(|error| tracing::error!(error, "renewing this rack's certificate"))
                 .ok();
@@ -660,7 +764,10 @@ impl Drop for Thread {
 }
 
 fn indexes(interfaces: &[Interface]) -> HashMap<String, u32> {
-    interfaces.iter().map(|interface| (interface.name.clone(), interface.index)).collect()
+    interfaces
+        .iter()
+        .map(|interface| (interface.name.clone(), interface.index))
+        .collect()
 }
 
 /// Takes the feed's parts; the region lets go of it when the subscription or the link ends.
@@ -676,7 +783,10 @@ impl feed_sink::Server for Sink {
         params: feed_sink::SnapshotParams,
         _: feed_sink::SnapshotResults,
     ) -> Result<(), capnp::Error> {
-        let changed = self.feed.borrow_mut().on_snapshot(params.get()?.get_part()?)?;
+        let changed = self
+            .feed
+            .borrow_mut()
+            .on_snapshot(params.get()?.get_part()?)?;
         self.shared.tell(Happening::FeedChanged(changed));
         Ok(())
     }
@@ -694,6 +804,8 @@ impl feed_sink::Server for Sink {
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        self.shared.tell(Happening::FeedEnded { subscription: self.subscription });
+        self.shared.tell(Happening::FeedEnded {
+            subscription: self.subscription,
+        });
     }
 }

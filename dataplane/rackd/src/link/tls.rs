@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 
@@ -39,7 +41,10 @@ pub fn client_config(identity: &Identity) -> Result<ClientConfig, rustls::Error>
 
 /// For enrolment: the authority is the one with this SHA-256.
 pub fn enrolment_config(fingerprint: [u8; 32]) -> Result<ClientConfig, rustls::Error> {
-    let verifier = Arc::new(ByFingerprint { fingerprint, provider: provider() });
+    let verifier = Arc::new(ByFingerprint {
+        fingerprint,
+        provider: provider(),
+    });
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -97,6 +102,8 @@ impl ServerCertVerifier for ByFingerprint {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -101,7 +101,13 @@ pub(super) fn regions(
     list.iter()
         .map(|endpoint| {
             let host = text(endpoint.get_host()?)?;
-            Ok((Endpoint { host, port: endpoint.get_rpc_port() }, endpoint.get_rack_http_port()))
+            Ok((
+                Endpoint {
+                    host,
+                    port: endpoint.get_rpc_port(),
+                },
+                endpoint.get_rack_http_port(),
+            ))
         })
         .collect()
 }
@@ -120,7 +126,11 @@ pub(super) fn put_batch(batch: &Batch, mut builder: wire::lease_batch::Builder<'
         builder.set_address(&octets(write.address));
         builder.set_drained(batch.drained);
         let (kind, client) = match &write.kind {
-            WriteKind::Grant { client, lease, hostname } => {
+            WriteKind::Grant {
+                client,
+                lease,
+                hostname,
+            } => {
                 builder.set_duration_ms(millis(*lease));
                 builder.set_hostname(hostname);
                 (K::Grant, Some(client))
@@ -170,7 +180,9 @@ pub(super) fn outcome(reader: wire::lease_outcome::Reader<'_>) -> Result<Outcome
     })
 }
 
-pub(super) fn heartbeat(reader: wire::heartbeat_reply::Reader<'_>) -> Result<HeartbeatReply, Error> {
+pub(super) fn heartbeat(
+    reader: wire::heartbeat_reply::Reader<'_>,
+) -> Result<HeartbeatReply, Error> {
     Ok(match reader.which()? {
         Beat::UntilMs(ms) => HeartbeatReply::Until(Duration::from_millis(ms)),
         Beat::Attach(()) => HeartbeatReply::Attach,
@@ -198,7 +210,11 @@ pub(super) fn attachment(reader: wire::attachment::Reader<'_>) -> Result<AttachR
         Ok(Row {
             block: BlockId(row.get_block()),
             address: address(row.get_address()?)?,
-            client: if row.has_client() { Some(client(row.get_client()?)?) } else { None },
+            client: if row.has_client() {
+                Some(client(row.get_client()?)?)
+            } else {
+                None
+            },
             remaining_ms: row.get_remaining_ms(),
             quarantine: Duration::from_millis(row.get_quarantine_ms()),
             released: row.get_released(),
@@ -206,8 +222,16 @@ pub(super) fn attachment(reader: wire::attachment::Reader<'_>) -> Result<AttachR
     };
     Ok(AttachReply::Attached(Attachment {
         until: Duration::from_millis(reader.get_until_ms()),
-        blocks: reader.get_blocks()?.iter().map(block).collect::<Result<_, Error>>()?,
-        rows: reader.get_rows()?.iter().map(row).collect::<Result<_, Error>>()?,
+        blocks: reader
+            .get_blocks()?
+            .iter()
+            .map(block)
+            .collect::<Result<_, Error>>()?,
+        rows: reader
+            .get_rows()?
+            .iter()
+            .map(row)
+            .collect::<Result<_, Error>>()?,
     }))
 }
 
@@ -218,7 +242,10 @@ fn client(reader: wire::client_key::Reader<'_>) -> Result<Client, Error> {
         W::ClientId(octets) => ClientKey::ClientId(octets?.into()),
         W::DuidIaid(octets) => ClientKey::DuidIaid(octets?.into()),
     };
-    Ok(Client { vlan: reader.get_vlan(), key })
+    Ok(Client {
+        vlan: reader.get_vlan(),
+        key,
+    })
 }
 
 // ---------------------------------------------------------------- the feed's items
@@ -232,7 +259,9 @@ pub(super) struct LinkItem {
 
 /// `None`: nothing of it is IPv4.
 pub(super) fn link(reader: wire::link::Reader<'_>) -> Result<Option<LinkItem>, Error> {
-    let Some(server) = v4(reader.get_server_address()?)? else { return Ok(None) };
+    let Some(server) = v4(reader.get_server_address()?)? else {
+        return Ok(None);
+    };
     let mut subnets = Vec::new();
     for reader in reader.get_subnets()? {
         subnets.extend(subnet(reader)?);
@@ -254,10 +283,14 @@ pub(super) fn link(reader: wire::link::Reader<'_>) -> Result<Option<LinkItem>, E
 
 fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Error> {
     let prefix = reader.get_prefix()?;
-    let Some(network) = v4(prefix.get_address()?)? else { return Ok(None) };
+    let Some(network) = v4(prefix.get_address()?)? else {
+        return Ok(None);
+    };
     let net = Ipv4Net::new(network, prefix.get_length()).map_err(|_| bad("prefix length"))?;
     let list = |list: capnp::data_list::Reader<'_>| -> Result<Vec<Ipv4Addr>, Error> {
-        list.iter().filter_map(|octets| octets.and_then(v4).transpose()).collect()
+        list.iter()
+            .filter_map(|octets| octets.and_then(v4).transpose())
+            .collect()
     };
     let mut ranges = Vec::new();
     for range in reader.get_ranges()? {
@@ -273,7 +306,11 @@ fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Erro
     Ok(Some(dhcp::Subnet {
         id: reader.get_id(),
         net: net.trunc(),
-        gateway: if gateway.is_empty() { None } else { v4(gateway)? },
+        gateway: if gateway.is_empty() {
+            None
+        } else {
+            v4(gateway)?
+        },
         dns: list(reader.get_dns_servers()?)?,
         ntp: list(reader.get_ntp_servers()?)?,
         domain: text(reader.get_domain()?)?,
@@ -292,7 +329,9 @@ fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Erro
 pub(super) fn reservation(
     reader: wire::reservation::Reader<'_>,
 ) -> Result<Option<dhcp::Reservation>, Error> {
-    let Some(address) = v4(reader.get_address()?)? else { return Ok(None) };
+    let Some(address) = v4(reader.get_address()?)? else {
+        return Ok(None);
+    };
     Ok(Some(dhcp::Reservation {
         vlan: reader.get_vlan(),
         subnet: reader.get_subnet(),
@@ -338,7 +377,10 @@ mod tests {
 
     #[test]
     fn a_batch_says_everything() {
-        let client = Client { vlan: 5001, key: ClientKey::ClientId(Box::new([1, 2])) };
+        let client = Client {
+            vlan: 5001,
+            key: ClientKey::ClientId(Box::new([1, 2])),
+        };
         let write = |kind| Write {
             block: BlockId(7),
             epoch: Epoch(9),
@@ -347,10 +389,17 @@ mod tests {
         };
         let lease = Duration::from_secs(600);
         let batch = Batch {
-            key: BatchKey { spool_id: SpoolId([3; 16]), seq: 5 },
+            key: BatchKey {
+                spool_id: SpoolId([3; 16]),
+                seq: 5,
+            },
             drained: true,
             writes: vec![
-                write(WriteKind::Grant { client: client.clone(), lease, hostname: "h".into() }),
+                write(WriteKind::Grant {
+                    client: client.clone(),
+                    lease,
+                    hostname: "h".into(),
+                }),
                 write(WriteKind::Quarantine { length: lease }),
             ],
         };
@@ -358,12 +407,22 @@ mod tests {
         put_batch(&batch, message.init_root());
         let reader: wire::lease_batch::Reader<'_> = message.get_root_as_reader().unwrap();
         let grant = reader.get_writes().unwrap().get(0);
-        assert_eq!((grant.get_block(), grant.get_epoch(), grant.get_duration_ms()), (7, 9, 600_000));
+        assert_eq!(
+            (
+                grant.get_block(),
+                grant.get_epoch(),
+                grant.get_duration_ms()
+            ),
+            (7, 9, 600_000)
+        );
         assert!(grant.get_drained());
         assert_eq!(self::client(grant.get_client().unwrap()).unwrap(), client);
         let quarantine = reader.get_writes().unwrap().get(1);
         assert!(!quarantine.has_client());
-        assert_eq!(quarantine.get_kind().unwrap(), wire::LeaseWriteKind::Quarantine);
+        assert_eq!(
+            quarantine.get_kind().unwrap(),
+            wire::LeaseWriteKind::Quarantine
+        );
     }
 
     #[test]
@@ -374,9 +433,18 @@ mod tests {
         let mut row = builder.reborrow().init_rows(1).get(0);
         row.set_address(&octets("10.0.0.9".parse().unwrap()));
         row.set_remaining_ms(-5);
-        let read = |builder: &wire::attachment::Builder<'_>| attachment(builder.reborrow_as_reader());
-        let AttachReply::Attached(attached) = read(&builder).unwrap() else { panic!() };
-        assert_eq!((attached.rows[0].client.clone(), attached.rows[0].remaining_ms), (None, -5));
+        let read =
+            |builder: &wire::attachment::Builder<'_>| attachment(builder.reborrow_as_reader());
+        let AttachReply::Attached(attached) = read(&builder).unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (
+                attached.rows[0].client.clone(),
+                attached.rows[0].remaining_ms
+            ),
+            (None, -5)
+        );
         builder.set_state(wire::AttachState::Wait);
         assert_eq!(read(&builder).unwrap(), AttachReply::Wait);
     }

@@ -171,7 +171,13 @@ async fn serve(context: Context) {
     let messages = tokio::task::spawn_local(messages);
     let mut ending = JoinSet::new();
     ending.spawn_local(power::run(inbox.power, counters.clone()));
-    ending.spawn_local(proxy::run(inbox.connections, pool, bindings, metrics, counters));
+    ending.spawn_local(proxy::run(
+        inbox.connections,
+        pool,
+        bindings,
+        metrics,
+        counters,
+    ));
     // An error: whoever could say stop is gone.
     let _ = stop.wait_for(|stopped| *stopped).await;
     // Fills go on after the next start. Operations and connections may end by themselves, as far as the

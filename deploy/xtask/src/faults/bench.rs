@@ -22,9 +22,27 @@ pub type SlowCase = fn(&mut Bench) -> Result<Slow>;
 
 /// A case that was begun, and is judged when others are done.
 pub struct Slow {
-    pub known: Known,
     pub at: Instant,
-    pub judge: fn(&mut Bench, &str, &Known, Instant) -> Result<()>,
+    /// Model machines of it, whose traces are kept when it fails.
+    pub machines: Vec<ModelMachine>,
+    pub judge: Judge,
+}
+
+/// Told the case's name.
+pub type Judge = Box<dyn FnOnce(&mut Bench, &str) -> Result<()>>;
+
+impl Slow {
+    pub fn new(
+        known: Known,
+        judge: impl FnOnce(&mut Bench, &str, &Known, Instant) -> Result<()> + 'static,
+    ) -> Self {
+        let at = Instant::now();
+        Self {
+            at,
+            machines: vec![known.machine.clone()],
+            judge: Box::new(move |bench, name| judge(bench, name, &known, at)),
+        }
+    }
 }
 
 pub struct Bench {
@@ -91,9 +109,12 @@ impl Bench {
     /// Waits for what [`Bench::start_all`] began.
     pub fn slow_case(&mut self, name: &str, started: Result<Slow>) {
         match started {
-            Ok(Slow { known, at, judge }) => {
-                let machines = [known.machine.clone()];
-                self.judge(name, at, &machines, |bench| judge(bench, name, &known, at));
+            Ok(Slow {
+                at,
+                machines,
+                judge,
+            }) => {
+                self.judge(name, at, &machines, |bench| judge(bench, name));
             }
             Err(error) => self.judge(name, Instant::now(), &[], |_| Err(error)),
         }
@@ -285,23 +306,29 @@ impl Bench {
             .collect())
     }
 
-    /// Waits until the region knows of the step.
-    pub fn region_step(&mut self, known: &Known, step: usize) -> Result<()> {
-        let what = format!("{}: step {step} in the region", known.machine.name);
-        self.until(&what, STEP_LIMIT, |bench| {
-            let events = bench.events(&known.id)?;
-            Ok(events
-                .iter()
-                .any(|event| event.step == Some(step))
-                .then_some(()))
-        })
+    /// Waits until the region knows of the step of the machine with this id.
+    pub fn region_step(&mut self, id: &str, step: usize, limit: Duration) -> Result<()> {
+        self.until(
+            &format!("{id}: step {step} in the region"),
+            limit,
+            |bench| {
+                let events = bench.events(id)?;
+                let has = |event: &Event| event.step == Some(step);
+                Ok(events.iter().any(has).then_some(()))
+            },
+        )
     }
 
     /// Waits until the commissioning has ended, one way or the other.
     pub fn end_of(&mut self, known: &Known, limit: Duration) -> Result<End> {
         let name = known.machine.name.clone();
-        let path = format!("machines/{}/", known.id);
-        let end = self.until(&format!("{name}: Ready or failed"), limit, |bench| {
+        let end = self.end_of_id(&name, &known.id, limit);
+        end.map_err(|error| anyhow!("{error:#}; {}", self.story(known)))
+    }
+
+    pub fn end_of_id(&mut self, name: &str, id: &str, limit: Duration) -> Result<End> {
+        let path = format!("machines/{id}/");
+        self.until(&format!("{name}: Ready or failed"), limit, |bench| {
             let machine = bench.lab.region().get(&path, &[])?;
             let text = |field: &str| {
                 machine
@@ -317,8 +344,7 @@ impl Bench {
             };
             let over = status == "Ready" || status.starts_with("Failed");
             Ok(over.then_some(End { status, reason }))
-        });
-        end.map_err(|error| anyhow!("{error:#}; {}", self.story(known)))
+        })
     }
 
     /// Ready, whole, and off.
@@ -334,7 +360,8 @@ impl Bench {
         self.expect_one_address(machine).map(drop)
     }
 
-    /// The one address that a machine was given in all its boots, which is also that of its one lease row.
+    /// The one address that a machine was given in all its boots, which is also that of its one lease row. The row of
+    /// an address that was given while the region was away comes when the rack has attached again.
     pub fn expect_one_address(&mut self, machine: &ModelMachine) -> Result<String> {
         let given: BTreeSet<String> = machine
             .progress()
@@ -342,7 +369,11 @@ impl Bench {
             .filter(|line| line.step == "address")
             .map(|line| line.text("address").to_owned())
             .collect();
-        let rows = self.lease_rows(machine)?;
+        let what = format!("a lease row of {}, which was given {given:?}", machine.name);
+        let rows = self.until(&what, STEP_LIMIT, |bench| {
+            let rows = bench.lease_rows(machine)?;
+            Ok((!rows.is_empty()).then_some(rows))
+        })?;
         match (given.iter().next(), rows.as_slice()) {
             (Some(address), [row]) if given.len() == 1 && address == row => Ok(row.clone()),
             _ => bail!(

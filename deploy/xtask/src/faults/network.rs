@@ -1,12 +1,12 @@
 //! What comes over the wire: paths that climb, and a machine that was cut off and comes back with the same ports.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::host::on_network_of;
-use lab::{BmcKind, BootNetwork};
+use lab::{BmcKind, BootNetwork, plan};
 use serde_json::json;
 
 use super::bench::{Bench, Case};
@@ -23,6 +23,7 @@ pub const CASES: &[(&str, Case)] = &[
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 pub const RACK_HTTP: u16 = 5248;
 const TFTP: u16 = 69;
+const DHCP: u16 = 67;
 /// Names of it are in no answer, whatever the path.
 const SECRET: &str = "root:x:0:0";
 
@@ -126,7 +127,7 @@ fn tftp_paths(bench: &mut Bench) -> Result<()> {
         b"bootx64.efi\0../../etc/passwd",
         b"\0/etc/passwd",
         b"",
-        &[b'a'; 1200],
+        &[b'a'; 480],
     ];
     for path in paths {
         let shown = String::from_utf8_lossy(&path[..path.len().min(60)]).into_owned();
@@ -175,6 +176,98 @@ fn http_paths(bench: &mut Bench) -> Result<()> {
     let (status, _) = http(&client, server, &format!("/images/{hash}"), "")?;
     ensure!(status == 404, "{status} for an image that nobody knows");
     Ok(())
+}
+
+/// Every port of region and rack, in turn: nothing is answered with a crash, and a machine boots afterwards.
+fn garbage(bench: &mut Bench) -> Result<()> {
+    const PACKETS: usize = 400;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let client = bench.lab.names().client();
+    on_network_of(&client, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").context("binding")?;
+        socket.set_broadcast(true)?;
+        let everyone = SocketAddr::from((Ipv4Addr::BROADCAST, DHCP));
+        for target in [rack(DHCP), rack(TFTP), everyone] {
+            for _ in 0..PACKETS {
+                let mut packet = random.octets(600);
+                if target.port() == DHCP {
+                    dress_as_dhcp(&mut packet);
+                } else if packet.len() > 2 {
+                    (packet[0], packet[1]) = (0, packet[1] % 8);
+                }
+                // A full socket is the other side's business.
+                socket.send_to(&packet, target).ok();
+            }
+        }
+        Ok(())
+    })?;
+    let region = |port| SocketAddr::from((plan::region_mgmt().addr(), port));
+    let host = bench.lab.names().rack(1);
+    let targets = [
+        (&client, rack(RACK_HTTP)),
+        (&host, region(5240)),
+        (&host, region(5250)),
+        (&host, region(5251)),
+    ];
+    for (host, server) in targets {
+        for start in [
+            &b""[..],
+            b"GET /MAAS/",
+            b"POST /MAAS/metadata/latest/ HTTP/1.1\r\n",
+            b"\x16\x03\x01\x02\x00\x01",
+        ] {
+            let octets = [start, &random.octets(4000)].concat();
+            on_network_of(host, || {
+                let mut stream = TcpStream::connect_timeout(&server, ANSWER_LIMIT)
+                    .with_context(|| format!("connecting to {server}"))?;
+                stream.write_all(&octets).ok();
+                stream.shutdown(std::net::Shutdown::Write).ok();
+                stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+                // Whatever it says: it must come to an end.
+                let mut answer = Vec::new();
+                match stream.read_to_end(&mut answer) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        bail!("{server} holds a connection with garbage open")
+                    }
+                    _ => Ok(()),
+                }
+            })?;
+        }
+    }
+    let known = bench.machine(BmcKind::IpmiSim, json!({}))?;
+    bench.commission(&known)?;
+    bench.expect_ready(&known)
+}
+
+/// So that more than the first look is passed: BOOTREQUEST over Ethernet with the cookie, and then anything.
+fn dress_as_dhcp(packet: &mut Vec<u8>) {
+    packet.resize(packet.len().max(241), 0);
+    packet[..4].copy_from_slice(&[1, 1, 6, 0]);
+    packet[24..28].fill(0);
+    packet[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+    // Every other one is a known message type.
+    if packet.len() > 243 && packet[4] % 2 == 0 {
+        let kind = packet[5] % 9;
+        packet[240..243].copy_from_slice(&[53, 1, kind]);
+    }
+}
+
+/// xorshift64*: the same octets in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Up to `max` of them.
+    fn octets(&mut self, max: usize) -> Vec<u8> {
+        let length = self.next() as usize % max;
+        (0..length).map(|_| (self.next() >> 56) as u8).collect()
+    }
 }
 
 /// The loader's TCP is one that never resets: the dead connection is the rack's to end.

@@ -56,22 +56,14 @@ fn ready(bench: &mut Bench, bmc: BmcKind) -> Result<()> {
 fn fail(bench: &mut Bench, bmc: BmcKind) -> Result<Slow> {
     let known = bench.machine(bmc, json!({}))?;
     bench.commission(&known)?;
-    Ok(Slow {
-        known,
-        at: Instant::now(),
-        judge,
-    })
+    Ok(Slow::new(known, judge))
 }
 
 fn refuse(bench: &mut Bench, bmc: BmcKind) -> Result<Slow> {
     let machine = bench.stranger(bmc, json!({}))?;
     let known = bench.create(machine, "not-the-password")?;
     bench.commission(&known)?;
-    Ok(Slow {
-        known,
-        at: Instant::now(),
-        judge,
-    })
+    Ok(Slow::new(known, judge))
 }
 
 fn judge(bench: &mut Bench, name: &str, known: &Known, at: Instant) -> Result<()> {

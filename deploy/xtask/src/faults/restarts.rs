@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use lab::{BmcKind, ModelMachine};
 use serde_json::json;
 
-use super::bench::{
-    Bench, COMMISSIONING_LIMIT, Case, Known, STEP_LIMIT, Slow, SlowCase, held_after,
-};
+use crate::commissioning;
+
+use super::bench::{Bench, COMMISSIONING_LIMIT, Case, STEP_LIMIT, Slow, SlowCase, held_after};
 
 /// Of the twelve, with [`SLOW_CASES`]: before the second nothing is promised, and after the eleventh it is Ready.
 pub const STEPS: RangeInclusive<usize> = 3..=11;
@@ -30,23 +30,53 @@ pub const CASES: &[(&str, Case)] = &[
     ("addresses given while the region is away", region_away),
 ];
 
-pub const SLOW_CASES: &[(&str, SlowCase)] = &[("regiond killed in step 2", |bench| {
+/// With the rest of its boot beside other cases.
+const QEMU_LIMIT: Duration = Duration::from_secs(240);
+
+pub const SLOW_CASES: &[(&str, SlowCase)] = &[
+    ("regiond killed in step 9 of a QEMU machine", qemu),
+    ("regiond killed in step 2", queued),
+];
+
+fn queued(bench: &mut Bench) -> Result<Slow> {
     let known = bench.machine(BmcKind::IpmiSim, json!({}))?;
     bench.commission(&known)?;
     // The work is queued in the transaction of the request.
     bench.lab.kill_region()?;
     std::thread::sleep(Duration::from_secs(1));
     bench.lab.run_region(&bench.binaries.clone())?;
-    let judge = |bench: &mut Bench, _: &str, known: &Known, at: Instant| {
+    Ok(Slow::new(known, |bench, _, known, at| {
         bench.end_of(known, CLAIM_LIMIT.saturating_sub(at.elapsed()))?;
         bench.expect_ready(known)
-    };
+    }))
+}
+
+/// Real firmware, kernel and cloud-init over the same fault.
+fn qemu(bench: &mut Bench) -> Result<Slow> {
+    let id = commissioning::create(&bench.lab, &[0])?.remove(0);
+    bench
+        .lab
+        .region()
+        .post(&format!("machines/{id}/"), "commission", &[])?;
+    bench.region_step(&id, 9, QEMU_LIMIT)?;
+    bench.lab.kill_region()?;
+    std::thread::sleep(Duration::from_secs(2));
+    bench.lab.run_region(&bench.binaries.clone())?;
     Ok(Slow {
-        known,
         at: Instant::now(),
-        judge,
+        machines: Vec::new(),
+        judge: Box::new(move |bench, _| {
+            let end = bench.end_of_id("the QEMU machine", &id, QEMU_LIMIT)?;
+            ensure!(
+                end.status == "Ready",
+                "it is {} ({})",
+                end.status,
+                end.reason
+            );
+            Ok(())
+        }),
     })
-})];
+}
 
 /// Where a machine is to be held so that the region dies right after the step, and the next one is done without it.
 fn hold_of(step: usize) -> Option<&'static str> {
@@ -73,10 +103,10 @@ pub fn region_killed(bench: &mut Bench, step: usize) -> Result<()> {
     match (step, hold) {
         (7, Some(hold)) => {
             bench.step(&known.machine, hold)?;
-            bench.region_step(&known, step)?;
+            bench.region_step(&known.id, step, STEP_LIMIT)?;
         }
         (_, Some(hold)) => drop(bench.step(&known.machine, hold)?),
-        (_, None) => bench.region_step(&known, step)?,
+        (_, None) => bench.region_step(&known.id, step, STEP_LIMIT)?,
     }
     bench.lab.kill_region()?;
     if let Some(hold) = hold {
