@@ -462,7 +462,8 @@ async fn a_session_renews_reports_asks_and_leases() {
             (
                 [2, 0, 0, 0, 0, 1],
                 "mmmmmm",
-                rpc::muster_capnp::BootPurpose::Commissioning,
+                // New, and nobody asked it to boot.
+                rpc::muster_capnp::BootPurpose::Poweroff,
             ),
             (
                 [2, 0, 0, 0, 0, 9],

@@ -17,6 +17,7 @@ TFTP_TIMEOUT_SECS, TFTP_TRIES = 1.0, 10
 PARAMETERS = bytes([1, 2, 3, 4, 5, 6, 12, 13, 15, 17, 18, 22, 23, 28, 40, 41, 42, 43, 50, 51, 54, 58, 59, 60, 66, 67, 97])
 OUTGOING = 4  # PACKET_OUTGOING, packet(7)
 ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33  # socket(7)
 
 
 class Failure(Exception):
@@ -39,7 +40,8 @@ def ipv4(protocol, source, target, payload):
 
 def raw_socket(interface, protocol):
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    # A whole window and what else is on the wire, beyond the host's limit.
+    raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
     raw.bind((interface, protocol))
     return raw
 
@@ -334,7 +336,7 @@ class OwnTcp:
 
     def receive_answer(self, path, stall):
         head, size, got, digest, asked_to_stall = b"", None, 0, hashlib.sha256(), False
-        segment, silent = self.early, 0
+        segment, silent, ahead = self.early, 0, {}
         while True:
             if segment is None:
                 silent += 1
@@ -347,35 +349,48 @@ class OwnTcp:
             sequence, _, flags, payload = segment
             if flags & RST:
                 raise Failure(f"{path}: connection reset after {got} octets")
-            ended = False
-            # A resend may begin before what is still missing.
-            known = (self.expected - sequence) & 0xFFFFFFFF
-            if known < len(payload):
-                sequence, payload = self.expected, payload[known:]
-            if sequence == self.expected:
-                self.expected = (self.expected + len(payload)) & 0xFFFFFFFF
-                if flags & FIN:
-                    self.expected = (self.expected + 1) & 0xFFFFFFFF
-                    ended = True
-                if size is None:
-                    head += payload
-                    if b"\r\n\r\n" in head:
-                        head, _, payload = head.partition(b"\r\n\r\n")
-                        lines = head.decode("latin-1").split("\r\n")
-                        if lines[0].split()[1:2] != ["200"]:
-                            raise Failure(f"{path}: {lines[0]}")
-                        lengths = [line.split(":")[1] for line in lines if line.lower().startswith("content-length:")]
-                        size = int(lengths[0])
-                if size is not None:
-                    got += len(payload)
-                    digest.update(payload)
-                    if not asked_to_stall and got > size // 2:
-                        asked_to_stall = True
-                        stall(got)
-            if sequence != self.expected or len(segment[3]) or flags & FIN:
+            if payload or flags & FIN:
+                ahead[sequence] = (payload, flags & FIN)
+            found, ended = self.in_order(ahead)
+            if payload or flags & FIN:
                 self.emit(ACK)
+            if size is None:
+                head += found
+                if b"\r\n\r\n" in head:
+                    head, _, found = head.partition(b"\r\n\r\n")
+                    lines = head.decode("latin-1").split("\r\n")
+                    if lines[0].split()[1:2] != ["200"]:
+                        raise Failure(f"{path}: {lines[0]}")
+                    lengths = [line.split(":")[1] for line in lines if line.lower().startswith("content-length:")]
+                    size = int(lengths[0])
+            if size is not None:
+                got += len(found)
+                digest.update(found)
+                if not asked_to_stall and got > size // 2:
+                    asked_to_stall = True
+                    stall(got)
             if ended or (size is not None and got >= size):
                 self.emit(FIN | ACK)
                 self.next = (self.next + 1) & 0xFFFFFFFF
                 return got, digest.hexdigest()
             segment = self.segment(time.monotonic() + 1)
+
+    def in_order(self, ahead):
+        """Takes from the segments that came what comes next; (octets, whether it was the last)."""
+        found = b""
+        while True:
+            for sequence, (payload, fin) in list(ahead.items()):
+                # A resend may begin before what is still missing.
+                known = (self.expected - sequence) & 0xFFFFFFFF
+                if known > self.WINDOW * 2:
+                    continue
+                del ahead[sequence]
+                if known > len(payload) or (known == len(payload) and not fin):
+                    continue
+                found += payload[known:]
+                self.expected = (self.expected + len(payload) - known + bool(fin)) & 0xFFFFFFFF
+                if fin:
+                    return found, True
+                break
+            else:
+                return found, False

@@ -132,7 +132,7 @@ impl Test {
 
 impl Test {
     fn faults_stage(&self) -> Result<Score> {
-        faults::build()?;
+        workspace::build(Profile::Dev)?;
         if workspace::is_root() {
             return faults::run(&self.case);
         }

@@ -7,48 +7,22 @@ mod bench;
 mod network;
 mod power;
 mod restarts;
+pub mod soak;
 mod trust;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use lab::{BootNetwork, Firmware, Lab, LabConfig, ModelSetup};
 
 use crate::checks::{Score, finish_logs};
 use crate::workspace::{self, Profile};
 use bench::Bench;
 
-/// Builds what the cases need besides the lab's own binaries.
-pub fn build() -> Result<()> {
-    workspace::build(Profile::Dev)?;
-    let status = workspace::cargo()?
-        .args(["build", "--package", "power", "--example", "bmc_model"])
-        .status()
-        .context("starting cargo")?;
-    ensure!(status.success(), "building the model BMC failed ({status})");
-    Ok(())
-}
-
 /// All cases whose name contains one of `filters`, or all; needs root and everything built.
 pub fn run(filters: &[String]) -> Result<Score> {
-    let image = workspace::image()?;
-    let name = format!("faults{}", std::process::id());
-    let binaries = workspace::binaries(Profile::Dev)?;
-    let config = LabConfig {
-        name: name.clone(),
-        racks: 1,
-        machines: vec![Firmware::Uefi],
-        network: BootNetwork::default(),
-        base: workspace::lab_base(),
-        logs: workspace::lab_logs(&name)?,
-        accelerator: workspace::accelerator(&image)?,
-    };
-    let setup = ModelSetup::new(binaries.join("examples/bmc_model"), &image)?;
-    let start = Instant::now();
-    let mut says = |line: &str| println!("{:>6.1} s  {line}", start.elapsed().as_secs_f64());
-    let lab = Lab::up(&config, &binaries, &image, None, &mut says)?;
-    let mut bench = Bench::new(lab, binaries, setup, filters);
-
+    let (mut bench, logs) = bench("faults", vec![Firmware::Uefi], filters)?;
     // What takes minutes goes on beside the cases that break nothing else: a claim of a dead region runs out, and a
     // BMC that does not answer is tried again.
     let mut slow = bench.start_all(restarts::SLOW_CASES);
@@ -58,13 +32,13 @@ pub fn run(filters: &[String]) -> Result<Score> {
         .chain(trust::CASES)
         .chain(network::CASES)
     {
-        bench.case(name, |bench| case(bench));
+        bench.case(name, case);
     }
     for (name, started) in slow {
         bench.slow_case(name, started);
     }
     for (name, case) in restarts::CASES {
-        bench.case(name, |bench| case(bench));
+        bench.case(name, case);
     }
     for step in restarts::STEPS {
         let name = format!("regiond killed in step {step}");
@@ -75,6 +49,27 @@ pub fn run(filters: &[String]) -> Result<Score> {
         trust::nothing_odd,
     );
     let score = bench.end();
-    finish_logs(&config.logs, score);
+    finish_logs(&logs, score);
     Ok(score)
+}
+
+/// A lab with one rack, and the folder of its logs.
+fn bench(name: &str, machines: Vec<Firmware>, filters: &[String]) -> Result<(Bench, PathBuf)> {
+    let image = workspace::image()?;
+    let name = format!("{name}{}", std::process::id());
+    let binaries = workspace::binaries(Profile::Dev)?;
+    let config = LabConfig {
+        name: name.clone(),
+        racks: 1,
+        machines,
+        network: BootNetwork::default(),
+        base: workspace::lab_base(),
+        logs: workspace::lab_logs(&name)?,
+        accelerator: workspace::accelerator(&image)?,
+    };
+    let setup = ModelSetup::new(binaries.join("examples/bmc_model"), &image)?;
+    let start = Instant::now();
+    let mut says = |line: &str| println!("{:>6.1} s  {line}", start.elapsed().as_secs_f64());
+    let lab = Lab::up(&config, &binaries, &image, None, &mut says)?;
+    Ok((Bench::new(lab, binaries, setup, filters), config.logs))
 }

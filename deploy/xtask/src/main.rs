@@ -35,6 +35,8 @@ enum Command {
     Demo(demo::Demo),
     /// Format, lints, all tests, and real commissionings with BIOS and UEFI.
     Test(checks::Test),
+    /// What takes longer than a test may: kills at random moments, for as long as asked.
+    Soak(faults::soak::Soak),
     /// A lab that stays: region and racks for load tools and for having a look.
     #[command(subcommand)]
     Lab(standing::Command),
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Lab(command) => command.run(),
         Command::Image => workspace::image().map(|image| {
             println!("{}", image.folder.display());

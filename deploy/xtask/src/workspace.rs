@@ -11,7 +11,7 @@ use lab::kvm::{self, Accelerator};
 /// Passed to the part that runs as root.
 const ROOT_VARIABLE: &str = "MUSTER_WORKSPACE";
 const KEPT_VARIABLES: [&str; 4] = ["MUSTER_LAB_CACHE", "MUSTER_CACHE", "NO_COLOR", "TERM"];
-/// The binaries of a lab, by package.
+/// The binaries of a lab, by package, as users build them.
 const PACKAGES: [&str; 3] = ["regiond", "rackd", "cli"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,13 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     command.arg("build");
     if profile == Profile::Release {
         command.arg("--release");
-    }
-    for package in PACKAGES {
-        command.args(["--package", package]);
+        for package in PACKAGES {
+            command.args(["--package", package]);
+        }
+    } else {
+        // All at once, as the tests' own build does it: a part of it alone has other features, and builds anew.
+        // Not this program, which runs.
+        command.args(["--workspace", "--exclude", "xtask", "--bins", "--examples"]);
     }
     let status = command.status().context("starting cargo")?;
     ensure!(status.success(), "the build failed ({status})");

@@ -146,6 +146,16 @@ impl Bench {
         }
     }
 
+    pub fn has_failed(&self) -> bool {
+        self.score.failed > 0
+    }
+
+    /// Machines of an earlier case belong to this one, too.
+    pub fn watch(&mut self, machines: &[Known]) {
+        self.machines
+            .extend(machines.iter().map(|known| known.machine.clone()));
+    }
+
     pub fn end(self) -> Score {
         self.lab.save_logs();
         self.score
@@ -431,4 +441,26 @@ impl std::error::Error for Stop {}
 /// Options of a machine that waits after `step`.
 pub fn held_after(step: &str) -> Value {
     json!({"hold": [step]})
+}
+
+/// xorshift64*: the same numbers in every run with a seed, which may not be 0.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Fewer than `max` of them.
+    pub fn octets(&mut self, max: usize) -> Vec<u8> {
+        let length = self.next() as usize % max;
+        (0..length).map(|_| (self.next() >> 56) as u8).collect()
+    }
 }

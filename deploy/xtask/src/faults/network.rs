@@ -9,11 +9,12 @@ use lab::host::on_network_of;
 use lab::{BmcKind, BootNetwork, plan};
 use serde_json::json;
 
-use super::bench::{Bench, Case};
+use super::bench::{Bench, Case, Random};
 
 pub const CASES: &[(&str, Case)] = &[
     ("TFTP paths that climb or name other files", tftp_paths),
     ("HTTP paths that climb or name other files", http_paths),
+    ("garbage on every port", garbage),
     (
         "a machine cut off in mid-download boots again from the same ports",
         same_ports,
@@ -47,7 +48,7 @@ fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, Stri
         let mut answer = Vec::new();
         // A refusal may come as a reset behind its answer.
         match stream.read_to_end(&mut answer) {
-            Err(error) if answer.is_empty() => return Err(error).context("reading the answer"),
+            Err(error) if answer.is_empty() => Err(error).context("reading the answer"),
             _ => Ok(answer),
         }
     })?;
@@ -246,27 +247,9 @@ fn dress_as_dhcp(packet: &mut Vec<u8>) {
     packet[24..28].fill(0);
     packet[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
     // Every other one is a known message type.
-    if packet.len() > 243 && packet[4] % 2 == 0 {
+    if packet.len() > 243 && packet[4].is_multiple_of(2) {
         let kind = packet[5] % 9;
         packet[240..243].copy_from_slice(&[53, 1, kind]);
-    }
-}
-
-/// xorshift64*: the same octets in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Up to `max` of them.
-    fn octets(&mut self, max: usize) -> Vec<u8> {
-        let length = self.next() as usize % max;
-        (0..length).map(|_| (self.next() >> 56) as u8).collect()
     }
 }
 
