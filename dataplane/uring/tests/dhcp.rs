@@ -106,7 +106,7 @@ impl Wire {
         let protocol = Protocol::from(i32::from((libc::ETH_P_IP as u16).to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
         socket
-            .set_read_timeout(Some(Duration::from_millis(300)))
+            .set_read_timeout(Some(Duration::from_millis(1000)))
             .unwrap();
         Self { socket, interface }
     }
@@ -349,7 +349,7 @@ fn a_relay_is_answered_once() {
         socket.bind(&SocketAddrV4::new(relay, 67).into()).unwrap();
         let socket = UdpSocket::from(socket);
         socket
-            .set_read_timeout(Some(Duration::from_millis(300)))
+            .set_read_timeout(Some(Duration::from_millis(1000)))
             .unwrap();
         for number in 1..=20 {
             let discover = message(MessageType::Discover, mac(number), true, relay, None);
@@ -433,8 +433,12 @@ fn a_checksum_left_to_hardware_is_not_missed() {
             None,
         );
         let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 67);
-        socket.send_to(&discover, &to.into()).unwrap();
-        assert_eq!(wire.replies().len(), 1);
+        let replies = wait_for(|| {
+            socket.send_to(&discover, &to.into()).unwrap();
+            let replies = wire.replies();
+            (!replies.is_empty()).then_some(replies)
+        });
+        assert_eq!(replies.len(), 1);
         rack.stop();
     });
 }
