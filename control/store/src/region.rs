@@ -104,7 +104,10 @@ mod tests {
         };
         keep_alive(&mut db, &process).await.unwrap();
         keep_alive(&mut db, &process).await.unwrap();
-        assert_eq!(live(&mut *db).await.unwrap(), std::slice::from_ref(&process));
+        assert_eq!(
+            live(&mut *db).await.unwrap(),
+            std::slice::from_ref(&process)
+        );
         remove(&mut *db, process.id).await.unwrap();
         assert_eq!(live(&mut *db).await.unwrap(), []);
     }

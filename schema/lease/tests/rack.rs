@@ -543,6 +543,22 @@ fn a_yield_forgets_the_block_before_it_is_sent() {
 
 // ---------------------------------------------------------------- heartbeats
 
+/// Its blocks may be others: it asks at once, and not twice.
+#[test]
+fn a_change_of_vlans_brings_the_heartbeat_forward() {
+    let mut s = Script::attached(vec![]);
+    s.at = 1_000;
+    s.input(Input::LinksChanged);
+    assert!(
+        matches!(s.last[..], [Action::SendHeartbeat { .. }]),
+        "{:?}",
+        s.last
+    );
+    s.at = 1_010;
+    s.input(Input::LinksChanged);
+    assert_eq!(s.last, []);
+}
+
 #[test]
 fn heartbeats_carry_the_digest_and_move_until() {
     let mut s = Script::attached(vec![]);
@@ -990,6 +1006,7 @@ mod any_order {
         Answer(u8, u8),
         Spool(bool),
         Doubt,
+        VlansChange,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -1000,10 +1017,10 @@ mod any_order {
             (60..82u8, 0..3u8, 0..6u8).prop_map(|(a, c, k)| Step::Ask(a, c, k)),
             (0..8u8, 0..9u8).prop_map(|(i, how)| Step::Answer(i, how)),
             (0..20u8).prop_map(|n| Step::Spool(n > 0)),
-            (0..30u8).prop_map(|n| if n == 0 {
-                Step::Doubt
-            } else {
-                Step::WaitToTick
+            (0..30u8).prop_map(|n| match n {
+                0 => Step::Doubt,
+                1..4 => Step::VlansChange,
+                _ => Step::WaitToTick,
             }),
         ]
     }
@@ -1058,6 +1075,7 @@ mod any_order {
                        Step::Spool(true) => inputs.extend(fsyncs.drain(..).map(|seq| Input::SpoolDurable { seq })),
                        Step::Spool(false) => { fsyncs.clear(); inputs.push(Input::SpoolFailed) }
                        Step::Doubt => inputs.push(Input::ClocksDisagree),
+                       Step::VlansChange => inputs.push(Input::LinksChanged),
                    }
                    while let Some(input) = inputs.pop() {
                        let mut out = vec![];

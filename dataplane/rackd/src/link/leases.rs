@@ -94,6 +94,11 @@ impl Leases {
         }
     }
 
+    /// DHCP may have been switched on for a VLAN of ours: its machines are not to wait for the next heartbeat.
+    pub fn links_changed(&mut self, now: Now, shards: &mut Shards) {
+        self.handle(Input::LinksChanged, now, shards);
+    }
+
     pub fn link_up(
         &mut self,
         link: LinkId,

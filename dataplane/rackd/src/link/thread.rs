@@ -322,6 +322,7 @@ impl Thread {
             Happening::FeedChanged(changed) => {
                 if changed.links {
                     self.open_sockets();
+                    self.leases.links_changed(now, &mut self.shards);
                 }
                 self.send_letters();
                 self.tell_status();

@@ -279,6 +279,7 @@ impl Rack {
             Input::SpoolFailed => self.spool_failed(now, out),
             Input::SpoolReplaced { spool_id, seq } => self.spool_replaced(now, spool_id, seq, out),
             Input::ClocksDisagree => self.forget(now, out),
+            Input::LinksChanged => self.beat_due = self.beat_due.min(now),
             Input::Tick => {}
         }
         self.pump(now, out);

@@ -50,6 +50,9 @@ pub enum Input {
     /// CLOCK_BOOTTIME and CLOCK_REALTIME disagree by over 1 % since the last heartbeat, or the virtual machine's
     /// generation changed: time can't be trusted, so the machine forgets and attaches.
     ClocksDisagree,
+    /// The feed brought another view of the rack's VLANs, so its blocks may be others: the heartbeat that tells is due
+    /// now. Only sooner than else: nothing depends on it.
+    LinksChanged,
     /// Time has passed; due at [`super::Rack::next_tick`] at the latest.
     Tick,
 }
