@@ -16,7 +16,7 @@ use store::testing::TestDatabase;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 // ---------------------------------------------------------------- a region and a rack
 
