@@ -80,7 +80,7 @@ interface Rack {
   ping @1 () -> ();
 }
 
-# ---------------------------------------------------------------- leases (docs/design: protocols, Leases)
+# ---------------------------------------------------------------- leases (docs/protocols.md, Leases)
 
 struct ClientKey {
   vlan @0 :UInt32;

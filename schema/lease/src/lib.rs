@@ -1,6 +1,6 @@
 //! The lease protocol, pure: both ends and the spool as state machines without IO.
 //!
-//! The rules are those of docs/ARCHITECTURE.md (Leases), model-checked. Time comes in as arguments:
+//! The rules are those of docs/protocols.md (Leases), model-checked. Time comes in as arguments:
 //! CLOCK_BOOTTIME at the rack ([`rack`]), the database's `now()` at the region ([`region`]). `rack::search`
 //! (tests only) explores both ends together, exhaustively on a small instance, with guards removed in turn.
 
