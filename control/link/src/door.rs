@@ -150,11 +150,13 @@ impl door::Server for Door {
         mut results: door::EnrolResults,
     ) -> Result<(), Error> {
         let params = params.get()?;
-        let token = params.get_token()?.to_str()?;
-        let hostname = params.get_hostname()?.to_str()?;
+        let token = params.get_token()?.to_string()?;
+        let hostname = params.get_hostname()?.to_string()?;
+        let csr = params.get_csr()?.to_vec();
         let counters = self.region.racks.counters();
-        let enrolled = Door::enrol(&self, token, hostname, params.get_csr()?);
-        match calls::within(counters, CALL_TIME, enrolled).await {
+        let (door, name) = (Rc::clone(&self), hostname.clone());
+        let enrolled = async move { Door::enrol(&door, &token, &name, &csr).await };
+        match calls::within(&self.region, CALL_TIME, enrolled).await {
             Ok((system_id, certificate)) => {
                 count(&counters.enrolled);
                 tracing::info!(rack = system_id, hostname, from = %self.from, "rack enrolled");
@@ -190,8 +192,10 @@ impl door::Server for Door {
         let hello = params.get()?.get_hello()?;
         let rack = hello.get_rack()?;
         let hello = wire::hello(hello)?;
-        let admitted = calls::within(counters, CALL_TIME, self.admit(peer, &hello)).await;
-        if let Err(error) = admitted {
+        let version = hello.version.clone();
+        let (door, who) = (Rc::clone(&self), peer.clone());
+        let admitted = async move { door.admit(&who, &hello).await };
+        if let Err(error) = calls::within(&self.region, CALL_TIME, admitted).await {
             count(&counters.hello_refused);
             tracing::warn!(rack = peer.system_id, from = %self.from, %error, "rack not admitted");
             return Err(error);
@@ -205,7 +209,7 @@ impl door::Server for Door {
             .map_err(store)?;
 
         count(&counters.hello);
-        tracing::info!(rack = peer.system_id, from = %self.from, version = hello.version, "rack linked");
+        tracing::info!(rack = peer.system_id, from = %self.from, version, "rack linked");
         let mut results = results.get();
         let mut welcome = results.reborrow().init_welcome();
         welcome.set_protocol(PROTOCOL);

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::counters::count;
 use crate::racks::Racks;
@@ -45,6 +46,8 @@ pub(crate) struct Region {
     pub pool: PgPool,
     pub feed: feed::Handle,
     pub anonymous: Arc<Semaphore>,
+    /// The work of calls under way: goes on when the connection that asked is closed.
+    pub calls: TaskTracker,
     pub cancel: CancellationToken,
 }
 
@@ -90,6 +93,7 @@ async fn run(
         pool: pool.clone(),
         feed,
         anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
+        calls: TaskTracker::new(),
         cancel: setup.cancel.clone(),
     });
     let mut tasks = JoinSet::new();
@@ -138,6 +142,16 @@ async fn run(
         tracing::warn!(left = tasks.len(), "connections were still open at the end");
     }
     tasks.shutdown().await;
+    region.calls.close();
+    if tokio::time::timeout(DRAIN, region.calls.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            left = region.calls.len(),
+            "calls were still under way at the end"
+        );
+    }
     if let Err(error) = store::region::remove(&pool, region.process.id).await {
         tracing::warn!(%error, "this process stays listed for half a minute");
     }
@@ -154,7 +168,12 @@ fn local_pool(setup: &Setup) -> PgPool {
         .clone()
         .application_name("regiond link")
         // An answer to a rack is a promise: durable before it is given.
-        .options([("synchronous_commit", "on"), ("TimeZone", "UTC")]);
+        // No transaction here waits for anything but SQL: one that idles is a fault, and must not keep its locks.
+        .options([
+            ("synchronous_commit", "on"),
+            ("TimeZone", "UTC"),
+            ("idle_in_transaction_session_timeout", "30s"),
+        ]);
     PgPoolOptions::new()
         .max_connections(setup.database_connections.max(2))
         .acquire_timeout(Duration::from_secs(5))

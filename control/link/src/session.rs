@@ -40,17 +40,23 @@ const REASON_CHARS_MAX: usize = 500;
 /// How capnp-rpc begins the text of an error that the other end answered with; all others are the connection's.
 const REMOTE: &str = "remote exception: ";
 
-/// Runs a call's work within its deadline.
-pub(crate) async fn within<T>(
-    counters: &Counters,
+/// Runs a call's work within its deadline, as a task of the region. The connection that asked may close meanwhile,
+/// and the RPC layer then never drops its calls: a transaction left in one would hold its locks for good.
+pub(crate) async fn within<T: 'static>(
+    region: &Region,
     limit: Duration,
-    work: impl Future<Output = Result<T, Error>>,
+    work: impl Future<Output = Result<T, Error>> + 'static,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(result) => result,
-        Err(_) => {
-            count(&counters.calls_late);
+    let task = region.calls.spawn_local(tokio::time::timeout(limit, work));
+    match task.await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            count(&region.racks.counters().calls_late);
             Err(Error::overloaded("the region took too long".into()))
+        }
+        Err(_) => {
+            count(&region.racks.counters().panicked);
+            Err(Error::failed("the region could not do it".into()))
         }
     }
 }
@@ -177,14 +183,15 @@ impl session::Server for Session {
         let _place = self.enter()?;
         let params = params.get()?;
         let spool_id = wire::spool_id(params.get_spool_id()?)?;
-        let digest = params.get_digest()?.try_into();
+        let digest: Result<[u8; 32], _> = params.get_digest()?.try_into();
         let digest = digest.map_err(|_| Error::failed("malformed digest".into()))?;
-        let reply = async {
-            store::lease::heartbeat(&self.region.pool, self.rack(), spool_id, digest)
+        let session = Rc::clone(&self);
+        let reply = async move {
+            store::lease::heartbeat(&session.region.pool, session.rack(), spool_id, &digest)
                 .await
                 .map_err(|error| store_fault("a rack's heartbeat", &error))
         };
-        let reply = within(self.region.racks.counters(), CALL_TIME, reply).await?;
+        let reply = within(&self.region, CALL_TIME, reply).await?;
         wire::put_heartbeat(&reply, results.get().init_reply());
         Ok(())
     }
@@ -197,17 +204,13 @@ impl session::Server for Session {
         let _place = self.enter()?;
         let params = params.get()?;
         let spool_id = wire::spool_id(params.get_spool_id()?)?;
-        let reply = async {
-            store::lease::attach(
-                &self.region.pool,
-                self.rack(),
-                spool_id,
-                params.get_spool_seq(),
-            )
-            .await
-            .map_err(|error| store_fault("attaching a rack", &error))
+        let (session, seq) = (Rc::clone(&self), params.get_spool_seq());
+        let reply = async move {
+            store::lease::attach(&session.region.pool, session.rack(), spool_id, seq)
+                .await
+                .map_err(|error| store_fault("attaching a rack", &error))
         };
-        let reply = within(self.region.racks.counters(), ATTACH_TIME, reply).await?;
+        let reply = within(&self.region, ATTACH_TIME, reply).await?;
         wire::put_attachment(&reply, results.get().init_attachment());
         Ok(())
     }
@@ -220,12 +223,13 @@ impl session::Server for Session {
         let _place = self.enter()?;
         let batch = wire::batch(params.get()?.get_batch()?)?;
         let counters = self.region.racks.counters();
-        let outcomes = async {
-            store::lease::commit(&self.region.pool, self.rack(), &batch)
+        let session = Rc::clone(&self);
+        let outcomes = async move {
+            store::lease::commit(&session.region.pool, session.rack(), &batch)
                 .await
                 .map_err(|error| store_fault("writing leases", &error))
         };
-        let outcomes = within(counters, CALL_TIME, outcomes).await?;
+        let outcomes = within(&self.region, CALL_TIME, outcomes).await?;
         let is_refused = |outcome: &&lease::Outcome| matches!(outcome, lease::Outcome::Refused(_));
         count(&counters.lease_batches);
         add(&counters.lease_writes, outcomes.len());
@@ -262,20 +266,21 @@ impl session::Server for Session {
         let _place = self.enter()?;
         let query = params.get()?.get_query()?;
         let mac = wire::mac(query.get_mac()?)?;
-        let arch = query.get_arch()?.to_str()?;
-        let machine = async {
+        let arch = query.get_arch()?.to_string()?;
+        let (session, vlan) = (Rc::clone(&self), query.get_vlan());
+        let machine = async move {
             let store = |error: StoreError| store_fault("finding a machine's boot", &error);
-            let mut db = self
+            let mut db = session
                 .region
                 .pool
                 .acquire()
                 .await
                 .map_err(|error| store(error.into()))?;
-            Session::boot_config(&self, &mut db, mac, arch, query.get_vlan())
+            Session::boot_config(&session, &mut db, mac, &arch, vlan)
                 .await
                 .map_err(store)
         };
-        let machine = within(self.region.racks.counters(), CALL_TIME, machine).await?;
+        let machine = within(&self.region, CALL_TIME, machine).await?;
         let machine =
             machine.ok_or_else(|| Error::failed("this rack does not serve that VLAN".into()))?;
         machine.put(results.get().init_machine());
@@ -288,13 +293,10 @@ impl session::Server for Session {
         mut results: session::RenewResults,
     ) -> Result<(), Error> {
         let _place = self.enter()?;
-        let csr = params.get()?.get_csr()?;
-        let certificate = within(
-            self.region.racks.counters(),
-            CALL_TIME,
-            Session::renew(&self, csr),
-        )
-        .await?;
+        let csr = params.get()?.get_csr()?.to_vec();
+        let session = Rc::clone(&self);
+        let renewed = async move { Session::renew(&session, &csr).await };
+        let certificate = within(&self.region, CALL_TIME, renewed).await?;
         results.get().set_certificate(&certificate);
         Ok(())
     }
@@ -311,12 +313,13 @@ impl session::Server for Session {
             .recent
             .borrow_mut()
             .filter(events, Instant::now(), counters);
-        let stored = async {
-            crate::events::store(&self.region.pool, self.rack(), events)
+        let session = Rc::clone(&self);
+        let stored = async move {
+            crate::events::store(&session.region.pool, session.rack(), events)
                 .await
                 .map_err(|error| store_fault("storing a rack's events", &error))
         };
-        let stored = within(counters, CALL_TIME, stored).await?;
+        let stored = within(&self.region, CALL_TIME, stored).await?;
         add(&counters.events, stored);
         Ok(())
     }
@@ -327,12 +330,13 @@ impl session::Server for Session {
         mut results: session::RegionsResults,
     ) -> Result<(), Error> {
         let _place = self.enter()?;
-        let live = async {
-            store::region::live(&self.region.pool)
+        let session = Rc::clone(&self);
+        let live = async move {
+            store::region::live(&session.region.pool)
                 .await
                 .map_err(|error| store_fault("listing the regions", &error))
         };
-        let live = within(self.region.racks.counters(), CALL_TIME, live).await?;
+        let live = within(&self.region, CALL_TIME, live).await?;
         wire::put_regions(&live, |n| results.get().init_regions(n));
         Ok(())
     }
