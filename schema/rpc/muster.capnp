@@ -197,6 +197,24 @@ struct Link {                       # a VLAN this rack serves
   role @4 :LinkRole;
   mtu @5 :UInt16;
   subnets @6 :List(Subnet);
+  mode @7 :DhcpMode;
+  rack @8 :UInt64;                  # the asking rack's number in the rendezvous of this VLAN's racks
+  peers @9 :List(Peer);             # the VLAN's other racks
+}
+
+enum DhcpMode { serve @0; proxy @1; }
+# proxy: somebody else hands out the addresses; only boot information is given.
+
+struct Peer {                       # another rack of a VLAN
+  rack @0 :UInt64;
+  server @1 :Data;                  # its own address there
+  alive @2 :Bool;
+}
+
+struct DhcpOption {                 # closest scope wins: host, range, subnet (with what is set globally)
+  code @0 :UInt8;
+  value @1 :Data;                   # as on the wire; empty: left out, whatever a wider scope says
+  always @2 :Bool;                  # sent whether asked for or not
 }
 
 enum LinkRole { primary @0; secondary @1; }
@@ -212,12 +230,31 @@ struct Subnet {
   ranges @7 :List(AddressRange);
   disabledArchs @8 :List(Text);     # MAAS boot method names
   clientIdIdentity @9 :Bool;        # opt in to option 61 as identity
+  options @10 :List(DhcpOption);    # global ones included
 }
 
-struct AddressRange { first @0 :Data; last @1 :Data; kind @2 :RangeKind; }
+struct AddressRange {
+  first @0 :Data;
+  last @1 :Data;
+  kind @2 :RangeKind;
+  id @3 :UInt32;
+  leaseSecs @4 :UInt32;             # 0: the subnet's
+  options @5 :List(DhcpOption);
+}
 enum RangeKind { dynamic @0; reserved @1; }
 
-struct Reservation { vlan @0 :UInt32; subnet @1 :UInt32; mac @2 :Data; address @3 :Data; hostname @4 :Text; }
+struct Reservation {
+  vlan @0 :UInt32;
+  subnet @1 :UInt32;
+  mac @2 :Data;                     # one of: mac, clientId, circuitId (with remoteId, empty for any)
+  address @3 :Data;
+  hostname @4 :Text;
+  clientId @5 :Data;
+  circuitId @6 :Data;
+  remoteId @7 :Data;
+  leaseSecs @8 :UInt32;             # 0: the subnet's
+  options @9 :List(DhcpOption);
+}
 
 struct Machine {
   systemId @0 :Text;                # "" while it is not known

@@ -4,6 +4,7 @@
 //! change is in force with the next packet.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -17,7 +18,11 @@ pub struct Link {
     /// The rack's own address there: server-id and next-server.
     pub server: Ipv4Addr,
     pub mtu: u16,
-    pub role: Role,
+    pub mode: Mode,
+    /// This rack's number in the rendezvous of the VLAN's racks: a hash of its system id.
+    pub rack: u64,
+    /// The VLAN's other racks; empty where this one is alone.
+    pub peers: Vec<Peer>,
     pub subnets: Vec<Subnet>,
 }
 
@@ -30,11 +35,33 @@ impl Link {
     }
 }
 
-/// Which of a VLAN's racks this one is. Both answer: each from its own blocks only.
+/// What the rack does on a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Serve,
+    /// Somebody else hands out the addresses: only boot information is given (PXE 2.1 §2.2.3, proxyDHCP).
+    Proxy,
+}
+
+/// Another rack that serves the same VLAN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    Primary,
-    Secondary,
+pub struct Peer {
+    pub rack: u64,
+    /// Its server-id there.
+    pub server: Ipv4Addr,
+    /// What the region last said. Safety never depends on it.
+    pub alive: bool,
+}
+
+/// An option an operator set, for a subnet (global ones included), a range or a host; the closest one wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DhcpOption {
+    pub code: u8,
+    /// As it goes on the wire, of any length (RFC 3396). Empty: the option is left out, whatever a wider scope says.
+    pub value: Box<[u8]>,
+    /// Sent whether asked for or not.
+    pub always: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +79,7 @@ pub struct Subnet {
     pub disabled_archs: Vec<String>,
     /// Clients of this subnet are told apart by option 61 where they send one.
     pub client_id_identity: bool,
+    pub options: Arc<[DhcpOption]>,
 }
 
 impl Subnet {
@@ -63,12 +91,16 @@ impl Subnet {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
+    pub id: u32,
     pub first: Ipv4Addr,
     /// Included.
     pub last: Ipv4Addr,
     pub kind: RangeKind,
+    /// In place of the subnet's.
+    pub lease: Option<Duration>,
+    pub options: Arc<[DhcpOption]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,16 +109,32 @@ pub enum RangeKind {
     Reserved,
 }
 
-/// An address set aside for one MAC. Outside the dynamic ranges it is answered from the snapshot and nothing is
+/// Whom an address is set aside for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ReservationKey {
+    Mac(Mac),
+    /// Option 61 as it is sent, type octet included.
+    ClientId(Box<[u8]>),
+    /// Sub-options 1 and 2 of option 82; an empty `remote` matches any.
+    Circuit {
+        circuit: Box<[u8]>,
+        remote: Box<[u8]>,
+    },
+}
+
+/// An address set aside for one client. Outside the dynamic ranges it is answered from the snapshot and nothing is
 /// written; inside one it is granted like any other, and nobody else gets it.
 #[derive(Clone, Debug)]
 pub struct Reservation {
     pub vlan: VlanId,
     pub subnet: u32,
-    pub mac: Mac,
+    pub key: ReservationKey,
     pub address: Ipv4Addr,
     /// "" for none.
     pub hostname: String,
+    /// In place of the subnet's.
+    pub lease: Option<Duration>,
+    pub options: Arc<[DhcpOption]>,
 }
 
 /// The engine's questions to the snapshot. Each must be answered in about constant time.
@@ -94,6 +142,14 @@ pub trait Config {
     /// The link with a subnet that holds this address: a relay's, or a renewing client's.
     fn link_of(&self, address: Ipv4Addr) -> Option<&Link>;
     fn reservation(&self, vlan: VlanId, mac: Mac) -> Option<&Reservation>;
+    fn reservation_by_client_id(&self, vlan: VlanId, client_id: &[u8]) -> Option<&Reservation>;
+    /// By the port a relay names. The entry with this very remote id wins over one for any.
+    fn reservation_by_circuit(
+        &self,
+        vlan: VlanId,
+        circuit: &[u8],
+        remote: &[u8],
+    ) -> Option<&Reservation>;
     /// Whose reservation this address is.
     fn reserved(&self, vlan: VlanId, address: Ipv4Addr) -> Option<&Reservation>;
     /// Whether the region knows a machine or device with this MAC. All others together get half of a range.

@@ -15,7 +15,7 @@ use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
 use crate::clock::{Ms, Scale, trusted};
-use crate::config::{BootReply, Config, Link, Received, Subnet};
+use crate::config::{BootReply, Config, Link, Received, Reservation, ReservationKey, Subnet};
 use crate::counters::{Counters, Drop, Sent};
 use crate::destination::reply_destination;
 use crate::identity::shard_of;
@@ -447,7 +447,33 @@ struct Ask<'a, C> {
     now: Ms,
 }
 
-impl<C: Config> Ask<'_, C> {
+impl<'a, C: Config> Ask<'a, C> {
+    /// What is set aside for this client: by MAC, else by its client id, else by the port it hangs on.
+    fn reservation(&self) -> Option<&'a Reservation> {
+        let (config, vlan) = (self.config, self.link.vlan);
+        self.mac
+            .and_then(|mac| config.reservation(vlan, mac))
+            .or_else(|| config.reservation_by_client_id(vlan, self.query.client_id()?))
+            .or_else(|| {
+                let (circuit, remote) = circuit(self.query)?;
+                config.reservation_by_circuit(vlan, circuit, remote)
+            })
+    }
+
+    /// Whether a reservation's key is this client's.
+    fn is_key(&self, key: &ReservationKey) -> bool {
+        match key {
+            ReservationKey::Mac(mac) => self.mac == Some(*mac),
+            ReservationKey::ClientId(id) => self.query.client_id() == Some(id),
+            ReservationKey::Circuit {
+                circuit: own,
+                remote,
+            } => circuit(self.query).is_some_and(|(theirs, from)| {
+                theirs == &**own && (remote.is_empty() || from == &**remote)
+            }),
+        }
+    }
+
     fn is_stranger(&self) -> bool {
         self.mac.is_none_or(|mac| !self.config.is_known(mac))
     }
@@ -486,11 +512,23 @@ fn choose_link<'a, C: Config>(
     Ok((link, home))
 }
 
-/// Sub-option 5 of option 82 (RFC 3527).
-fn link_selection(query: &View<'_>) -> Option<Ipv4Addr> {
+/// A sub-option of option 82 (RFC 3046 §2.0).
+fn relay_sub_option<'a>(query: &View<'a>, wanted: u8) -> Option<&'a [u8]> {
     wire::dhcp4::Field(query.relay_info()?)
         .map_while(Result::ok)
-        .find(|(code, _)| *code == 5)
-        .and_then(|(_, octets)| <[u8; 4]>::try_from(octets).ok())
+        .find(|(code, _)| *code == wanted)
+        .map(|(_, octets)| octets)
+}
+
+/// Circuit id and remote id of option 82: the port a client hangs on. The remote id may be empty.
+fn circuit<'a>(query: &View<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    let remote = relay_sub_option(query, 2).unwrap_or_default();
+    Some((relay_sub_option(query, 1)?, remote))
+}
+
+/// Sub-option 5 of option 82 (RFC 3527).
+fn link_selection(query: &View<'_>) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(relay_sub_option(query, 5)?)
+        .ok()
         .map(Ipv4Addr::from)
 }

@@ -25,7 +25,10 @@ mod pending;
 mod reply;
 mod table;
 
-pub use config::{BootReply, Config, Link, Range, RangeKind, Received, Reservation, Role, Subnet};
+pub use config::{
+    BootReply, Config, DhcpOption, Link, Mode, Peer, Range, RangeKind, Received, Reservation,
+    ReservationKey, Subnet,
+};
 pub use counters::{Counters, Drop, Sent};
 pub use destination::{Destination, reply_destination};
 pub use engine::{Engine, Limits, Shard, Usage, owner};

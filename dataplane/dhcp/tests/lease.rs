@@ -153,9 +153,11 @@ fn reservation(client: u8, address: u8) -> Reservation {
     Reservation {
         vlan: VLAN,
         subnet: SUBNET,
-        mac: mac(client),
+        key: ReservationKey::Mac(mac(client)),
         address: ip(address),
         hostname: "reserved-1".into(),
+        lease: None,
+        options: [].into(),
     }
 }
 

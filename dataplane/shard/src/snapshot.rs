@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use dhcp::ReservationKey;
 use images::Object;
 use lease::VlanId;
 use wire::ethernet::Mac;
@@ -18,7 +19,8 @@ type Map<K, V> =
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     links: Arc<Links>,
-    reservations: Map<(VlanId, Mac), Arc<dhcp::Reservation>>,
+    /// By [`reservation_key`].
+    reservations: Map<Box<[u8]>, Arc<dhcp::Reservation>>,
     reserved: Map<(VlanId, Ipv4Addr), Arc<dhcp::Reservation>>,
     by_mac: Map<[u8; 6], Arc<boot::Machine>>,
     by_id: Map<Arc<str>, Arc<boot::Machine>>,
@@ -106,24 +108,21 @@ impl Snapshot {
         (address <= *last).then(|| &self.links.all[*at])
     }
 
-    /// Adds or replaces the reservation of (vlan, mac).
+    /// Adds a reservation in place of those with the same address or the same key.
     pub fn insert_reservation(&mut self, reservation: dhcp::Reservation) {
-        self.remove_reservation(reservation.vlan, reservation.mac);
+        let (vlan, address) = (reservation.vlan, reservation.address);
+        self.remove_reservation(vlan, address);
         let reservation = Arc::new(reservation);
-        let (vlan, mac, address) = (reservation.vlan, reservation.mac, reservation.address);
-        self.reservations
-            .insert((vlan, mac), Arc::clone(&reservation));
+        let key = with_key(vlan, &reservation.key, |key| Box::<[u8]>::from(key));
+        if let Some(old) = self.reservations.insert(key, Arc::clone(&reservation)) {
+            self.reserved.remove(&(vlan, old.address));
+        }
         self.reserved.insert((vlan, address), reservation);
     }
 
-    pub fn remove_reservation(&mut self, vlan: VlanId, mac: Mac) {
-        if let Some(old) = self.reservations.remove(&(vlan, mac))
-            && self
-                .reserved
-                .get(&(vlan, old.address))
-                .is_some_and(|at| at.mac == mac)
-        {
-            self.reserved.remove(&(vlan, old.address));
+    pub fn remove_reservation(&mut self, vlan: VlanId, address: Ipv4Addr) {
+        if let Some(old) = self.reserved.remove(&(vlan, address)) {
+            with_key(vlan, &old.key, |key| self.reservations.remove(key));
         }
     }
 
@@ -134,9 +133,19 @@ impl Snapshot {
 
     /// The MAC an address is set aside for.
     pub fn reserved_mac(&self, vlan: VlanId, address: Ipv4Addr) -> Option<Mac> {
-        self.reserved
-            .get(&(vlan, address))
-            .map(|reservation| reservation.mac)
+        match self.reserved.get(&(vlan, address))?.key {
+            ReservationKey::Mac(mac) => Some(mac),
+            ReservationKey::ClientId(_) | ReservationKey::Circuit { .. } => None,
+        }
+    }
+
+    fn find_reservation(
+        &self,
+        vlan: VlanId,
+        kind: u8,
+        parts: [&[u8]; 2],
+    ) -> Option<&dhcp::Reservation> {
+        key_octets(vlan, kind, parts, |key| self.reservations.get(key)).map(Arc::as_ref)
     }
 
     pub fn machine_by_mac(&self, mac: &[u8; 6]) -> Option<&Arc<boot::Machine>> {
@@ -178,15 +187,61 @@ impl Snapshot {
     }
 }
 
+const BY_MAC: u8 = 0;
+const BY_CLIENT_ID: u8 = 1;
+const BY_CIRCUIT: u8 = 2;
+
+/// VLAN, kind, length of the first part, both parts. Parts are option values: 255 octets at most.
+const KEY_BYTES_MAX: usize = 4 + 1 + 1 + 2 * 255;
+
+/// Calls `use_key` with the octets that stand for a key: no two keys share them, and finding one allocates nothing.
+fn key_octets<R>(vlan: VlanId, kind: u8, parts: [&[u8]; 2], use_key: impl FnOnce(&[u8]) -> R) -> R {
+    let mut octets = [0; KEY_BYTES_MAX];
+    let mut length = 0;
+    let parts = parts.map(|part| &part[..part.len().min(255)]);
+    let first = parts[0].len() as u8; // cut above
+    for part in [&vlan.to_be_bytes()[..], &[kind, first], parts[0], parts[1]] {
+        octets[length..length + part.len()].copy_from_slice(part);
+        length += part.len();
+    }
+    use_key(&octets[..length])
+}
+
+fn with_key<R>(vlan: VlanId, key: &ReservationKey, use_key: impl FnOnce(&[u8]) -> R) -> R {
+    match key {
+        ReservationKey::Mac(mac) => key_octets(vlan, BY_MAC, [&mac.0, &[]], use_key),
+        ReservationKey::ClientId(id) => key_octets(vlan, BY_CLIENT_ID, [id, &[]], use_key),
+        ReservationKey::Circuit { circuit, remote } => {
+            key_octets(vlan, BY_CIRCUIT, [circuit, remote], use_key)
+        }
+    }
+}
+
 impl dhcp::Config for Snapshot {
     fn link_of(&self, address: Ipv4Addr) -> Option<&dhcp::Link> {
         self.link_by_address(address).map(|link| &link.dhcp)
     }
 
     fn reservation(&self, vlan: VlanId, mac: Mac) -> Option<&dhcp::Reservation> {
-        self.reservations
-            .get(&(vlan, mac))
-            .map(|reservation| &**reservation)
+        self.find_reservation(vlan, BY_MAC, [&mac.0, &[]])
+    }
+
+    fn reservation_by_client_id(
+        &self,
+        vlan: VlanId,
+        client_id: &[u8],
+    ) -> Option<&dhcp::Reservation> {
+        self.find_reservation(vlan, BY_CLIENT_ID, [client_id, &[]])
+    }
+
+    fn reservation_by_circuit(
+        &self,
+        vlan: VlanId,
+        circuit: &[u8],
+        remote: &[u8],
+    ) -> Option<&dhcp::Reservation> {
+        self.find_reservation(vlan, BY_CIRCUIT, [circuit, remote])
+            .or_else(|| self.find_reservation(vlan, BY_CIRCUIT, [circuit, &[]]))
     }
 
     fn reserved(&self, vlan: VlanId, address: Ipv4Addr) -> Option<&dhcp::Reservation> {

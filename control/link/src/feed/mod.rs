@@ -458,12 +458,12 @@ impl Publisher {
             let Some(served) = &subscriber.served else {
                 continue;
             };
-            for (vlan, mac) in keys
+            for (vlan, address) in keys
                 .reservations
                 .iter()
                 .filter(|(vlan, _)| served.contains_key(vlan))
             {
-                let key = format!("reservation:{vlan}:{mac}");
+                let key = format!("reservation:{vlan}:{address}");
                 match items.get(&key) {
                     Some(item) => delta.items.push(Rc::clone(item)),
                     None => delta.removed.push(key),
@@ -614,10 +614,10 @@ impl Keys {
                 Kind::Settings => keys.settings = true,
                 Kind::Rack => drop(keys.racks.insert(key.clone())),
                 Kind::Reservation => {
-                    if let Some((vlan, mac)) = key.split_once(':')
+                    if let Some((vlan, address)) = key.split_once(':')
                         && let Ok(vlan) = vlan.parse()
                     {
-                        keys.reservations.insert((vlan, mac.to_ascii_lowercase()));
+                        keys.reservations.insert((vlan, address.to_owned()));
                     }
                 }
             }
@@ -675,7 +675,7 @@ fn link(at: &ServedVlan, subnets: &HashMap<i32, Rc<[SubnetValue]>>, settings: &S
     }
 }
 
-/// By key; of several reservations of one MAC on a VLAN, the first.
+/// By key.
 fn reservation_items(values: Vec<ReservationValue>) -> BTreeMap<String, Rc<Item>> {
     let mut items = BTreeMap::new();
     for value in values {

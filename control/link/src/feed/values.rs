@@ -37,7 +37,9 @@ impl Item {
             Item::File { file, .. } => file_key(&hex::encode(&file.sha256)),
             Item::Loader { path, .. } => loader_key(path),
             Item::Settings(_) => "settings".into(),
-            Item::Reservation(reservation) => reservation_key(reservation.vlan, reservation.mac),
+            Item::Reservation(reservation) => {
+                reservation_key(reservation.vlan, reservation.address)
+            }
         }
     }
 
@@ -90,8 +92,8 @@ pub(crate) fn loader_key(path: &str) -> String {
     format!("loader:{path}")
 }
 
-pub(crate) fn reservation_key(vlan: i32, mac: [u8; 6]) -> String {
-    format!("reservation:{vlan}:{}", model::Mac::new(mac))
+pub(crate) fn reservation_key(vlan: i32, address: IpAddr) -> String {
+    format!("reservation:{vlan}:{address}")
 }
 
 // ---------------------------------------------------------------- links

@@ -177,7 +177,7 @@ impl Engine {
             return self.ack_now(ask, own.address, own.subnet, own.subnet.lease, false, out);
         }
         let theirs = ask.config.reserved(ask.link.vlan, address);
-        if theirs.is_some_and(|theirs| Some(theirs.mac) != ask.mac) {
+        if theirs.is_some_and(|theirs| !ask.is_key(&theirs.key)) {
             return self.send_nak(ask, address, "reserved for another", out);
         }
         self.serving(ask.now)?;

@@ -20,7 +20,7 @@ pub(super) struct Reserved<'a> {
 
 impl Engine {
     pub(super) fn reserved<'a, C: Config>(&self, ask: &Ask<'a, C>) -> Option<Reserved<'a>> {
-        let reservation = ask.config.reservation(ask.link.vlan, ask.mac?)?;
+        let reservation = ask.reservation()?;
         let address = reservation.address;
         let subnet = ask.link.subnet_of(address)?;
         let dynamic =
@@ -42,7 +42,7 @@ impl Engine {
     pub(super) fn is_keepable<C: Config>(&mut self, ask: &Ask<'_, C>, slot: u32) -> bool {
         let address = self.table.address(slot);
         let theirs = ask.config.reserved(ask.link.vlan, address);
-        if theirs.is_some_and(|theirs| Some(theirs.mac) != ask.mac)
+        if theirs.is_some_and(|theirs| !ask.is_key(&theirs.key))
             || self.subnet_of_slot(ask, slot).is_none()
             || self.table.run(slot).refused
         {
@@ -103,7 +103,7 @@ pub(super) fn is_allocatable<C: Config>(ask: &Ask<'_, C>, address: Ipv4Addr) -> 
     let Some(subnet) = ask.link.subnet_of(address) else {
         return false;
     };
-    reserved.is_none_or(|theirs| Some(theirs.mac) == ask.mac)
+    reserved.is_none_or(|theirs| ask.is_key(&theirs.key))
         && address != ask.link.server
         && Some(address) != subnet.gateway
         && (subnet.net.prefix_len() >= 31

@@ -38,6 +38,18 @@ pub struct Fixed {
     pub strangers: Vec<Mac>,
 }
 
+impl Fixed {
+    fn reserved_for(
+        &self,
+        vlan: u32,
+        is_key: impl Fn(&ReservationKey) -> bool,
+    ) -> Option<&Reservation> {
+        self.reservations
+            .iter()
+            .find(|found| found.vlan == vlan && is_key(&found.key))
+    }
+}
+
 impl Config for Fixed {
     fn link_of(&self, address: Ipv4Addr) -> Option<&Link> {
         self.links
@@ -46,9 +58,32 @@ impl Config for Fixed {
     }
 
     fn reservation(&self, vlan: u32, mac: Mac) -> Option<&Reservation> {
-        self.reservations
-            .iter()
-            .find(|found| found.vlan == vlan && found.mac == mac)
+        self.reserved_for(vlan, |key| *key == ReservationKey::Mac(mac))
+    }
+
+    fn reservation_by_client_id(&self, vlan: u32, client_id: &[u8]) -> Option<&Reservation> {
+        self.reserved_for(
+            vlan,
+            |key| matches!(key, ReservationKey::ClientId(id) if **id == *client_id),
+        )
+    }
+
+    fn reservation_by_circuit(
+        &self,
+        vlan: u32,
+        circuit: &[u8],
+        remote: &[u8],
+    ) -> Option<&Reservation> {
+        let exact = ReservationKey::Circuit {
+            circuit: circuit.into(),
+            remote: remote.into(),
+        };
+        let any = ReservationKey::Circuit {
+            circuit: circuit.into(),
+            remote: [].into(),
+        };
+        self.reserved_for(vlan, |key| *key == exact)
+            .or_else(|| self.reserved_for(vlan, |key| *key == any))
     }
 
     fn reserved(&self, vlan: u32, address: Ipv4Addr) -> Option<&Reservation> {
@@ -72,12 +107,16 @@ pub fn subnet() -> Subnet {
         domain: "maas".into(),
         lease: secs(LEASE_SECS.into()),
         ranges: vec![Range {
+            id: 1,
             first: ip(100),
             last: ip(199),
             kind: RangeKind::Dynamic,
+            lease: None,
+            options: [].into(),
         }],
         disabled_archs: vec![],
         client_id_identity: false,
+        options: [].into(),
     }
 }
 
@@ -94,7 +133,9 @@ pub fn config() -> Fixed {
         vlan,
         server: SERVER,
         mtu: 1500,
-        role: Role::Primary,
+        mode: Mode::Serve,
+        rack: 1,
+        peers: vec![],
         subnets: vec![subnet],
     };
     Fixed {

@@ -4,6 +4,7 @@
 //! region does not send in order is a gap: the subscription ends and a new one begins.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -53,8 +54,8 @@ pub struct Counters {
 struct Image {
     snapshot: Snapshot,
     links: BTreeMap<u32, LinkItem>,
-    /// (VLAN, MAC) to subnet: `Snapshot` cannot be searched by VLAN.
-    reservations: OrdMap<(u32, [u8; 6]), u32>,
+    /// (VLAN, address) to subnet: `Snapshot` cannot be searched by VLAN.
+    reservations: OrdMap<(u32, Ipv4Addr), u32>,
     manifests: OrdMap<Sha256, Held>,
 }
 
@@ -282,7 +283,7 @@ impl Image {
             }
             Which::Reservation(reservation) => {
                 if let Some(reservation) = words::reservation(reservation?)? {
-                    let key = (reservation.vlan, reservation.mac.0);
+                    let key = (reservation.vlan, reservation.address);
                     self.reservations.insert(key, reservation.subnet);
                     self.snapshot.insert_reservation(reservation);
                 }
@@ -316,12 +317,11 @@ impl Image {
                 self.snapshot.loaders.remove(key.trim_start_matches('/'));
             }
             "reservation" => {
-                if let Some((vlan, mac)) = key.split_once(':')
-                    && let (Ok(vlan), Some(mac)) = (vlan.parse(), parse_mac(mac))
+                if let Some((vlan, address)) = key.split_once(':')
+                    && let (Ok(vlan), Ok(address)) = (vlan.parse(), address.parse())
                 {
-                    self.reservations.remove(&(vlan, mac));
-                    self.snapshot
-                        .remove_reservation(vlan, ::wire::ethernet::Mac(mac));
+                    self.reservations.remove(&(vlan, address));
+                    self.snapshot.remove_reservation(vlan, address);
                 }
             }
             _ => {}
@@ -330,17 +330,16 @@ impl Image {
 
     /// Reservations go with their VLAN, and with their subnet.
     fn drop_reservations(&mut self, vlan: u32, is_gone: impl Fn(u32) -> bool) {
-        let range = (vlan, [0; 6])..=(vlan, [0xff; 6]);
+        let range = (vlan, Ipv4Addr::UNSPECIFIED)..=(vlan, Ipv4Addr::BROADCAST);
         let gone: Vec<_> = self
             .reservations
             .range(range)
             .filter(|(_, subnet)| is_gone(**subnet))
             .map(|(key, _)| *key)
             .collect();
-        for (vlan, mac) in gone {
-            self.reservations.remove(&(vlan, mac));
-            self.snapshot
-                .remove_reservation(vlan, ::wire::ethernet::Mac(mac));
+        for (vlan, address) in gone {
+            self.reservations.remove(&(vlan, address));
+            self.snapshot.remove_reservation(vlan, address);
         }
     }
 
@@ -391,17 +390,6 @@ fn manifest(file: wire::file::Reader<'_>) -> Result<Manifest, Error> {
             .collect::<Result<_, _>>()?,
         prefetch: file.get_prefetch(),
     })
-}
-
-/// "52:54:00:12:34:56"
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for octet in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
-        *octet = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }
 
 #[cfg(test)]
@@ -556,13 +544,7 @@ mod tests {
         assert!(has(&feed, 1, 5) && !has(&feed, 1, 6) && has(&feed, 2, 7));
         delta(
             &mut feed,
-            (
-                5,
-                3,
-                false,
-                &[],
-                &["link:1", "reservation:2:02:00:00:00:00:07"],
-            ),
+            (5, 3, false, &[], &["link:1", "reservation:2:10.0.0.7"]),
         )
         .unwrap();
         assert!(!has(&feed, 1, 5) && !has(&feed, 2, 7));
@@ -618,20 +600,5 @@ mod tests {
         .unwrap();
         assert!(matches!(feed.letters.pop_front(), Some(Letter::Forgotten(sha)) if sha == [1; 32]));
         assert!(feed.shared.load().files.is_empty());
-    }
-
-    #[test]
-    fn macs_are_read_whole() {
-        assert_eq!(parse_mac("02:00:00:00:00:0a"), Some([2, 0, 0, 0, 0, 10]));
-        for text in [
-            "",
-            "02",
-            "02:00:00:00:00",
-            "02:00:00:00:00:0a:0b",
-            "2:0:0:0:0:a",
-            "zz:00:00:00:00:00",
-        ] {
-            assert_eq!(parse_mac(text), None, "{text}");
-        }
     }
 }

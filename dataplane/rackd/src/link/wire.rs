@@ -2,6 +2,7 @@
 //! read is an error of that call, never a panic.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use capnp::Error;
@@ -272,13 +273,49 @@ pub(super) fn link(reader: wire::link::Reader<'_>) -> Result<Option<LinkItem>, E
             vlan: reader.get_vlan(),
             server,
             mtu: reader.get_mtu(),
-            role: match reader.get_role()? {
-                wire::LinkRole::Primary => dhcp::Role::Primary,
-                wire::LinkRole::Secondary => dhcp::Role::Secondary,
+            mode: match reader.get_mode()? {
+                wire::DhcpMode::Serve => dhcp::Mode::Serve,
+                wire::DhcpMode::Proxy => dhcp::Mode::Proxy,
             },
+            rack: reader.get_rack(),
+            peers: peers(reader.get_peers()?)?,
             subnets,
         },
     }))
+}
+
+fn peers(
+    readers: capnp::struct_list::Reader<'_, wire::peer::Owned>,
+) -> Result<Vec<dhcp::Peer>, Error> {
+    let mut peers = Vec::new();
+    for reader in readers {
+        if let Some(server) = v4(reader.get_server()?)? {
+            peers.push(dhcp::Peer {
+                rack: reader.get_rack(),
+                server,
+                alive: reader.get_alive(),
+            });
+        }
+    }
+    Ok(peers)
+}
+
+fn options(
+    readers: capnp::struct_list::Reader<'_, wire::dhcp_option::Owned>,
+) -> Result<Arc<[dhcp::DhcpOption]>, Error> {
+    let option = |reader: wire::dhcp_option::Reader<'_>| {
+        Ok(dhcp::DhcpOption {
+            code: reader.get_code(),
+            value: reader.get_value()?.into(),
+            always: reader.get_always(),
+        })
+    };
+    readers.iter().map(option).collect()
+}
+
+/// Zero stands for "as the wider scope says".
+fn lease(secs: u32) -> Option<Duration> {
+    (secs > 0).then(|| Duration::from_secs(u64::from(secs)))
 }
 
 fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Error> {
@@ -299,7 +336,14 @@ fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Erro
                 wire::RangeKind::Dynamic => dhcp::RangeKind::Dynamic,
                 wire::RangeKind::Reserved => dhcp::RangeKind::Reserved,
             };
-            ranges.push(dhcp::Range { first, last, kind });
+            ranges.push(dhcp::Range {
+                id: range.get_id(),
+                first,
+                last,
+                kind,
+                lease: lease(range.get_lease_secs()),
+                options: options(range.get_options()?)?,
+            });
         }
     }
     let gateway = reader.get_gateway()?;
@@ -322,7 +366,24 @@ fn subnet(reader: wire::subnet::Reader<'_>) -> Result<Option<dhcp::Subnet>, Erro
             .map(|arch| text(arch?))
             .collect::<Result<_, Error>>()?,
         client_id_identity: reader.get_client_id_identity(),
+        options: options(reader.get_options()?)?,
     }))
+}
+
+fn reservation_key(reader: wire::reservation::Reader<'_>) -> Result<dhcp::ReservationKey, Error> {
+    if reader.has_client_id() {
+        return Ok(dhcp::ReservationKey::ClientId(
+            reader.get_client_id()?.into(),
+        ));
+    }
+    if reader.has_circuit_id() {
+        return Ok(dhcp::ReservationKey::Circuit {
+            circuit: reader.get_circuit_id()?.into(),
+            remote: reader.get_remote_id()?.into(),
+        });
+    }
+    let mac = ::wire::ethernet::Mac(mac(reader.get_mac()?)?);
+    Ok(dhcp::ReservationKey::Mac(mac))
 }
 
 /// `None`: it is not IPv4.
@@ -335,9 +396,11 @@ pub(super) fn reservation(
     Ok(Some(dhcp::Reservation {
         vlan: reader.get_vlan(),
         subnet: reader.get_subnet(),
-        mac: ::wire::ethernet::Mac(mac(reader.get_mac()?)?),
+        key: reservation_key(reader)?,
         address,
         hostname: text(reader.get_hostname()?)?,
+        lease: lease(reader.get_lease_secs()),
+        options: options(reader.get_options()?)?,
     }))
 }
 
