@@ -1,19 +1,19 @@
-//! The protocol's guards, by name. All stand, always; only the search of the tests can take one away to see that
-//! it is needed.
+//! The protocol's guards, by name. All stand, always; only the search of the tests and the simulator (feature `guards`, never
+//! built into the product) can take one away to see that it is needed.
 
 /// One rule whose absence breaks the promise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub(crate) enum Guard {
+pub enum Guard {
     /// A write names its block's epoch, and the region compares it.
     EpochCompared,
-    /// Every attach takes new epochs. (`store::lease` does it; here only the search's region.)
-    #[cfg(test)]
+    /// Every attach takes new epochs. (`store::lease` does it; here only the tests' regions.)
+    #[cfg(any(test, feature = "guards"))]
     EpochAtAttach,
     /// An attach that was overtaken does nothing.
     AttachInOrder,
     /// A repeated key writes nothing. (Likewise.)
-    #[cfg(test)]
+    #[cfg(any(test, feature = "guards"))]
     DedupeKey,
     /// A reclaim looks at the row's end.
     ReclaimConditional,
@@ -39,29 +39,88 @@ pub(crate) enum Guard {
     CommitBeforeReply,
     /// The reply waits for the spool's fsync.
     FsyncBeforeReply,
+    /// A survivor's extend changes a row of that client, and makes none.
+    SurvivorNeverAllocates,
     /// A rack whose until has passed forgets its blocks.
     MuteAfterUntil,
 }
 
+/// Which of them stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Guards {
+pub struct Guards {
     removed: u32,
 }
 
 impl Guards {
-    pub(crate) const ALL: Guards = Guards { removed: 0 };
+    pub const ALL: Guards = Guards { removed: 0 };
 
     #[inline]
-    pub(crate) fn stands(self, guard: Guard) -> bool {
+    pub fn stands(self, guard: Guard) -> bool {
         self.removed & (1 << guard as u32) == 0
     }
 
-    #[cfg(test)]
-    pub(crate) fn without(guards: &[Guard]) -> Guards {
+    #[cfg(any(test, feature = "guards"))]
+    pub fn without(guards: &[Guard]) -> Guards {
         Guards {
             removed: guards
                 .iter()
                 .fold(0, |removed, guard| removed | 1 << *guard as u32),
         }
+    }
+}
+
+/// Both ends of the protocol with guards taken away, and with an `until` of any length: virtual days are dear too.
+#[cfg(feature = "guards")]
+pub mod unguarded {
+    use std::time::Duration;
+
+    use super::Guards;
+    use crate::message::SpoolId;
+    use crate::rack::{Rack, Start};
+    use crate::region::{
+        self, AttachDecision, BlockState, Effect, HeartbeatDecision, HeartbeatFacts, RowState,
+        SpoolSeen, Time, Verdict,
+    };
+    use crate::types::Write;
+
+    pub fn rack(guards: Guards, start: Start) -> Rack {
+        Rack::with_guards(start, guards)
+    }
+
+    pub fn decide(
+        guards: Guards,
+        write: &Write,
+        drained: bool,
+        block: Option<&BlockState>,
+        row: Option<&RowState>,
+        now: Time,
+    ) -> (Verdict, Effect) {
+        region::decide_with(guards, write, drained, block, row, now)
+    }
+
+    pub fn decide_attach(
+        guards: Guards,
+        hold: Option<Time>,
+        known: Option<SpoolSeen>,
+        attached_before: bool,
+        seq: u64,
+        now: Time,
+    ) -> AttachDecision {
+        region::decide_attach_with(guards, hold, known, attached_before, seq, now)
+    }
+
+    pub fn decide_heartbeat(
+        guards: Guards,
+        facts: HeartbeatFacts<'_>,
+        spool_id: SpoolId,
+        digest: &[u8; 32],
+        now: Time,
+        until: Duration,
+    ) -> HeartbeatDecision {
+        region::decide_heartbeat_with(guards, facts, spool_id, digest, now, until)
+    }
+
+    pub fn may_take(guards: Guards, until: Option<Time>, now: Time) -> bool {
+        region::may_take_with(guards, until, now)
     }
 }

@@ -4,10 +4,14 @@
 //! CLOCK_BOOTTIME at the rack ([`rack`]), the database's `now()` at the region ([`region`]). `rack::search`
 //! (tests only) explores both ends together, exhaustively on a small instance, with guards removed in turn.
 
+#[cfg(not(feature = "guards"))]
 mod guards;
+#[cfg(feature = "guards")]
+pub mod guards;
 pub mod message;
 pub mod rack;
 pub mod region;
+pub mod share;
 pub mod spool;
 pub mod types;
 

@@ -198,6 +198,7 @@ fn apply(
         WriteKind::Extend { client, lease } => match holder {
             Some(holder) if holder == client => Ok(bind(client, *lease)),
             Some(_) => Err(Refusal::OtherClient),
+            None if !guards.stands(Guard::SurvivorNeverAllocates) => Ok(bind(client, *lease)),
             None => Err(Refusal::NotFound),
         },
         WriteKind::Reclaim { client } => {

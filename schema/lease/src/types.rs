@@ -25,6 +25,11 @@ pub enum ClientKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u64);
 
+impl BlockId {
+    /// No block has it. A survivor does not know the blocks of its peers: the region finds them by the address.
+    pub const NONE: BlockId = BlockId(0);
+}
+
 /// +1 at every move of a block and at every attach of its owner. Every write carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Epoch(pub u64);
@@ -70,7 +75,7 @@ pub enum WriteKind {
         lease: Duration,
         hostname: Box<str>,
     },
-    /// A survivor lengthens a peer's binding; never allocates.
+    /// A survivor lengthens a peer's binding; never allocates. Block and epoch are not looked at.
     Extend { client: Client, lease: Duration },
     /// Takes back an address whose row has ended (by 60 s) and is not quarantined.
     Reclaim { client: Client },

@@ -309,7 +309,7 @@ fn a_lone_grant_goes_at_once_and_its_reply_counts_from_sending() {
 }
 
 #[test]
-fn under_load_batches_fill_for_five_milliseconds_and_two_are_under_way() {
+fn under_load_a_batch_leaves_every_twenty_milliseconds_and_two_are_under_way() {
     let mut s = Script::attached(vec![]);
     s.at = 10;
     s.ask(grant(64, 1));
@@ -318,12 +318,12 @@ fn under_load_batches_fill_for_five_milliseconds_and_two_are_under_way() {
     s.at = 12;
     s.ask(grant(66, 3));
     assert_eq!(s.batches(), []);
-    assert_eq!(s.rack.next_tick(), Some(ms(15)));
-    s.tick(15);
+    assert_eq!(s.rack.next_tick(), Some(ms(30)));
+    s.tick(30);
     let (second, _, batch) = s.batch();
     assert_eq!(batch.writes, [grant(65, 2), grant(66, 3)]);
     s.ask(grant(67, 4));
-    s.tick(30);
+    s.tick(55);
     assert_eq!(s.batches(), [], "two are under way");
     s.answer(first, vec![durable(1200)]);
     let (_, _, third) = s.batch();
@@ -433,11 +433,13 @@ fn an_address_has_one_client_and_one_write_under_way() {
         hostname: "".into(),
     };
     s.refuses(write(64, kind), Refusal::OutsideBlock);
+    s.at += 20;
     s.ask(reclaim(71, 7));
     let (call, _, _) = s.batch();
     s.refuses(grant(71, 7), Refusal::Mute);
     s.answer(call, vec![Outcome::Done]);
     assert_eq!(s.replies(), [(s.ticket - 1, Outcome::Done)]);
+    s.at += 20;
     s.ask(grant(71, 1));
     let (call, _, _) = s.batch();
     // The region's word: somebody else's. Nobody gets it until the next attach.
@@ -464,6 +466,7 @@ fn a_reclaim_that_came_too_early_leaves_the_binding() {
     let (call, _, _) = s.batch();
     s.answer(call, vec![refused(Refusal::NotEnded)]);
     s.refuses(grant(71, 1), Refusal::OtherClient);
+    s.at += 20;
     s.ask(grant(71, 7));
     assert_eq!(s.batch().2.writes, [grant(71, 7)]);
 }
@@ -493,7 +496,6 @@ fn an_outcome_that_never_comes_is_unknown() {
     for at in (500..5_000).step_by(500) {
         s.tick(at);
         let ticket = s.ask(grant(65, 2));
-        s.tick(at + 5);
         let mut calls: Vec<u64> = s
             .batches()
             .into_iter()
@@ -961,6 +963,25 @@ fn a_spool_that_was_set_back_is_replaced() {
     assert_eq!(spool_id, new);
     s.answer_attach(call, 1, vec![]);
     assert_eq!(s.rack.mode(), Mode::Attached);
+}
+
+#[test]
+fn a_spool_that_was_set_back_is_replaced_even_if_the_disk_fails_once() {
+    let mut s = Script::start(vec![]);
+    s.input(Input::LinkUp(1));
+    let call = s.attach_call();
+    s.input(Input::AttachAnswer {
+        call,
+        reply: Some(AttachReply::Behind),
+    });
+    s.input(Input::SpoolFailed);
+    let again = s.at + 60_000;
+    s.tick(again - 1);
+    assert_eq!(s.last, [], "not at once");
+    s.tick(again);
+    assert_eq!(s.last, [Action::ReplaceSpool]);
+    s.tick(again + 600_000);
+    assert_eq!(s.last, [], "one try at a time");
 }
 
 #[test]

@@ -35,8 +35,8 @@ use crate::types::{
     Block, BlockId, Client, DETACHED_AFTER, HEARTBEAT_EVERY, Outcome, Refusal, Write,
 };
 
-/// Under load a batch is held back this long to fill.
-pub const BATCH_WAIT: Duration = Duration::from_millis(5);
+/// Under load a batch that is not full leaves this long after the one before it: a commit costs as much as fifty rows.
+pub const BATCH_EVERY: Duration = Duration::from_millis(20);
 /// Batches under way at a time.
 pub const BATCHES_MAX: usize = 2;
 /// An unanswered batch goes through another region after this.
@@ -123,7 +123,6 @@ struct Known {
 struct Waiting {
     ticket: Ticket,
     write: Write,
-    at: Boottime,
 }
 
 /// What a row of a batch is for.
@@ -191,6 +190,8 @@ pub struct Rack {
     links: VecDeque<LinkId>,
     next_call: CallId,
     queue: VecDeque<Waiting>,
+    /// A batch that is not full waits until then.
+    batch_due: Boottime,
     batches: Vec<UnderWay>,
     /// Facts on disk that no region has taken.
     spool: BTreeMap<u64, Entry>,
@@ -199,7 +200,8 @@ pub struct Rack {
     newest: BTreeMap<IpAddr, u64>,
     spool_writable: bool,
     spool_reset_due: Boottime,
-    /// The spool was set back: nothing goes on before it is replaced.
+    /// The spool was set back: nothing goes on before it is replaced. Tried again at `spool_reset_due`; never, while a try is
+    /// under way.
     replacing: bool,
     attaching: Option<Attaching>,
     attach_not_before: Boottime,
@@ -235,6 +237,7 @@ impl Rack {
             links: VecDeque::new(),
             next_call: 1,
             queue: VecDeque::new(),
+            batch_due: Duration::ZERO,
             batches: Vec::new(),
             spool: start
                 .entries
@@ -285,6 +288,11 @@ impl Rack {
         self.pump(now, out);
     }
 
+    /// Before this only a full batch leaves.
+    pub fn batch_due(&self) -> Boottime {
+        self.batch_due
+    }
+
     /// When [`Input::Tick`] is due at the latest, if nothing else happens.
     pub fn next_tick(&self) -> Option<Boottime> {
         let mut next: Option<Boottime> = None;
@@ -297,15 +305,15 @@ impl Rack {
         {
             at(since + DETACHED_AFTER);
         }
-        if self.resets_spool() {
+        if self.resets_spool() || (self.replacing && self.spool_reset_due != Boottime::MAX) {
             at(self.spool_reset_due);
         }
         if !self.links.is_empty() {
             if self.mode == Mode::Attached
                 && self.batches.len() < BATCHES_MAX
-                && let Some(first) = self.queue.front()
+                && !self.queue.is_empty()
             {
-                at(first.at + BATCH_WAIT);
+                at(self.batch_due);
             }
             for batch in &self.batches {
                 if batch.calls.is_empty() || self.other_link(batch).is_some() {
@@ -390,6 +398,10 @@ impl Rack {
         if self.resets_spool() && self.spool_reset_due <= now {
             self.spool_reset_due = now + SPOOL_RESET_EVERY;
             out.push(Action::ResetSpool);
+        }
+        if self.replacing && self.spool_reset_due <= now {
+            self.spool_reset_due = Boottime::MAX;
+            out.push(Action::ReplaceSpool);
         }
         if self.links.is_empty() {
             if self.mode == Mode::Attached {

@@ -7,20 +7,20 @@ use crate::types::{BATCH_ROWS_MAX, Row, WriteKind};
 impl Rack {
     // ------------------------------------------------------------ batches
 
-    /// A lone grant goes at once; with one batch under way the next is held back to fill; never more than two.
+    /// A lone grant goes at once; soon after a batch the next is held back to fill; never more than two under way.
     pub(super) fn send_queue(&mut self, now: Boottime, out: &mut Vec<Action>) {
-        while self.mode == Mode::Attached && self.batches.len() < BATCHES_MAX {
-            let Some(first) = self.queue.front() else {
-                return;
-            };
-            let filled = self.queue.len() >= BATCH_ROWS_MAX || first.at + BATCH_WAIT <= now;
-            if !self.batches.is_empty() && !filled {
+        while self.mode == Mode::Attached
+            && self.batches.len() < BATCHES_MAX
+            && !self.queue.is_empty()
+        {
+            if self.queue.len() < BATCH_ROWS_MAX && now < self.batch_due {
                 return;
             }
+            self.batch_due = now + BATCH_EVERY;
             let count = self.queue.len().min(BATCH_ROWS_MAX);
             let taken: Vec<Waiting> = self.queue.drain(..count).collect();
             let mut rows = Vec::with_capacity(count);
-            for Waiting { ticket, write, .. } in taken {
+            for Waiting { ticket, write } in taken {
                 if let WriteKind::Grant { client, .. } = &write.kind {
                     let known = self.known(write.address);
                     if known.holder == Holder::Nobody {
@@ -473,6 +473,7 @@ impl Rack {
                 self.forget(now, out);
                 self.spool_writable = false;
                 self.replacing = true;
+                self.spool_reset_due = Boottime::MAX;
                 out.push(Action::ReplaceSpool);
             }
         }

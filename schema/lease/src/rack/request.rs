@@ -63,11 +63,7 @@ impl Rack {
         {
             self.reply(ticket, Outcome::Durable { remaining: *lease }, now, out);
         }
-        self.queue.push_back(Waiting {
-            ticket,
-            write,
-            at: now,
-        });
+        self.queue.push_back(Waiting { ticket, write });
     }
 
     /// Detached: renewals of own bindings and addresses that were free at the region's last word, at most one lease,
@@ -246,6 +242,9 @@ impl Rack {
     }
 
     pub(super) fn spool_failed(&mut self, now: Boottime, out: &mut Vec<Action>) {
+        if self.replacing {
+            self.spool_reset_due = now + SPOOL_RESET_EVERY;
+        }
         if !self.spool_writable {
             return;
         }
