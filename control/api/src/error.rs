@@ -68,6 +68,8 @@ fn class_of(kind: &str) -> &str {
         "vlan" => "VLAN",
         "subnet" => "Subnet",
         "iprange" => "IPRange",
+        "reserved_ip" => "ReservedIP",
+        "dhcp_option" => "DHCPOption",
         "account" => "User",
         other => other,
     }
@@ -90,7 +92,23 @@ fn refusal_of(constraint: &str) -> Option<ApiError> {
         "vlan_vid_check" => ("vid", "VID must be between 0 and 4094."),
         "vlan_mtu_check" => ("mtu", "MTU must be between 552 and 65535."),
         "subnet_cidr_key" => ("cidr", "Subnet with this Cidr already exists."),
-        "subnet_lease_secs_check" => ("lease_secs", "Must be between 30 and 86400."),
+        "subnet_lease_secs_check" | "iprange_lease_secs_check" | "reserved_ip_lease_secs_check" => {
+            ("lease_secs", "Must be between 30 and 86400.")
+        }
+        "reserved_ip_ip_key" => ("ip", "Reserved IP with this IP address already exists."),
+        "reserved_ip_subnet_id_mac_key" => (
+            "mac_address",
+            "Reserved IP with this MAC address and Subnet already exists.",
+        ),
+        "reserved_ip_client_id_key" => (
+            "client_id",
+            "Reserved IP with this client id and Subnet already exists.",
+        ),
+        "reserved_ip_circuit_key" => (
+            "circuit_id",
+            "Reserved IP with this circuit id and Subnet already exists.",
+        ),
+        "dhcp_option_once" => ("code", "This option is set in this scope already."),
         "subnet_vlan_id_fkey" => return Some(ApiError::conflict("The VLAN still has subnets.")),
         _ => return None,
     };

@@ -3,9 +3,12 @@
 use std::net::IpAddr;
 
 use model::Permission;
+use serde_json::json;
+use store::lease;
 use store::network::{self, NewRange, Range, Subnet};
 
 use crate::body::Form;
+use crate::dhcp::lease_field;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
 use crate::fabric::changed;
@@ -14,8 +17,8 @@ use crate::network_view::{Networks, host_span, number_of};
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditNetworks);
-/// Addresses of one dynamic range: its blocks are rows.
-const DYNAMIC_ADDRESSES_MAX: u128 = 1 << 20;
+/// Addresses of one dynamic range: a /8.
+const DYNAMIC_ADDRESSES_MAX: u128 = 1 << 24;
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -27,12 +30,21 @@ pub fn resources() -> Vec<Resource> {
             operations: vec![
                 Operation::new("GET", None, VIEW, "List IP ranges.", handler!(list)),
                 Operation::new(
+                    "GET",
+                    Some("usage"),
+                    VIEW,
+                    "Count what became of the addresses of the dynamic ranges.\n\n:param subnet: Only of this subnet.",
+                    handler!(usage),
+                ),
+                Operation::new(
                     "POST",
                     None,
                     EDIT,
                     "Create an IP range.\n\n:param type: \"dynamic\" or \"reserved\".\n\
                      :param start_ip: Its first address.\n:param end_ip: Its last address.\n\
-                     :param subnet: Its subnet, unless the addresses say it.\n:param comment: A comment.",
+                     :param subnet: Its subnet, unless the addresses say it.\n:param comment: A comment.\n\
+                     :param lease_secs: Length of a lease from it, 30 to 86400, in place of the subnet's.\n\
+                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.",
                     handler!(create),
                 ),
             ],
@@ -49,7 +61,9 @@ pub fn resources() -> Vec<Resource> {
                     None,
                     EDIT,
                     "Update an IP range.\n\n:param start_ip: Its first address.\n\
-                     :param end_ip: Its last address.\n:param comment: A comment.",
+                     :param end_ip: Its last address.\n:param comment: A comment.\n\
+                     :param lease_secs: Length of a lease from it; empty: the subnet's.\n\
+                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.",
                     handler!(update),
                 ),
                 Operation::new(
@@ -76,6 +90,40 @@ async fn list(request: Request) -> Reply {
     ))
 }
 
+async fn usage(request: Request) -> Reply {
+    let mut db = request.app.db().await?;
+    let networks = Networks::load(&mut db).await?;
+    let subnet = match request.query.filled("subnet") {
+        None => None,
+        Some(wanted) => {
+            let subnet = networks.named(wanted);
+            Some(subnet.ok_or_else(|| ApiError::no_such("Subnet"))?.id)
+        }
+    };
+    let ranges = lease::usage::usage(&mut db).await?;
+    let views = ranges
+        .iter()
+        .filter(|range| subnet.is_none_or(|subnet| range.subnet_id == subnet))
+        .map(|range| {
+            let subnet = networks.subnet(range.subnet_id);
+            json!({
+                "id": range.range_id,
+                "subnet_id": range.subnet_id,
+                "subnet": subnet.map(|subnet| subnet.cidr.to_string()),
+                "start_ip": range.start_ip,
+                "end_ip": range.end_ip,
+                "total": range.total,
+                "dealt": range.dealt,
+                "bound": range.bound,
+                "resting": range.resting,
+                "ended": range.ended,
+                "free": range.free(),
+                "percent": range.basis_points() as f64 / 100.0,
+            })
+        });
+    Ok(answer(&views.collect()))
+}
+
 async fn one(request: &Request, id: i32) -> Reply {
     let mut db = request.app.db().await?;
     let networks = Networks::load(&mut db).await?;
@@ -95,10 +143,11 @@ fn address(form: &Form, name: &str) -> Result<Option<IpAddr>, ApiError> {
     form.parsed(name, "Enter a valid IPv4 or IPv6 address.")
 }
 
-/// What must hold between a range, its subnet, and the other ranges of it.
+/// What must hold between a range, its subnet, and the other ranges of it. `nests`: a reserved range may lie in a dynamic one.
 fn check(
     id: Option<i32>,
     is_dynamic: bool,
+    nests: bool,
     (start_ip, end_ip): (IpAddr, IpAddr),
     subnet: &Subnet,
     others: &[Range],
@@ -123,11 +172,19 @@ fn check(
         return refused("The network and broadcast addresses cannot be in a range.".into());
     }
     let kind = if is_dynamic { "dynamic" } else { "reserved" };
+    let excludes = |other: &Range| {
+        let (inner, outer) = match is_dynamic {
+            true => ((other.start_ip, other.end_ip), (start_ip, end_ip)),
+            false => ((start_ip, end_ip), (other.start_ip, other.end_ip)),
+        };
+        is_dynamic != other.is_dynamic() && outer.0 <= inner.0 && inner.1 <= outer.1
+    };
     let overlaps = |other: &&Range| {
         Some(other.id) != id
             && other.subnet_id == subnet.id
             && other.start_ip <= end_ip
             && start_ip <= other.end_ip
+            && !(nests && excludes(other))
     };
     if let Some(other) = others.iter().find(overlaps) {
         return refused(format!(
@@ -176,7 +233,10 @@ async fn create(request: Request) -> Reply {
     };
     let subnet = subnet.ok_or_else(|| ApiError::field("subnet", "No subnet holds this range."))?;
     let others = network::ranges(&mut tx).await?;
-    check(None, is_dynamic, (start_ip, end_ip), subnet, &others)?;
+    let lease_secs = lease_secs(form, is_dynamic, None)?;
+    let nests = form.boolean("exclude")?.unwrap_or(false);
+    let span = (start_ip, end_ip);
+    check(None, is_dynamic, nests, span, subnet, &others)?;
     if is_dynamic {
         no_rack_inside(&mut tx, start_ip, end_ip).await?;
     }
@@ -187,6 +247,7 @@ async fn create(request: Request) -> Reply {
         end_ip,
         comment: form.get("comment").unwrap_or(""),
         account_id: request.caller.as_ref().map(|caller| caller.id),
+        lease_secs,
     };
     let id = network::create_range(&mut tx, &new).await?;
     let text = format!("Range {start_ip} to {end_ip} created");
@@ -195,12 +256,48 @@ async fn create(request: Request) -> Reply {
     one(&request, id).await
 }
 
-/// A rack's own address must never be handed out.
+/// The lease time a form asks for; a reserved range has none.
+fn lease_secs(form: &Form, is_dynamic: bool, before: Option<i32>) -> Result<Option<i32>, ApiError> {
+    match lease_field(form)?.unwrap_or(before) {
+        Some(_) if !is_dynamic => Err(ApiError::field(
+            "lease_secs",
+            "Nothing is leased from a reserved range.",
+        )),
+        secs => Ok(secs),
+    }
+}
+
+/// A rack's own address must never be handed out, nor one that a user keeps from everybody.
 async fn no_rack_inside(
     db: &mut sqlx::PgConnection,
     start_ip: IpAddr,
     end_ip: IpAddr,
 ) -> Result<(), ApiError> {
+    // Racks do not know what is set aside for nobody, and would deal it.
+    let nobodys = store::reservation::list(db)
+        .await?
+        .into_iter()
+        .find(|other| other.key.is_none() && (start_ip..=end_ip).contains(&other.ip));
+    if let Some(other) = nobodys {
+        return Err(ApiError::bad_request(format!(
+            "Requested dynamic range conflicts with an existing IP address: {}.",
+            other.ip
+        )));
+    }
+    match rack_inside(db, start_ip, end_ip).await? {
+        None => Ok(()),
+        Some((address, rack)) => Err(ApiError::bad_request(format!(
+            "Requested dynamic range conflicts with an existing IP address: {address} of the rack {rack}."
+        ))),
+    }
+}
+
+/// An address of a rack's own inside this span, and the rack's name.
+pub(crate) async fn rack_inside(
+    db: &mut sqlx::PgConnection,
+    start_ip: IpAddr,
+    end_ip: IpAddr,
+) -> Result<Option<(IpAddr, String)>, ApiError> {
     for rack in store::rack::list(&mut *db).await? {
         for interface in store::rack::interfaces(&mut *db, &rack.system_id).await? {
             let inside = interface
@@ -209,14 +306,11 @@ async fn no_rack_inside(
                 .map(|address| address.ip())
                 .find(|address| (start_ip..=end_ip).contains(address));
             if let Some(address) = inside {
-                return Err(ApiError::bad_request(format!(
-                    "Requested dynamic range conflicts with an existing IP address: {address} of the rack {}.",
-                    rack.hostname
-                )));
+                return Ok(Some((address, rack.hostname)));
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 async fn update(request: Request) -> Reply {
@@ -233,9 +327,16 @@ async fn update(request: Request) -> Reply {
         .ok_or_else(|| ApiError::no_such("Subnet"))?;
     let start_ip = address(form, "start_ip")?.unwrap_or(range.start_ip);
     let end_ip = address(form, "end_ip")?.unwrap_or(range.end_ip);
+    let is_dynamic = range.is_dynamic();
+    // What lies inside another already may go on doing so.
+    let span = (range.start_ip, range.end_ip);
+    let stands = check(Some(id), is_dynamic, false, span, subnet, &ranges).is_err();
+    let nests = form.boolean("exclude")?.unwrap_or(stands);
+    let lease_secs = lease_secs(form, is_dynamic, range.lease_secs)?;
     check(
         Some(id),
-        range.is_dynamic(),
+        is_dynamic,
+        nests,
         (start_ip, end_ip),
         subnet,
         &ranges,
@@ -244,7 +345,7 @@ async fn update(request: Request) -> Reply {
         no_rack_inside(&mut tx, start_ip, end_ip).await?;
     }
     let comment = form.get("comment").unwrap_or(&range.comment);
-    network::update_range(&mut tx, id, start_ip, end_ip, comment).await?;
+    network::update_range(&mut tx, id, start_ip, end_ip, comment, lease_secs).await?;
     let text = format!("Range {start_ip} to {end_ip} changed");
     store::event::record(&mut tx, changed(&request, text)).await?;
     tx.commit().await?;

@@ -15,12 +15,15 @@ mod body;
 pub mod boot_resources;
 mod constant;
 mod describe;
+mod dhcp;
+mod dhcp_option;
 mod dispatch;
 mod error;
 mod event;
 mod fabric;
 mod ipaddress;
 mod iprange;
+mod lease;
 mod machine;
 mod machine_view;
 pub mod metadata;
@@ -30,6 +33,7 @@ mod oauth;
 pub mod password;
 mod power;
 mod rack;
+mod reservation;
 pub mod results;
 mod subnet;
 mod user;
@@ -141,13 +145,16 @@ fn resources() -> Vec<Resource> {
         account::resources(),
         boot_resources::resources(),
         constant::resources(),
+        dhcp::resources(),
+        dhcp_option::resources(),
         event::resources(),
         fabric::resources(),
         ipaddress::resources(),
         iprange::resources(),
+        lease::resources(),
         machine::resources(),
         rack::resources(),
-        results::resources(),
+        reservation::resources(),
         results::resources(),
         subnet::resources(),
         user::resources(),

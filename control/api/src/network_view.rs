@@ -43,6 +43,20 @@ impl Networks {
         self.subnets.iter().find(|subnet| subnet.id == id)
     }
 
+    /// By id, network (with or without MAAS's `cidr:`) or name.
+    pub fn named(&self, wanted: &str) -> Option<&Subnet> {
+        let wanted = wanted
+            .strip_prefix("cidr:")
+            .or(wanted.strip_prefix("name:"))
+            .unwrap_or(wanted);
+        let by_id = wanted.parse().ok().and_then(|id| self.subnet(id));
+        by_id.or_else(|| {
+            self.subnets
+                .iter()
+                .find(|subnet| subnet.cidr.to_string() == wanted || subnet.name == wanted)
+        })
+    }
+
     /// The smallest subnet that holds the address.
     pub fn subnet_of(&self, address: IpAddr) -> Option<&Subnet> {
         self.subnets
@@ -78,6 +92,8 @@ impl Networks {
             "primary_rack": vlan.primary_rack,
             "secondary_rack": vlan.secondary_rack,
             "space": SPACE,
+            // Ours.
+            "dhcp_mode": vlan.dhcp_mode,
             "resource_uri": format!("/MAAS/api/2.0/vlans/{}/", vlan.id),
         })
     }
@@ -101,6 +117,8 @@ impl Networks {
             // Ours.
             "ntp_servers": subnet.ntp_servers,
             "lease_secs": subnet.lease_secs,
+            "lease_own": subnet.lease_own,
+            "client_id_identity": subnet.client_id_identity,
             "resource_uri": format!("/MAAS/api/2.0/subnets/{}/", subnet.id),
         })
     }
@@ -133,6 +151,8 @@ impl Networks {
             "comment": range.comment,
             "user": range.owner.as_ref().map(|owner| json!({ "username": owner })),
             "subnet": subnet.map(|subnet| self.subnet_view(subnet)),
+            // Ours.
+            "lease_secs": range.lease_secs,
             "resource_uri": format!("/MAAS/api/2.0/ipranges/{}/", range.id),
         })
     }

@@ -1,5 +1,8 @@
-//! `rackcontrollers/`: racks, and two operations of ours: enrolment tokens and revocation.
+//! `rackcontrollers/`: racks, and operations of ours: enrolment tokens, revocation, what a rack counts.
 
+use std::collections::BTreeMap;
+
+use link::LinkError;
 use model::{EventType, NodeType, POWER_TYPES, Parameter, ParameterKind, Permission};
 use serde_json::{Value, json};
 use store::event::{self, NewEvent};
@@ -60,6 +63,13 @@ pub fn resources() -> Vec<Resource> {
                     EDIT,
                     "Forget a rack controller.",
                     handler!(delete),
+                ),
+                Operation::new(
+                    "GET",
+                    Some("dhcp_stats"),
+                    VIEW,
+                    "Ask a rack what its DHCP has counted: sent, granted, and not answered by reason.",
+                    handler!(dhcp_stats),
                 ),
                 Operation::new(
                     "POST",
@@ -182,6 +192,46 @@ async fn revoke(request: Request) -> Reply {
     one(&request).await
 }
 
+//---------------------------------------------------------------- what a rack counts
+
+async fn dhcp_stats(request: Request) -> Reply {
+    let id = request.path("system_id");
+    let rack = rack::get(&mut *request.app.db().await?, id).await?;
+    let stats = request.app.racks.stats(&rack.system_id).await;
+    let stats = stats.map_err(|error| match error {
+        LinkError::NotConnected => ApiError::Unavailable("The rack is not linked to this region."),
+        error => {
+            tracing::warn!(rack = id, %error, "asking a rack what it counts");
+            ApiError::Unavailable("The rack did not answer.")
+        }
+    })?;
+    let mut view = stats_view(&stats);
+    view["system_id"] = rack.system_id.into();
+    view["hostname"] = rack.hostname.into();
+    Ok(answer(&view))
+}
+
+/// The DHCP counters, all shards together; drops by reason.
+fn stats_view(stats: &[(String, u64)]) -> Value {
+    let (mut counters, mut drops) = (BTreeMap::new(), BTreeMap::new());
+    for (name, value) in stats {
+        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+        let reason = labels
+            .split_once("reason=\"")
+            .and_then(|(_, rest)| rest.split_once('"'));
+        let (map, key): (&mut BTreeMap<&str, u64>, &str) = match (name, reason) {
+            ("dhcp_dropped_total", Some((reason, _))) => (&mut drops, reason),
+            _ if name.starts_with("dhcp_") || name.starts_with("shard_dhcp_") => {
+                (&mut counters, name)
+            }
+            _ => continue,
+        };
+        let sum = map.entry(key).or_default();
+        *sum = sum.saturating_add(*value);
+    }
+    json!({ "counters": counters, "drops": drops })
+}
+
 async fn create_token(request: Request) -> Reply {
     let hostname = request.form.filled("hostname");
     let is_fine = |name: &str| {
@@ -259,4 +309,33 @@ async fn describe_power_types(_: Request) -> Reply {
         })
         .collect();
     Ok(answer(&types.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_added_up_and_drops_are_told_by_reason() {
+        let stats = [
+            ("dhcp_acks_total{shard=\"0\"}", 3),
+            ("dhcp_acks_total{shard=\"1\"}", 4),
+            ("dhcp_dropped_total{shard=\"0\",reason=\"mute\"}", 1),
+            ("dhcp_dropped_total{shard=\"1\",reason=\"mute\"}", u64::MAX),
+            ("tftp_requests_total{shard=\"0\"}", 9),
+            ("machines", 5),
+            ("dhcp_odd{", 1),
+        ];
+        let stats: Vec<(String, u64)> = stats
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        assert_eq!(
+            stats_view(&stats),
+            json!({
+                "counters": {"dhcp_acks_total": 7, "dhcp_odd": 1},
+                "drops": {"mute": u64::MAX},
+            })
+        );
+    }
 }

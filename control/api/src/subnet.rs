@@ -1,14 +1,18 @@
 //! `subnets/`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::Permission;
+use model::dhcp::boot_method;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use store::network::{self, Range, Subnet, SubnetChange};
+use store::reservation;
 
 use crate::body::Form;
+use crate::dhcp::lease_field;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
 use crate::fabric::changed;
@@ -30,7 +34,8 @@ const PARAMETERS: &str = ":param cidr: The network.\n:param name: Its name.\n\
     :param allow_proxy: Whether machines there may use the proxy.\n\
     :param managed: Whether addresses are handed out there.\n\
     :param disabled_boot_architectures: Boot methods that DHCP does not offer.\n\
-    :param lease_secs: Length of a DHCP lease, 30 to 86400.";
+    :param lease_secs: Length of a DHCP lease, 30 to 86400; empty: the region's.\n\
+    :param client_id_identity: Whether clients are told apart by option 61, where they send it, in place of their MAC.";
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -152,11 +157,7 @@ impl Wanted {
             },
             dns_servers: servers_field(form, "dns_servers")?,
             ntp_servers: servers_field(form, "ntp_servers")?,
-            disabled_boot_architectures: form.has("disabled_boot_architectures").then(|| {
-                form.list("disabled_boot_architectures")
-                    .map(str::to_owned)
-                    .collect()
-            }),
+            disabled_boot_architectures: archs_field(form)?,
         })
     }
 
@@ -179,7 +180,8 @@ impl Wanted {
             active_discovery: form.boolean("active_discovery")?,
             managed: form.boolean("managed")?,
             disabled_boot_architectures: self.disabled_boot_architectures.as_deref(),
-            lease_secs: form.integer("lease_secs")?,
+            lease_secs: lease_field(form)?,
+            client_id_identity: form.boolean("client_id_identity")?,
         })
     }
 }
@@ -207,6 +209,16 @@ fn vlan_field(form: &Form, networks: &Networks) -> Result<Option<i32>, ApiError>
             "No VLAN with this vid in this fabric.",
         )),
     }
+}
+
+fn archs_field(form: &Form) -> Result<Option<Vec<String>>, ApiError> {
+    const FIELD: &str = "disabled_boot_architectures";
+    if !form.has(FIELD) {
+        return Ok(None);
+    }
+    let methods: Result<BTreeSet<&str>, _> = form.list(FIELD).map(boot_method).collect();
+    let methods = methods.map_err(|error| ApiError::field(FIELD, format!("{error}.")))?;
+    Ok(Some(methods.into_iter().map(str::to_owned).collect()))
 }
 
 fn servers_field(form: &Form, name: &str) -> Result<Option<Vec<IpAddr>>, ApiError> {
@@ -313,6 +325,12 @@ async fn update(request: Request) -> Reply {
         wanted.gateway_ip.unwrap_or(subnet.gateway_ip),
     );
     check(Some(subnet.id), cidr, gateway, &networks, &ranges)?;
+    for other in reservation::of_subnets(&mut tx, &[subnet.id]).await? {
+        if !cidr.contains(&other.ip) {
+            let message = format!("The reserved address {} would be outside.", other.ip);
+            return Err(ApiError::field("cidr", message));
+        }
+    }
     let id = subnet.id;
     network::update_subnet(&mut tx, id, &wanted.change(form)?).await?;
     event(&mut tx, &request, format!("Subnet {cidr} changed")).await?;
@@ -361,6 +379,20 @@ impl Use {
                 )
             })
             .collect();
+        let single = |ip| (number_of(ip), number_of(ip));
+        for other in reservation::of_subnets(&mut db, &[subnet.id]).await? {
+            let (at, _) = single(other.ip);
+            let is_told = taken
+                .iter()
+                .any(|((first, last), _)| (*first..=*last).contains(&at));
+            if !is_told {
+                let purpose = match other.user_reserved {
+                    true => "assigned-ip",
+                    false => "reserved",
+                };
+                taken.push((single(other.ip), purpose));
+            }
+        }
         if let Some(gateway) = subnet.gateway_ip {
             taken.push(((number_of(gateway), number_of(gateway)), "gateway-ip"));
         }
@@ -449,6 +481,6 @@ async fn ip_addresses(request: Request) -> Reply {
     let networks = Networks::load(&mut db).await?;
     let id = find(&request, &networks)?.id;
     Ok(answer(
-        &ipaddress::views(&mut db, &networks, Some(id)).await?.into(),
+        &ipaddress::views(&mut db, &networks, id).await?.into(),
     ))
 }

@@ -1,6 +1,7 @@
 //! `fabrics/{id}/vlans/` and `vlans/{id}/`: VLANs, and switching DHCP on.
 
 use model::Permission;
+use model::dhcp::DhcpMode;
 use serde_json::Value;
 use sqlx::PgConnection;
 use store::network::{self, Vlan, VlanChange};
@@ -48,6 +49,8 @@ pub fn resources() -> Vec<Resource> {
                     "Update a VLAN.\n\n:param name: Its name.\n:param description: A description.\n\
                      :param vid: Its tag.\n:param mtu: Its MTU.\n\
                      :param dhcp_on: Whether DHCP is served; needs a primary rack and a dynamic range.\n\
+                     :param dhcp_mode: \"serve\", or \"proxy\" where somebody else hands out the addresses and racks only \
+                     tell machines what to boot.\n\
                      :param primary_rack: The rack controller that serves DHCP.\n\
                      :param secondary_rack: The one that does when the first is away.\n\
                      :param relay_vlan: The VLAN whose racks serve this one through a relay.",
@@ -161,6 +164,7 @@ async fn update(request: Request) -> Reply {
         description: form.get("description"),
         mtu: form.integer("mtu")?,
         dhcp_on: form.boolean("dhcp_on")?,
+        dhcp_mode: form.parsed("dhcp_mode", "Must be serve or proxy.")?,
         primary_rack: primary.as_ref().map(|rack| rack.as_deref()),
         secondary_rack: secondary.as_ref().map(|rack| rack.as_deref()),
         relay_vlan: relay,
@@ -210,6 +214,11 @@ async fn rack_field(
     }
 }
 
+fn mode_of(vlan: &Vlan) -> DhcpMode {
+    // One of a newer region: racks are told to serve.
+    vlan.dhcp_mode.parse().unwrap_or_default()
+}
+
 /// MAAS's rules of what DHCP needs, over what the VLAN would be after the change.
 fn check(
     vlan: &Vlan,
@@ -235,7 +244,9 @@ fn check(
             "dhcp can only be turned on when a primary rack controller is set.",
         ));
     }
-    if change.dhcp_on == Some(true) && !vlan.dhcp_on && !has_dynamic_range {
+    let serves = change.dhcp_mode.unwrap_or(mode_of(vlan)) == DhcpMode::Serve;
+    let begins = !vlan.dhcp_on || mode_of(vlan) != DhcpMode::Serve;
+    if dhcp_on && serves && begins && !has_dynamic_range {
         return Err(ApiError::field(
             "dhcp_on",
             "dhcp can only be turned on when a dynamic IP range is defined.",

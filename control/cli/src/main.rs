@@ -8,7 +8,7 @@ mod profile;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use commands::{image, login, machine, network, rack};
+use commands::{dhcp, image, login, machine, network, rack};
 use output::Output;
 
 #[derive(Parser)]
@@ -46,6 +46,9 @@ enum Command {
     /// Subnets: list, create, delete.
     #[command(subcommand)]
     Subnet(network::SubnetCommand),
+    /// DHCP: leases, ranges' use, racks' statistics, traces; options and reservations.
+    #[command(subcommand)]
+    Dhcp(dhcp::Command),
     /// Address ranges: list, create, delete.
     #[command(subcommand)]
     Range(network::RangeCommand),
@@ -88,6 +91,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Vlan(command) => command.run(&client, output).await,
         Command::Subnet(command) => command.run(&client, output).await,
         Command::Range(command) => command.run(&client, output).await,
+        Command::Dhcp(command) => command.run(&client, output).await,
         Command::Login(_) | Command::Logout | Command::Completion { .. } => Ok(()),
     }
 }

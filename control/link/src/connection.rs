@@ -131,6 +131,7 @@ pub(crate) async fn serve(
     if let Some(registered) = &registered
         && let Some(peer) = &peer
     {
+        region.liveness.closed(registered.id);
         let was_linked = region.racks.remove(&peer.system_id, registered.id);
         if was_linked && !region.cancel.is_cancelled() {
             note_end(&region, &peer.system_id).await;

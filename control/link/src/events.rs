@@ -51,6 +51,11 @@ impl Recent {
                 continue;
             };
             let key = (kind, event.mac, event.detail.clone());
+            if kind == EventType::DhcpTrace {
+                // Asked for message by message, and only for so long.
+                kept.push(Seen { kind, event });
+                continue;
+            }
             match self.seen.get(&key) {
                 Some(at) if now.duration_since(*at) < REPEAT_AFTER => {
                     count(&counters.events_repeated);
@@ -91,11 +96,13 @@ pub(crate) async fn store(
                 let machine = machines.get(&mac).and_then(|id| id.parse().ok());
                 new.machine = machine;
             }
-            new.text(match event.address {
-                Some(address) if event.detail.is_empty() => address.to_string(),
-                Some(address) => format!("{address} {}", event.detail),
-                None => event.detail,
-            })
+            new.text(
+                match event.address.filter(|address| !address.is_unspecified()) {
+                    Some(address) if event.detail.is_empty() => address.to_string(),
+                    Some(address) => format!("{address} {}", event.detail),
+                    None => event.detail,
+                },
+            )
         })
         .collect();
     store::event::record_all(&mut db, &events).await?;

@@ -17,6 +17,7 @@ mod events;
 mod feed;
 pub mod https;
 mod listener;
+mod liveness;
 mod power;
 mod racks;
 mod registry;

@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::count;
+use crate::liveness::Liveness;
 use crate::racks::Racks;
 use crate::tls::{self, Admit};
-use crate::{StartError, connection, feed, revoke};
+use crate::{StartError, connection, feed, liveness, revoke};
 
 /// Open connections of racks, and of hosts that want to become racks.
 const CONNECTIONS_MAX: usize = 4096;
@@ -45,6 +46,7 @@ pub(crate) struct Region {
     pub process: Process,
     pub pool: PgPool,
     pub feed: feed::Handle,
+    pub liveness: Liveness,
     pub anonymous: Arc<Semaphore>,
     /// The work of calls under way: goes on when the connection that asked is closed.
     pub calls: TaskTracker,
@@ -92,6 +94,7 @@ async fn run(
         process: setup.process,
         pool: pool.clone(),
         feed,
+        liveness: Liveness::default(),
         anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
         calls: TaskTracker::new(),
         cancel: setup.cancel.clone(),
@@ -101,6 +104,7 @@ async fn run(
     tasks.spawn_local(revoke::run(Rc::clone(&region)));
     tasks.spawn_local(keep_alive(Rc::clone(&region)));
     tasks.spawn_local(settle(Rc::clone(&region)));
+    tasks.spawn_local(liveness::run(Rc::clone(&region)));
     tasks.spawn_local(renew_identity(Rc::clone(&region), setup.names));
 
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -152,7 +156,7 @@ async fn run(
             "calls were still under way at the end"
         );
     }
-    if let Err(error) = store::region::remove(&pool, region.process.id).await {
+    if let Err(error) = unlist(&region).await {
         tracing::warn!(%error, "this process stays listed for half a minute");
     }
     // Connections whose work was cut off may take their time to come back.
@@ -160,6 +164,13 @@ async fn run(
         tracing::warn!("database connections were still in use at the end");
     }
     Ok(())
+}
+
+/// Says that this process is gone, and hears no rack any more.
+async fn unlist(region: &Region) -> Result<(), store::StoreError> {
+    let mut db = region.pool.acquire().await?;
+    store::lease::liveness::forget_process(&mut db, region.process.id).await?;
+    store::region::remove(&mut *db, region.process.id).await
 }
 
 /// The link's own connections, on the link thread's reactor: the API's load does not make leases wait.

@@ -21,6 +21,8 @@ use crate::{LinkError, StartError};
 const QUEUE_MAX: usize = 1024;
 /// Over the operation's own deadline, for the report's way back.
 pub(crate) const REPORT_GRACE: Duration = Duration::from_secs(2);
+/// A rack answers from memory.
+pub(crate) const STATS_TIME: Duration = Duration::from_secs(3);
 
 /// What a connection's task is asked to do.
 pub(crate) enum Command {
@@ -28,6 +30,7 @@ pub(crate) enum Command {
         PowerOperation,
         oneshot::Sender<Result<PowerReport, LinkError>>,
     ),
+    Stats(oneshot::Sender<Result<Vec<(String, u64)>, LinkError>>),
 }
 
 /// Cheap to clone; all clones see the same racks. `Racks::default()` has none, ever (for tests of its callers).
@@ -80,13 +83,29 @@ impl Racks {
         operation: PowerOperation,
     ) -> Result<PowerReport, LinkError> {
         let deadline = operation.deadline + 2 * REPORT_GRACE;
+        self.ask(rack, deadline, |answer| Command::Power(operation, answer))
+            .await
+    }
+
+    /// What `rack` counts: names as its metrics page has them, with their values.
+    pub async fn stats(&self, rack: &str) -> Result<Vec<(String, u64)>, LinkError> {
+        self.ask(rack, STATS_TIME + REPORT_GRACE, Command::Stats)
+            .await
+    }
+
+    async fn ask<T>(
+        &self,
+        rack: &str,
+        deadline: Duration,
+        command: impl FnOnce(oneshot::Sender<Result<T, LinkError>>) -> Command,
+    ) -> Result<T, LinkError> {
         let (answer, report) = oneshot::channel();
         let commands = match self.lock().get(rack) {
             Some(linked) => linked.commands.clone(),
             None => return Err(LinkError::NotConnected),
         };
         commands
-            .try_send(Command::Power(operation, answer))
+            .try_send(command(answer))
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => LinkError::Busy,
                 mpsc::error::TrySendError::Closed(_) => LinkError::NotConnected,

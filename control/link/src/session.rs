@@ -22,7 +22,8 @@ use crate::counters::{Counters, add, count};
 use crate::events::Recent;
 use crate::feed::{Subscription, values};
 use crate::listener::Region;
-use crate::racks::{Command, REPORT_GRACE};
+use crate::liveness::SILENT_AFTER;
+use crate::racks::{Command, REPORT_GRACE, STATS_TIME};
 use crate::{LinkError, wire};
 
 /// Calls of one rack under way at once; more are refused as overloaded.
@@ -32,6 +33,8 @@ const CALL_TIME: Duration = Duration::from_secs(10);
 /// An attach may carry every lease of a rack.
 const ATTACH_TIME: Duration = Duration::from_secs(60);
 const PING_EVERY: Duration = Duration::from_secs(10);
+/// Of a rack whose silence its peers must learn of.
+const SHARING_PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIME: Duration = Duration::from_secs(10);
 /// Power operations under way at one rack; the rest waits in the queue of `Racks`.
 const POWER_MAX: usize = 512;
@@ -74,6 +77,7 @@ pub(crate) fn store_fault(doing: &str, error: &StoreError) -> Error {
 pub(crate) struct Session {
     region: Rc<Region>,
     peer: Peer,
+    connection: u64,
     close: CancellationToken,
     calls: Arc<Semaphore>,
     recent: RefCell<Recent>,
@@ -90,9 +94,10 @@ impl Session {
         close: CancellationToken,
     ) -> Session {
         let commands = region.racks.insert(&peer.system_id, connection);
+        region.liveness.opened(connection, &peer.system_id);
         let task = to_rack(
             Rc::clone(&region),
-            peer.clone(),
+            (peer.clone(), connection),
             rack,
             commands,
             close.clone(),
@@ -102,6 +107,7 @@ impl Session {
         Session {
             region,
             peer,
+            connection,
             close,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             recent: RefCell::default(),
@@ -192,6 +198,9 @@ impl session::Server for Session {
                 .map_err(|error| store_fault("a rack's heartbeat", &error))
         };
         let reply = within(&self.region, CALL_TIME, reply).await?;
+        if matches!(reply, lease::HeartbeatReply::Until(_)) {
+            self.region.liveness.attached(self.connection);
+        }
         wire::put_heartbeat(&reply, results.get().init_reply());
         Ok(())
     }
@@ -211,6 +220,9 @@ impl session::Server for Session {
                 .map_err(|error| store_fault("attaching a rack", &error))
         };
         let reply = within(&self.region, ATTACH_TIME, reply).await?;
+        if matches!(reply, lease::AttachReply::Attached(_)) {
+            self.region.liveness.attached(self.connection);
+        }
         wire::put_attachment(&reply, results.get().init_attachment());
         Ok(())
     }
@@ -347,7 +359,7 @@ impl session::Server for Session {
 /// Until the connection closes: sends what `Racks` asks for, and closes the connection of a rack that stays silent.
 async fn to_rack(
     region: Rc<Region>,
-    peer: Peer,
+    (peer, connection): (Peer, u64),
     rack: rack::Client,
     commands: mpsc::Receiver<Command>,
     close: CancellationToken,
@@ -355,7 +367,7 @@ async fn to_rack(
     tokio::select! {
         () = close.cancelled() => {}
         never = send_commands(&region, &rack, commands) => match never {},
-        () = ping(&rack) => {
+        () = ping(&region, &peer.system_id, connection, &rack) => {
             count(&region.racks.counters().silent);
             tracing::warn!(rack = peer.system_id, "the rack does not answer: closing its link");
             close.cancel();
@@ -381,6 +393,12 @@ async fn send_commands(
                         let _ = answer.send(report);
                     });
                 }
+                Some(Command::Stats(answer)) => {
+                    let rack = rack.clone();
+                    calls.spawn_local(async move {
+                        let _ = answer.send(stats(&rack).await);
+                    });
+                }
                 None => break,
             },
         }
@@ -391,13 +409,48 @@ async fn send_commands(
 }
 
 /// Returns when a ping stayed without an answer.
-async fn ping(rack: &rack::Client) {
+async fn ping(region: &Region, system_id: &str, connection: u64, rack: &rack::Client) {
+    let mut pinged = Instant::now();
     loop {
-        tokio::time::sleep(PING_EVERY).await;
-        let answer = tokio::time::timeout(PING_TIME, rack.ping_request().send().promise).await;
-        if !matches!(answer, Ok(Ok(_))) {
+        tokio::time::sleep(SHARING_PING_EVERY).await;
+        if !region.liveness.is_sharing(system_id) && pinged.elapsed() < PING_EVERY {
+            continue;
+        }
+        pinged = Instant::now();
+        let mut answer = rack.ping_request().send().promise;
+        let mut heard = tokio::time::timeout(SILENT_AFTER, &mut answer).await;
+        if heard.is_err() {
+            region.liveness.silent(connection, true);
+            heard = tokio::time::timeout(PING_TIME - SILENT_AFTER, answer).await;
+        }
+        if !matches!(heard, Ok(Ok(_))) {
             return;
         }
+        region.liveness.silent(connection, false);
+    }
+}
+
+async fn stats(rack: &rack::Client) -> Result<Vec<(String, u64)>, LinkError> {
+    let answer = rack.stats_request().send().promise;
+    match tokio::time::timeout(STATS_TIME, answer).await {
+        Err(_) => Err(LinkError::Deadline),
+        Ok(Err(error)) => Err(fault(&error)),
+        Ok(Ok(response)) => {
+            let stats = response.get().and_then(|response| response.get_stats());
+            stats
+                .and_then(wire::stats)
+                .map_err(|_| LinkError::Malformed)
+        }
+    }
+}
+
+/// Whether a call failed at the rack or on the way.
+fn fault(error: &Error) -> LinkError {
+    match error.extra.strip_prefix(REMOTE) {
+        None => LinkError::Lost,
+        Some(_) if error.kind == capnp::ErrorKind::Disconnected => LinkError::Lost,
+        Some(_) if error.kind == capnp::ErrorKind::Overloaded => LinkError::Busy,
+        Some(reason) => LinkError::Refused(reason.chars().take(REASON_CHARS_MAX).collect()),
     }
 }
 
@@ -416,12 +469,7 @@ async fn power(
             count(&counters.power_late);
             Err(LinkError::Deadline)
         }
-        Ok(Err(error)) => Err(match error.extra.strip_prefix(REMOTE) {
-            None => LinkError::Lost,
-            Some(_) if error.kind == capnp::ErrorKind::Disconnected => LinkError::Lost,
-            Some(_) if error.kind == capnp::ErrorKind::Overloaded => LinkError::Busy,
-            Some(reason) => LinkError::Refused(reason.chars().take(REASON_CHARS_MAX).collect()),
-        }),
+        Ok(Err(error)) => Err(fault(&error)),
         Ok(Ok(response)) => {
             let report = response.get().and_then(|response| response.get_report());
             report

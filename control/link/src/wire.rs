@@ -22,6 +22,7 @@ const INTERFACES_MAX: u32 = 1024;
 const ADDRESSES_MAX: u32 = 64;
 const EVENTS_MAX: u32 = 1024;
 const STEPS_MAX: u32 = 256;
+const STATS_MAX: usize = 16_384;
 const TEXT_BYTES_MAX: usize = 4096;
 const NAME_BYTES_MAX: usize = 255;
 /// Durations that a rack may ask for; the longest lease is a day.
@@ -327,6 +328,17 @@ pub(crate) fn events(
                 detail: text(event.get_detail()?, TEXT_BYTES_MAX)?,
             })
         })
+        .collect()
+}
+
+// ---------------------------------------------------------------- statistics
+
+pub(crate) fn stats(
+    list: capnp::struct_list::Reader<'_, wire::stat::Owned>,
+) -> Result<Vec<(String, u64)>, Error> {
+    list.iter()
+        .take(STATS_MAX)
+        .map(|stat| Ok((text(stat.get_name()?, NAME_BYTES_MAX)?, stat.get_value())))
         .collect()
 }
 

@@ -1,5 +1,6 @@
 //! The rack-facing ports against strangers, revoked racks and malformed bytes, with a real database.
 
+use std::cell::Cell;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -198,11 +199,15 @@ impl Client {
     }
 
     async fn hello(&self) -> Result<session::Client, capnp::Error> {
+        self.hello_as(capnp_rpc::new_client(Silent)).await
+    }
+
+    async fn hello_as(&self, rack: rack::Client) -> Result<session::Client, capnp::Error> {
         let mut request = self.door.hello_request();
         let mut hello = request.get().init_hello();
         hello.set_protocol(1);
         hello.set_version("0.1");
-        hello.set_rack(capnp_rpc::new_client(Silent));
+        hello.set_rack(rack);
         let mut interface = hello.init_interfaces(1).get(0);
         interface.set_name("eth0");
         let mut prefix = interface.init_addresses(1).get(0);
@@ -216,7 +221,7 @@ impl Client {
     }
 }
 
-/// A rack that answers pings and never a power call.
+/// A rack that answers pings and what it counts, and never a power call.
 struct Silent;
 
 impl rack::Server for Silent {
@@ -233,6 +238,47 @@ impl rack::Server for Silent {
         _: rack::PingParams,
         _: rack::PingResults,
     ) -> Result<(), capnp::Error> {
+        Ok(())
+    }
+
+    async fn stats(
+        self: Rc<Self>,
+        _: rack::StatsParams,
+        mut results: rack::StatsResults,
+    ) -> Result<(), capnp::Error> {
+        let mut stats = results.get().init_stats(2);
+        stats
+            .reborrow()
+            .get(0)
+            .set_name("dhcp_acks_total{shard=\"0\"}");
+        stats.reborrow().get(0).set_value(7);
+        stats.reborrow().get(1).set_name("machines");
+        Ok(())
+    }
+}
+
+/// A rack that leaves pings without answer while it sleeps.
+struct Sleeper {
+    asleep: Rc<Cell<bool>>,
+}
+
+impl rack::Server for Sleeper {
+    async fn power(
+        self: Rc<Self>,
+        _: rack::PowerParams,
+        _: rack::PowerResults,
+    ) -> Result<(), capnp::Error> {
+        std::future::pending().await
+    }
+
+    async fn ping(
+        self: Rc<Self>,
+        _: rack::PingParams,
+        _: rack::PingResults,
+    ) -> Result<(), capnp::Error> {
+        while self.asleep.get() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Ok(())
     }
 }
@@ -599,6 +645,28 @@ async fn a_rack_that_never_answers_costs_a_power_call_its_deadline() {
     .await;
 }
 
+#[tokio::test]
+async fn a_rack_says_what_it_counts_and_one_that_cannot_is_told_apart() {
+    local(async {
+        let region = Region::start().await;
+        let (good, old) = (region.enrolled("r1").await, region.enrolled("r2").await);
+        let client = Client::open(region.connect(Some(&good)).await.unwrap());
+        let _session = client.hello().await.unwrap();
+        let stats = region.racks.stats(&good.rack).await.unwrap();
+        let want = [("dhcp_acks_total{shard=\"0\"}", 7), ("machines", 0)];
+        assert_eq!(stats, want.map(|(name, value)| (name.to_owned(), value)));
+        let error = region.racks.stats(&old.rack).await.unwrap_err();
+        assert!(matches!(error, LinkError::NotConnected), "{error:?}");
+        // A rack of a version without the call.
+        let client = Client::open(region.connect(Some(&old)).await.unwrap());
+        let asleep = Rc::new(Cell::new(false));
+        let _session = client.hello_as(capnp_rpc::new_client(Sleeper { asleep })).await.unwrap();
+        let error = region.racks.stats(&old.rack).await.unwrap_err();
+        assert!(matches!(error, LinkError::Refused(_)), "{error:?}");
+    })
+    .await;
+}
+
 // ---------------------------------------------------------------- HTTPS
 
 async fn get_root(stream: &mut Tls) -> std::io::Result<String> {
@@ -687,4 +755,93 @@ async fn every_process_shows_the_same_authority_and_no_other_root_takes_it() {
         .await;
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("invalid peer certificate"), "{error}");
+}
+
+// ---------------------------------------------------------------- liveness
+
+/// For racks that share a VLAN: a silent one is noticed in time for its peer to serve its clients within 5 s, and one that
+/// answers again is let back in over the same link.
+#[tokio::test]
+async fn a_rack_that_falls_silent_is_believed_dead_by_its_peers() {
+    local(async {
+        let region = Region::start().await;
+        let asleep = Rc::new(Cell::new(false));
+        let mut ids = vec![];
+        let mut links = vec![];
+        for hostname in ["r1", "r2"] {
+            let who = region.enrolled(hostname).await;
+            let client = Client::open(region.connect(Some(&who)).await.unwrap());
+            let sleeper = Sleeper {
+                asleep: match hostname {
+                    "r1" => Rc::clone(&asleep),
+                    _ => Rc::default(),
+                },
+            };
+            let session = client
+                .hello_as(capnp_rpc::new_client(sleeper))
+                .await
+                .unwrap();
+            ids.push(who.rack);
+            links.push((client, session));
+        }
+        sqlx::query(
+            "with f as (insert into fabric (name) values ('f') returning id)
+             insert into vlan (fabric_id, vid, dhcp_on, primary_rack, secondary_rack)
+             select id, 10, true, $1, $2 from f",
+        )
+        .bind(&ids[0])
+        .bind(&ids[1])
+        .execute(&region.db.pool)
+        .await
+        .unwrap();
+        let alive = async |rack: &str, want: bool, limit: u64| {
+            let begin = Instant::now();
+            loop {
+                let alive: Option<bool> =
+                    sqlx::query_scalar("select alive from rack_liveness where rack = $1")
+                        .bind(rack)
+                        .fetch_optional(&region.db.pool)
+                        .await
+                        .unwrap();
+                if alive == Some(want) {
+                    return begin.elapsed();
+                }
+                let waited = begin.elapsed();
+                assert!(
+                    waited < Duration::from_secs(limit),
+                    "{rack}: {alive:?} after {waited:?}"
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // Linked is not enough: it may be mute.
+        alive(&ids[0], false, 15).await;
+        for (n, (_, session)) in links.iter().enumerate() {
+            let mut request = session.attach_request();
+            request.get().set_spool_id(&[n as u8; 16]);
+            request.get().set_spool_seq(1);
+            request.send().promise.await.unwrap();
+        }
+        for id in &ids {
+            alive(id, true, 2).await;
+        }
+        asleep.set(true);
+        let noticed = alive(&ids[0], false, 5).await;
+        println!("silence noticed after {noticed:?}");
+        asleep.set(false);
+        alive(&ids[0], true, 2).await;
+        let mut racks = region.racks.connected();
+        racks.sort();
+        let mut both = ids.clone();
+        both.sort();
+        assert_eq!(racks, both, "its link was not closed");
+        // A closed link is noticed at once.
+        let (client, session) = links.remove(0);
+        client.ended.abort();
+        drop((client, session));
+        let noticed = alive(&ids[0], false, 3).await;
+        println!("closed link noticed after {noticed:?}");
+        alive(&ids[1], true, 1).await;
+    })
+    .await;
 }

@@ -4,6 +4,8 @@
 //! Types here are not `Serialize`: each edge (store, api, link) has its own form.
 
 mod boot;
+pub mod dhcp;
+pub mod dhcp_option;
 mod event;
 mod id;
 mod mac;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use sqlx::PgPool;
+use store::lease::usage::Seen;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
@@ -42,6 +44,52 @@ impl Metrics {
         }
         text
     }
+}
+
+/// Gauges of the dynamic ranges, as housekeeping last counted them. Without a database: a line that says so.
+pub async fn ranges(pool: &PgPool) -> String {
+    let seen = async { store::lease::usage::seen(&mut *pool.acquire().await?).await };
+    let ranges = match seen.await {
+        Ok(ranges) => ranges,
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "reading how full ranges are"
+            );
+            return "# the ranges could not be read\n".to_owned();
+        }
+    };
+    type Gauge = (&'static str, &'static str, fn(&Seen) -> i64);
+    let gauges: [Gauge; 3] = [
+        (
+            "muster_range_addresses",
+            "Addresses of a dynamic range",
+            |seen| seen.total,
+        ),
+        ("muster_range_bound", "of these leased", |seen| seen.bound),
+        (
+            "muster_range_resting",
+            "of these declined or quarantined",
+            |seen| seen.resting,
+        ),
+    ];
+    let mut text = String::new();
+    for (name, help, value) in gauges {
+        text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
+        for seen in &ranges {
+            let Seen {
+                range_id,
+                start_ip,
+                end_ip,
+                ..
+            } = seen;
+            text += &format!(
+                "{name}{{range=\"{range_id}\",first=\"{start_ip}\",last=\"{end_ip}\"}} {}\n",
+                value(seen)
+            );
+        }
+    }
+    text
 }
 
 /// Counts every request of the listener it wraps.

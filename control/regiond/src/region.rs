@@ -63,7 +63,8 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     let region = api::router(app);
     let counted = {
         let metrics = metrics.clone();
-        let text = move || async move { metrics.text() };
+        let pool = pool.clone();
+        let text = move || async move { metrics.text() + &metrics::ranges(&pool).await };
         region.clone().route("/MAAS/metrics", get(text))
     };
     let public = counted.layer(middleware::from_fn_with_state(

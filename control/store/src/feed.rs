@@ -2,6 +2,7 @@
 //!
 //! What a rack is told of them, and in which form, is `link`'s to decide.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -9,6 +10,10 @@ use mac_address::MacAddress;
 use sqlx::{PgConnection, Row};
 
 use crate::StoreError;
+
+mod dhcp;
+
+pub use dhcp::{OptionValue, RangeValue, ReservationValue, SubnetValue, reservations, subnets};
 
 /// What a changed key belongs to; the prefix of its key in the feed (`machine:abc123`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +28,7 @@ pub enum Kind {
     Loader,
     /// Key: "".
     Settings,
-    /// Key: `<vlan id>:<mac>`.
+    /// Key: `<vlan id>:<address>`.
     Reservation,
     /// A rack's own row (revoked, interfaces); key: system_id.
     Rack,
@@ -151,6 +156,19 @@ pub struct ServedVlan {
     /// The rack's device; empty where a relay brings the VLAN's queries.
     pub interface: String,
     pub server_address: IpAddr,
+    /// Somebody else hands out the addresses there.
+    pub is_proxy: bool,
+    /// The VLAN's other racks that stand on it.
+    pub peers: Vec<PeerValue>,
+}
+
+/// Another rack of a VLAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerValue {
+    pub rack: String,
+    pub server_address: IpAddr,
+    /// As all region processes last concluded (`store::lease::liveness`).
+    pub alive: bool,
 }
 
 /// The VLANs that these racks serve: DHCP is on, the rack is its primary or secondary, and it has an address in one
@@ -162,16 +180,20 @@ pub async fn served_vlans(
     racks: &[String],
     only: Option<&[i32]>,
 ) -> Result<Vec<ServedVlan>, StoreError> {
-    let rows: Vec<(String, i32, i32, i32, bool, String, IpNetwork)> = sqlx::query_as(
-        "select distinct on (i.rack, v.id) i.rack, v.id, v.vid, v.mtu,
-                via.primary_rack is not distinct from i.rack,
-                case when via.id = v.id then i.name else '' end, host(a.address)::inet
+    // With the peers of these racks, which are told apart below.
+    let rows: Vec<StandingRow> = sqlx::query_as(
+        "select distinct on (i.rack, v.id) i.rack, v.id as vlan, v.vid, v.mtu,
+                via.primary_rack is not distinct from i.rack as is_primary,
+                case when via.id = v.id then i.name else '' end as interface, host(a.address)::inet as address,
+                coalesce(l.alive, false) as alive, v.dhcp_mode = 'proxy' as is_proxy
          from vlan v
          join vlan via on via.id = case when v.dhcp_on then v.id else v.relay_vlan end and via.dhcp_on
          join subnet s on s.vlan_id = via.id
-         join rack_interface i on i.rack = any($1) and i.rack in (via.primary_rack, via.secondary_rack)
+         join rack_interface i on i.rack in (via.primary_rack, via.secondary_rack)
          cross join unnest(i.addresses) as a(address)
-         where host(a.address)::inet <<= s.cidr
+         left join rack_liveness l on l.rack = i.rack
+         where array[via.primary_rack, via.secondary_rack] && $1
+           and host(a.address)::inet <<= s.cidr
            and ($2::int[] is null or v.id = any($2) or via.id = any($2))
          order by i.rack, v.id, family(a.address), s.id, i.name collate \"C\", a.address",
     )
@@ -179,96 +201,54 @@ pub async fn served_vlans(
     .bind(only)
     .fetch_all(db)
     .await?;
-    rows.into_iter()
-        .map(|(rack, vlan, vid, mtu, is_primary, interface, address)| {
+    let mut by_vlan: BTreeMap<i32, Vec<&StandingRow>> = BTreeMap::new();
+    for row in &rows {
+        by_vlan.entry(row.vlan).or_default().push(row);
+    }
+    let asked = rows.iter().filter(|row| racks.contains(&row.rack));
+    asked
+        .map(|row| {
             let small = |n: i32| {
                 u16::try_from(n).map_err(|_| StoreError::Corrupt {
                     what: "VLAN number or MTU",
                 })
             };
+            let others = by_vlan.get(&row.vlan).into_iter().flatten();
+            let peer = |other: &&StandingRow| PeerValue {
+                rack: other.rack.clone(),
+                server_address: other.address.ip(),
+                alive: other.alive,
+            };
             Ok(ServedVlan {
-                rack,
-                vlan,
-                vid: small(vid)?,
-                mtu: small(mtu)?,
-                is_primary,
-                interface,
-                server_address: address.ip(),
+                rack: row.rack.clone(),
+                vlan: row.vlan,
+                vid: small(row.vid)?,
+                mtu: small(row.mtu)?,
+                is_primary: row.is_primary,
+                interface: row.interface.clone(),
+                server_address: row.address.ip(),
+                is_proxy: row.is_proxy,
+                peers: others
+                    .filter(|other| other.rack != row.rack)
+                    .map(peer)
+                    .collect(),
             })
         })
         .collect()
 }
 
-/// A subnet with its ranges, as DHCP needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SubnetValue {
-    pub id: i32,
-    pub vlan: i32,
-    pub prefix: IpNetwork,
-    pub gateway: Option<IpAddr>,
-    pub dns_servers: Vec<IpAddr>,
-    pub ntp_servers: Vec<IpAddr>,
-    pub lease_secs: u32,
-    pub disabled_archs: Vec<String>,
-    pub client_id_identity: bool,
-    pub ranges: Vec<RangeValue>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RangeValue {
-    pub first: IpAddr,
-    pub last: IpAddr,
-    pub is_dynamic: bool,
-}
-
-pub async fn subnets(db: &mut PgConnection, vlans: &[i32]) -> Result<Vec<SubnetValue>, StoreError> {
-    let rows = sqlx::query(
-        "select id, vlan_id, cidr::inet as cidr, gateway_ip, dns_servers, ntp_servers, lease_secs,
-                disabled_boot_architectures, client_id_identity
-         from subnet where vlan_id = any($1) order by id",
-    )
-    .bind(vlans)
-    .fetch_all(&mut *db)
-    .await?;
-    let mut subnets = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let ips = |column| -> Result<Vec<IpAddr>, StoreError> {
-            let list: Vec<IpNetwork> = row.try_get(column)?;
-            Ok(list.iter().map(IpNetwork::ip).collect())
-        };
-        let gateway: Option<IpNetwork> = row.try_get("gateway_ip")?;
-        subnets.push(SubnetValue {
-            id: row.try_get("id")?,
-            vlan: row.try_get("vlan_id")?,
-            prefix: row.try_get("cidr")?,
-            gateway: gateway.map(|gateway| gateway.ip()),
-            dns_servers: ips("dns_servers")?,
-            ntp_servers: ips("ntp_servers")?,
-            lease_secs: row.try_get::<i32, _>("lease_secs")?.unsigned_abs(),
-            disabled_archs: row.try_get("disabled_boot_architectures")?,
-            client_id_identity: row.try_get("client_id_identity")?,
-            ranges: Vec::new(),
-        });
-    }
-    let ids: Vec<i32> = subnets.iter().map(|subnet| subnet.id).collect();
-    let ranges: Vec<(i32, String, IpNetwork, IpNetwork)> = sqlx::query_as(
-        "select subnet_id, type, start_ip, end_ip from iprange where subnet_id = any($1)
-         order by subnet_id, start_ip",
-    )
-    .bind(&ids)
-    .fetch_all(db)
-    .await?;
-    for (subnet_id, kind, first, last) in ranges {
-        // Sorted by id above.
-        if let Ok(at) = subnets.binary_search_by_key(&subnet_id, |subnet| subnet.id) {
-            subnets[at].ranges.push(RangeValue {
-                first: first.ip(),
-                last: last.ip(),
-                is_dynamic: kind == "dynamic",
-            });
-        }
-    }
-    Ok(subnets)
+/// A rack that stands on a VLAN.
+#[derive(sqlx::FromRow)]
+struct StandingRow {
+    rack: String,
+    vlan: i32,
+    vid: i32,
+    mtu: i32,
+    is_primary: bool,
+    interface: String,
+    address: IpNetwork,
+    alive: bool,
+    is_proxy: bool,
 }
 
 /// What decides how a machine boots.
@@ -349,40 +329,6 @@ pub async fn machines(
             })
         })
         .collect()
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReservationValue {
-    pub vlan: i32,
-    pub subnet: i32,
-    pub mac: [u8; 6],
-    pub address: IpAddr,
-    pub hostname: String,
-}
-
-/// The reservations on these VLANs.
-pub async fn reservations(
-    db: &mut PgConnection,
-    vlans: &[i32],
-) -> Result<Vec<ReservationValue>, StoreError> {
-    let rows: Vec<(i32, i32, MacAddress, IpNetwork, String)> = sqlx::query_as(
-        "select s.vlan_id, s.id, r.mac, r.ip, r.hostname
-         from reserved_ip r join subnet s on s.id = r.subnet_id
-         where s.vlan_id = any($1) order by s.vlan_id, r.mac, r.id",
-    )
-    .bind(vlans)
-    .fetch_all(db)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|(vlan, subnet, mac, ip, hostname)| ReservationValue {
-            vlan,
-            subnet,
-            mac: mac.bytes(),
-            address: ip.ip(),
-            hostname,
-        })
-        .collect())
 }
 
 /// A complete file's manifest.
@@ -536,6 +482,46 @@ mod tests {
             .unwrap();
         assert_eq!(only, all[..2], "with those relayed into it");
         assert_eq!(served_vlans(&mut db, &racks, Some(&[3])).await.unwrap(), []);
+
+        let peers = |all: &[ServedVlan]| -> Vec<String> {
+            let told = |at: &ServedVlan| {
+                let [peer] = &at.peers[..] else {
+                    panic!("one peer: {at:?}")
+                };
+                let PeerValue {
+                    rack,
+                    server_address,
+                    alive,
+                } = peer;
+                format!("{} {}: {rack} {server_address} {alive}", at.rack, at.vlan)
+            };
+            all.iter().map(told).collect()
+        };
+        let want = |alive| {
+            [
+                "aaaaaa 1: bbbbbb 10.1.0.3 false".to_owned(),
+                "aaaaaa 2: bbbbbb 10.1.0.3 false".to_owned(),
+                format!("bbbbbb 1: aaaaaa 10.1.0.2 {alive}"),
+                format!("bbbbbb 2: aaaaaa 10.1.0.2 {alive}"),
+            ]
+        };
+        assert_eq!(peers(&all), want(false));
+        sqlx::query("insert into rack_liveness (rack, alive) values ('aaaaaa', true)")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+        let all = served_vlans(&mut db, &racks, None).await.unwrap();
+        assert_eq!(peers(&all), want(true));
+        // A second rack that has no address there serves nothing, and is nobody's peer.
+        sqlx::query("delete from rack_interface where rack = 'bbbbbb'")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+        let alone = served_vlans(&mut db, &racks, None).await.unwrap();
+        assert!(
+            alone.len() == 2 && alone.iter().all(|at| at.peers.is_empty()),
+            "{alone:?}"
+        );
     }
 
     #[tokio::test]

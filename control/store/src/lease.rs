@@ -1,30 +1,37 @@
 //! Address blocks and leases (docs/ARCHITECTURE.md, Leases): the region's end of the lease protocol over PostgreSQL.
 //!
 //! What a write, an attach and a heartbeat do is decided by `lease::region`, on rows that are locked here; time is the database's
-//! `now()`, the start of the transaction. In three files: this one commits batches; `session` attaches racks, takes their
-//! heartbeats and watches the database's identity; `block` cuts ranges and moves blocks; `binding` answers who has what.
+//! `now()`, the start of the transaction. In six files: this one commits batches; `session` attaches racks, takes their
+//! heartbeats and watches the database's identity; `block` cuts ranges and moves blocks; `binding` answers who has what;
+//! `grant` is the short way of the common batch; `liveness` says which racks are heard.
 //!
 //! Locks are taken in one order: a rack's session, then blocks by id, then addresses in order.
 
 mod binding;
 mod block;
+mod grant;
+pub mod history;
+pub mod liveness;
 mod session;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lease::region::{Asker, BlockState, Effect, RowState, Time, Verdict, decide};
+use lease::region::{Asker, BlockState, Effect, RowState, Time, Verdict, decide, within};
 use lease::{
-    BATCH_ROWS_MAX, Batch, BlockId, Client, ClientKey, Epoch, Outcome, Refusal, SpoolId, Write,
-    WriteKind,
+    BATCH_ROWS_MAX, Batch, BlockId, Client, ClientKey, Epoch, Outcome, Refusal, SpoolId, VlanId,
+    Write, WriteKind,
 };
 use mac_address::MacAddress;
 use sqlx::{PgConnection, PgPool, Row as _};
 use time::OffsetDateTime;
 
 use crate::StoreError;
+use history::take_away;
 
 pub use binding::{Binding, binding_of_address, bindings_of_mac, list};
+pub(crate) use block::note_longest;
 pub use block::{BLOCKS_PER_RANGE_MAX, assign_blocks, ensure_blocks, settle};
 pub use session::{
     DatabaseIdentity, HOLD, attach, check_database, end_hold, forget_rack, heartbeat,
@@ -49,19 +56,7 @@ pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outc
     if forgotten || (state.held && !batch.drained) || batch.writes.len() > BATCH_ROWS_MAX {
         return Ok(refused);
     }
-    let mut table = Table::lock(&mut tx, rack, &batch.writes).await?;
-    let mut verdicts: Vec<Verdict> = batch
-        .writes
-        .iter()
-        .map(|write| table.write(write, batch.drained, state.now))
-        .collect();
-    let taken = table.save(&mut tx, state.now).await?;
-    for (write, verdict) in batch.writes.iter().zip(&mut verdicts) {
-        // Came between our look and our write; the row's own condition refused it.
-        if taken.contains(&write.address) && !matches!(write.kind, WriteKind::Yield) {
-            *verdict = Verdict::Refused(Refusal::OtherClient);
-        }
-    }
+    let verdicts = write_all(&mut tx, rack, batch, state.now).await?;
     if !remember(&mut tx, rack, batch, &verdicts).await? {
         // The same batch through another region process was first.
         tx.rollback().await?;
@@ -80,6 +75,43 @@ pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outc
         }
     }
     Ok(outcomes(&verdicts, state.now))
+}
+
+/// Decides and writes: what the short way can't, the long one does.
+async fn write_all(
+    db: &mut PgConnection,
+    rack: &str,
+    batch: &Batch,
+    now: Time,
+) -> Result<Vec<Verdict>, StoreError> {
+    let blocks = lock_blocks(db, rack, &batch.writes).await?;
+    let mut verdicts = if grant::is_plain(&batch.writes, &blocks, now) {
+        grant::put(db, &batch.writes, batch.drained, &blocks, now).await?
+    } else {
+        vec![None; batch.writes.len()]
+    };
+    let left: Vec<&Write> = batch
+        .writes
+        .iter()
+        .zip(&verdicts)
+        .filter_map(|(write, verdict)| verdict.is_none().then_some(write))
+        .collect();
+    if !left.is_empty() {
+        let mut table = Table::lock(db, blocks, &left).await?;
+        for (write, verdict) in batch.writes.iter().zip(&mut verdicts) {
+            if verdict.is_none() {
+                *verdict = Some(table.write(write, batch.drained, now));
+            }
+        }
+        let taken = table.save(db, now).await?;
+        for (write, verdict) in batch.writes.iter().zip(&mut verdicts) {
+            // Came between our look and our write; the row's own condition refused it.
+            if taken.contains(&write.address) && !matches!(write.kind, WriteKind::Yield) {
+                *verdict = Some(Verdict::Refused(Refusal::OtherClient));
+            }
+        }
+    }
+    Ok(verdicts.into_iter().flatten().collect())
 }
 
 fn outcomes(verdicts: &[Verdict], now: Time) -> Vec<Outcome> {
@@ -219,9 +251,12 @@ fn decode_verdicts(codes: &[i16], ends: &[OffsetDateTime]) -> Result<Vec<Verdict
 
 // ---------------------------------------------------------------- rows under lock
 
+/// By id.
+type Blocks = BTreeMap<i64, BlockState>;
+
 /// The blocks and addresses a batch touches: locked, changed in memory write by write, then saved in few statements.
 struct Table {
-    blocks: BTreeMap<i64, BlockState>,
+    blocks: Blocks,
     rows: BTreeMap<IpAddr, Held>,
     given_up: Vec<i64>,
 }
@@ -232,7 +267,7 @@ struct Held {
     /// Stood in the database before.
     stood: bool,
     changed: bool,
-    block: i64,
+    vlan: VlanId,
     hostname: String,
     granted: bool,
 }
@@ -240,17 +275,9 @@ struct Held {
 impl Table {
     async fn lock(
         db: &mut PgConnection,
-        rack: &str,
-        writes: &[Write],
+        blocks: Blocks,
+        writes: &[&Write],
     ) -> Result<Table, StoreError> {
-        let mut ids: Vec<i64> = writes.iter().map(|write| block_id(write.block)).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let yields = writes
-            .iter()
-            .any(|write| matches!(write.kind, WriteKind::Yield));
-        let blocks = lock_blocks(db, rack, &ids, yields).await?;
-
         let mut addresses: Vec<IpAddr> = writes.iter().map(|write| write.address).collect();
         addresses.sort_unstable();
         addresses.dedup();
@@ -283,8 +310,18 @@ impl Table {
         })
     }
 
+    /// The block that a write is about: a survivor names none.
+    fn block_of(&self, write: &Write) -> i64 {
+        let holds = |block: &BlockState| within(block.first, block.count, write.address);
+        let found = match write.kind {
+            WriteKind::Extend { .. } => self.blocks.iter().find(|(_, block)| holds(block)),
+            _ => None,
+        };
+        found.map_or(block_id(write.block), |(id, _)| *id)
+    }
+
     fn write(&mut self, write: &Write, drained: bool, now: Time) -> Verdict {
-        let id = block_id(write.block);
+        let id = self.block_of(write);
         let row = self
             .rows
             .get(&write.address)
@@ -307,7 +344,7 @@ impl Table {
         let held = self.rows.entry(write.address).or_default();
         held.row = change;
         held.changed = true;
-        held.block = id;
+        held.vlan = self.blocks.get(&id).map_or(0, |block| block.vlan);
         if let WriteKind::Grant { hostname, .. } = &write.kind {
             // NUL is the one character that PostgreSQL's text can't hold.
             held.hostname = hostname.replace('\0', "");
@@ -322,13 +359,13 @@ impl Table {
         let mut put = Columns::default();
         for (address, held) in &self.rows {
             match &held.row {
-                Some(row) if held.changed => put.add(*address, held, row, now, &self.blocks)?,
+                Some(row) if held.changed => put.add(*address, held, row, now)?,
                 None if held.changed && held.stood => gone.push(*address),
                 _ => {}
             }
         }
         if !gone.is_empty() {
-            sqlx::query("delete from lease where address = any($1)")
+            sqlx::query(take_away!("where address = any($1)"))
                 .bind(&gone)
                 .execute(&mut *db)
                 .await?;
@@ -350,9 +387,8 @@ impl Table {
 async fn lock_blocks(
     db: &mut PgConnection,
     rack: &str,
-    ids: &[i64],
-    exclusive: bool,
-) -> Result<BTreeMap<i64, BlockState>, StoreError> {
+    writes: &[Write],
+) -> Result<Blocks, StoreError> {
     const SHARED: &str = "select b.id, b.epoch, coalesce(b.owner = $2, false) as owned, b.vlan_id, b.first, b.count,
                 b.quarantined_until,
                 exists (select from vlan v
@@ -364,8 +400,24 @@ async fn lock_blocks(
         "select b.id, b.epoch, coalesce(b.owner = $2, false) as owned, b.vlan_id, b.first, b.count,
                 b.quarantined_until, false as serves
          from lease_block b where b.id = any($1) order by b.id for update of b";
-    let rows = sqlx::query(if exclusive { EXCLUSIVE } else { SHARED })
-        .bind(ids)
+    let is_extend = |write: &&Write| matches!(write.kind, WriteKind::Extend { .. });
+    let named = writes.iter().filter(|write| !is_extend(write));
+    let mut ids: Vec<i64> = named.map(|write| block_id(write.block)).collect();
+    let extended: Vec<IpAddr> = writes
+        .iter()
+        .filter(is_extend)
+        .map(|write| write.address)
+        .collect();
+    if !extended.is_empty() {
+        ids.extend(blocks_at(db, &extended).await?);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let yields = writes
+        .iter()
+        .any(|write| matches!(write.kind, WriteKind::Yield));
+    let rows = sqlx::query(if yields { EXCLUSIVE } else { SHARED })
+        .bind(&ids)
         .bind(rack)
         .fetch_all(db)
         .await?;
@@ -389,11 +441,23 @@ async fn lock_blocks(
     Ok(blocks)
 }
 
+/// The blocks that hold these addresses: a survivor does not know them.
+async fn blocks_at(db: &mut PgConnection, addresses: &[IpAddr]) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select b.id from unnest($1::inet[]) as a(address) cross join lateral (
+             select k.id, k.first, k.count from lease_block k where k.first <= a.address
+             order by k.first desc limit 1) b
+         where family(b.first) = family(a.address) and a.address <= b.first + (b.count - 1)",
+    )
+    .bind(addresses)
+    .fetch_all(db)
+    .await?)
+}
+
 /// Rows to be put, column by column.
 #[derive(Default)]
 struct Columns {
     addresses: Vec<IpAddr>,
-    blocks: Vec<i64>,
     vlans: Vec<i32>,
     kinds: Vec<Option<i16>>,
     keys: Vec<Option<Vec<u8>>>,
@@ -412,26 +476,15 @@ impl Columns {
         held: &Held,
         row: &RowState,
         now: Time,
-        blocks: &BTreeMap<i64, BlockState>,
     ) -> Result<(), StoreError> {
-        let vlan = match (&row.client, blocks.get(&held.block)) {
-            (Some(client), _) => client.vlan,
-            (None, Some(block)) => block.vlan,
-            (None, None) => {
-                return Err(StoreError::Corrupt {
-                    what: "lease without a block",
-                });
-            }
-        };
+        let vlan = row.client.as_ref().map_or(held.vlan, |client| client.vlan);
         let (kind, key) = row
             .client
             .as_ref()
             .map(|client| encode_key(&client.key))
             .unzip();
         self.addresses.push(address);
-        self.blocks.push(held.block);
-        self.vlans
-            .push(i32::try_from(vlan).map_err(|_| StoreError::Corrupt { what: "VLAN id" })?);
+        self.vlans.push(vlan_column(vlan)?);
         self.kinds.push(kind);
         self.macs.push(
             row.client
@@ -457,12 +510,11 @@ impl Columns {
         // The rows that stood are locked and were decided on. The condition is the last line, for a row that was not there
         // a moment ago; `greatest` likewise.
         let written: Vec<IpAddr> = sqlx::query_scalar(
-            "insert into lease as l (address, block_id, vlan_id, client_kind, client_key, mac, ends,
+            "insert into lease as l (address, vlan_id, client_kind, client_key, mac, ends,
                                      quarantined_until, released, hostname, granted)
-             select * from unnest($1::inet[], $2::bigint[], $3::int[], $4::smallint[], $5::bytea[], $6::macaddr[],
-                                  $7::timestamptz[], $8::timestamptz[], $9::bool[], $10::text[], $11::timestamptz[])
+             select * from unnest($1::inet[], $2::int[], $3::smallint[], $4::bytea[], $5::macaddr[],
+                                  $6::timestamptz[], $7::timestamptz[], $8::bool[], $9::text[], $10::timestamptz[])
              on conflict (address) do update set
-                 block_id = excluded.block_id,
                  vlan_id = case when excluded.client_kind is null then l.vlan_id else excluded.vlan_id end,
                  client_kind = coalesce(excluded.client_kind, l.client_kind),
                  client_key = coalesce(excluded.client_key, l.client_key),
@@ -471,14 +523,14 @@ impl Columns {
                  quarantined_until = greatest(l.quarantined_until, excluded.quarantined_until),
                  released = excluded.released,
                  hostname = case when excluded.granted is null then l.hostname else excluded.hostname end,
-                 granted = coalesce(excluded.granted, l.granted)
+                 granted = coalesce(excluded.granted, l.granted),
+                 since = case when l.client_kind is null and excluded.client_kind is not null then now() else l.since end
              where l.client_kind is null or excluded.client_kind is null
                 or (l.vlan_id, l.client_kind, l.client_key)
                    = (excluded.vlan_id, excluded.client_kind, excluded.client_key)
              returning l.address",
         )
         .bind(&self.addresses)
-        .bind(&self.blocks)
         .bind(&self.vlans)
         .bind(&self.kinds)
         .bind(&self.keys)
@@ -563,6 +615,10 @@ fn block_id(block: BlockId) -> i64 {
 /// Of ids and epochs, which the schema never makes negative.
 fn unsigned(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
+}
+
+fn vlan_column(vlan: VlanId) -> Result<i32, StoreError> {
+    i32::try_from(vlan).map_err(|_| StoreError::Corrupt { what: "VLAN id" })
 }
 
 fn vlan_of(id: i32) -> u32 {

@@ -7,6 +7,7 @@
 pub mod account;
 pub mod bmc;
 pub mod cluster;
+pub mod dhcp;
 pub mod event;
 pub mod feed;
 pub mod image;
@@ -17,6 +18,7 @@ pub mod machine;
 pub mod network;
 pub mod rack;
 pub mod region;
+pub mod reservation;
 pub mod script;
 pub mod seal;
 pub mod setting;

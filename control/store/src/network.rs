@@ -7,9 +7,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use model::dhcp::DhcpMode;
 use sqlx::PgConnection;
 
-use crate::{StoreError, feed, lease};
+use crate::{StoreError, dhcp, feed, lease, reservation};
 
 /// One writer at a time changes networks, so that checks between rows hold until commit.
 pub async fn lock_networks(db: &mut PgConnection) -> Result<(), StoreError> {
@@ -134,6 +135,8 @@ pub struct Vlan {
     pub description: String,
     pub mtu: i32,
     pub dhcp_on: bool,
+    /// `model::dhcp::DhcpMode`'s word.
+    pub dhcp_mode: String,
     pub external_dhcp: Option<IpAddr>,
     pub primary_rack: Option<String>,
     pub secondary_rack: Option<String>,
@@ -142,7 +145,7 @@ pub struct Vlan {
 
 pub async fn vlans(db: &mut PgConnection) -> Result<Vec<Vlan>, StoreError> {
     Ok(sqlx::query_as(
-        "select v.id, v.fabric_id, f.name as fabric, v.vid, v.name, v.description, v.mtu, v.dhcp_on,
+        "select v.id, v.fabric_id, f.name as fabric, v.vid, v.name, v.description, v.mtu, v.dhcp_on, v.dhcp_mode,
                 v.external_dhcp, v.primary_rack, v.secondary_rack, v.relay_vlan
          from vlan v join fabric f on f.id = v.fabric_id order by v.fabric_id, v.vid",
     )
@@ -159,6 +162,7 @@ pub struct VlanChange<'a> {
     pub description: Option<&'a str>,
     pub mtu: Option<i32>,
     pub dhcp_on: Option<bool>,
+    pub dhcp_mode: Option<DhcpMode>,
     pub primary_rack: Option<Option<&'a str>>,
     pub secondary_rack: Option<Option<&'a str>>,
     pub relay_vlan: Option<Option<i32>>,
@@ -197,7 +201,8 @@ pub async fn update_vlan(
              dhcp_on = coalesce($7, dhcp_on),
              primary_rack = case when $8 then $9 else primary_rack end,
              secondary_rack = case when $10 then $11 else secondary_rack end,
-             relay_vlan = case when $12 then $13 else relay_vlan end
+             relay_vlan = case when $12 then $13 else relay_vlan end,
+             dhcp_mode = coalesce($14, dhcp_mode)
          where id = $1",
     )
     .bind(id)
@@ -213,6 +218,7 @@ pub async fn update_vlan(
     .bind(change.secondary_rack.flatten())
     .bind(change.relay_vlan.is_some())
     .bind(change.relay_vlan.flatten())
+    .bind(change.dhcp_mode.map(DhcpMode::as_str))
     .execute(&mut *db)
     .await?;
     found(done, "vlan", id)?;
@@ -248,7 +254,9 @@ pub struct Subnet {
     pub active_discovery: bool,
     pub managed: bool,
     pub disabled_boot_architectures: Vec<String>,
+    /// In force: its own, or the region's.
     pub lease_secs: i32,
+    pub lease_own: bool,
     pub client_id_identity: bool,
 }
 
@@ -269,6 +277,7 @@ struct SubnetRow {
     managed: bool,
     disabled_boot_architectures: Vec<String>,
     lease_secs: i32,
+    lease_own: bool,
     client_id_identity: bool,
 }
 
@@ -277,7 +286,7 @@ pub async fn subnets(db: &mut PgConnection) -> Result<Vec<Subnet>, StoreError> {
     let rows: Vec<SubnetRow> = sqlx::query_as(
         "select id, vlan_id, name, description, cidr::text as cidr, gateway_ip, dns_servers,
                 ntp_servers, rdns_mode, allow_dns, allow_proxy, active_discovery, managed,
-                disabled_boot_architectures, lease_secs, client_id_identity
+                disabled_boot_architectures, lease_secs, lease_own, client_id_identity
          from subnet order by subnet.cidr",
     )
     .fetch_all(db)
@@ -303,6 +312,7 @@ pub async fn subnets(db: &mut PgConnection) -> Result<Vec<Subnet>, StoreError> {
                 managed: row.managed,
                 disabled_boot_architectures: row.disabled_boot_architectures,
                 lease_secs: row.lease_secs,
+                lease_own: row.lease_own,
                 client_id_identity: row.client_id_identity,
             })
         })
@@ -325,7 +335,9 @@ pub struct SubnetChange<'a> {
     pub active_discovery: Option<bool>,
     pub managed: Option<bool>,
     pub disabled_boot_architectures: Option<&'a [String]>,
-    pub lease_secs: Option<i32>,
+    /// `Some(None)`: the region's.
+    pub lease_secs: Option<Option<i32>>,
+    pub client_id_identity: Option<bool>,
 }
 
 /// Creates a subnet; the other parts of `new` count too. A network that is there already: constraint
@@ -337,12 +349,14 @@ pub async fn create_subnet(
     new: &SubnetChange<'_>,
 ) -> Result<i32, StoreError> {
     let cidr = cidr.trunc().to_string();
+    let lease_secs = dhcp::lease_secs(&mut *db).await?;
     let id: i32 = sqlx::query_scalar(
-        "insert into subnet (vlan_id, cidr, name) values ($1, $2::text::cidr, $3) returning id",
+        "insert into subnet (vlan_id, cidr, name, lease_secs) values ($1, $2::text::cidr, $3, $4) returning id",
     )
     .bind(vlan_id)
     .bind(&cidr)
     .bind(new.name.unwrap_or(&cidr))
+    .bind(lease_secs)
     .fetch_one(&mut *db)
     .await?;
     update_subnet(
@@ -370,6 +384,11 @@ pub async fn update_subnet(
             .fetch_optional(&mut *db)
             .await?;
     let vlan_before = vlan_before.ok_or_else(|| StoreError::not_found("subnet", id))?;
+    let lease_secs = match change.lease_secs {
+        Some(None) => Some(dhcp::lease_secs(&mut *db).await?),
+        Some(own) => own,
+        None => None,
+    };
     let vlan_now: i32 = sqlx::query_scalar(
         "update subnet
          set vlan_id = coalesce($2, vlan_id), name = coalesce($3, name),
@@ -380,7 +399,8 @@ pub async fn update_subnet(
              allow_proxy = coalesce($12, allow_proxy),
              active_discovery = coalesce($13, active_discovery), managed = coalesce($14, managed),
              disabled_boot_architectures = coalesce($15, disabled_boot_architectures),
-             lease_secs = coalesce($16, lease_secs)
+             lease_secs = coalesce($16, lease_secs), lease_own = coalesce($17, lease_own),
+             client_id_identity = coalesce($18, client_id_identity)
          where id = $1 returning vlan_id",
     )
     .bind(id)
@@ -398,7 +418,9 @@ pub async fn update_subnet(
     .bind(change.active_discovery)
     .bind(change.managed)
     .bind(change.disabled_boot_architectures)
-    .bind(change.lease_secs)
+    .bind(lease_secs)
+    .bind(change.lease_secs.map(|own| own.is_some()))
+    .bind(change.client_id_identity)
     .fetch_one(&mut *db)
     .await?;
     lease::assign_blocks(db, vlan_now).await?;
@@ -406,6 +428,7 @@ pub async fn update_subnet(
     if vlan_before != vlan_now {
         lease::assign_blocks(db, vlan_before).await?;
         link_changed(db, vlan_before).await?;
+        reservation::told_of_subnet(db, id, vlan_now).await?;
     }
     Ok(())
 }
@@ -438,6 +461,8 @@ pub struct Range {
     pub end_ip: IpAddr,
     pub comment: String,
     pub owner: Option<String>,
+    /// In place of the subnet's.
+    pub lease_secs: Option<i32>,
 }
 
 impl Range {
@@ -449,7 +474,8 @@ impl Range {
 /// By subnet and address.
 pub async fn ranges(db: &mut PgConnection) -> Result<Vec<Range>, StoreError> {
     Ok(sqlx::query_as(
-        "select r.id, r.subnet_id, r.type, r.start_ip, r.end_ip, r.comment, a.username as owner
+        "select r.id, r.subnet_id, r.type, r.start_ip, r.end_ip, r.comment, a.username as owner,
+                r.lease_secs
          from iprange r left join account a on a.id = r.account_id
          order by r.subnet_id, r.start_ip",
     )
@@ -464,12 +490,14 @@ pub struct NewRange<'a> {
     pub end_ip: IpAddr,
     pub comment: &'a str,
     pub account_id: Option<i32>,
+    pub lease_secs: Option<i32>,
 }
 
+/// A lease time that may not be: constraint `iprange_lease_secs_check`.
 pub async fn create_range(db: &mut PgConnection, new: &NewRange<'_>) -> Result<i32, StoreError> {
     let id = sqlx::query_scalar(
-        "insert into iprange (subnet_id, type, start_ip, end_ip, comment, account_id)
-         values ($1, $2, $3, $4, $5, $6) returning id",
+        "insert into iprange (subnet_id, type, start_ip, end_ip, comment, account_id, lease_secs)
+         values ($1, $2, $3, $4, $5, $6, $7) returning id",
     )
     .bind(new.subnet_id)
     .bind(if new.is_dynamic {
@@ -481,6 +509,7 @@ pub async fn create_range(db: &mut PgConnection, new: &NewRange<'_>) -> Result<i
     .bind(new.end_ip)
     .bind(new.comment)
     .bind(new.account_id)
+    .bind(new.lease_secs)
     .fetch_one(&mut *db)
     .await?;
     range_changed(db, id, new.subnet_id).await?;
@@ -493,15 +522,17 @@ pub async fn update_range(
     start_ip: IpAddr,
     end_ip: IpAddr,
     comment: &str,
+    lease_secs: Option<i32>,
 ) -> Result<(), StoreError> {
     let subnet_id: Option<i32> = sqlx::query_scalar(
-        "update iprange set start_ip = $2, end_ip = $3, comment = $4 where id = $1
+        "update iprange set start_ip = $2, end_ip = $3, comment = $4, lease_secs = $5 where id = $1
          returning subnet_id",
     )
     .bind(id)
     .bind(start_ip)
     .bind(end_ip)
     .bind(comment)
+    .bind(lease_secs)
     .fetch_optional(&mut *db)
     .await?;
     range_changed(
@@ -528,6 +559,17 @@ pub async fn delete_range(db: &mut PgConnection, id: i32) -> Result<(), StoreErr
 
 async fn range_changed(db: &mut PgConnection, id: i32, subnet_id: i32) -> Result<(), StoreError> {
     lease::ensure_blocks(db, id).await?;
+    // A reserved range that came, moved or went excludes other addresses of a dynamic one now.
+    let others: Vec<i32> = sqlx::query_scalar(
+        "select id from iprange where subnet_id = $1 and type = 'dynamic' and id <> $2 order by id",
+    )
+    .bind(subnet_id)
+    .bind(id)
+    .fetch_all(&mut *db)
+    .await?;
+    for other in others {
+        lease::ensure_blocks(db, other).await?;
+    }
     let vlan: i32 = sqlx::query_scalar("select vlan_id from subnet where id = $1")
         .bind(subnet_id)
         .fetch_one(&mut *db)

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use lease::{
-    AttachReply, Attachment, Batch, BatchKey, Block, Client, ClientKey, HeartbeatReply, Outcome,
-    Refusal, Row, SpoolId, Write, WriteKind, digest,
+    AttachReply, Attachment, Batch, BatchKey, Block, BlockId, Client, ClientKey, Epoch,
+    HeartbeatReply, Outcome, Refusal, Row, SpoolId, Write, WriteKind, digest,
 };
 use sqlx::{AssertSqlSafe, PgPool};
 use store::lease as db;
@@ -34,8 +34,7 @@ impl Site {
         let vlan = number(
             pool,
             "with f as (insert into fabric (name) values ('f') returning id)
-             insert into vlan (fabric_id, vid, dhcp_on, primary_rack, secondary_rack)
-             select id, 0, true, 'ra', 'rb' from f returning id",
+             insert into vlan (fabric_id, vid, dhcp_on, primary_rack) select id, 0, true, 'ra' from f returning id",
         )
         .await;
         let subnet = number(
@@ -694,12 +693,11 @@ async fn blocks_follow_the_primary_when_the_former_owner_has_attached() {
     let blocks = site.attach("ra", SPOOL, 1).await.blocks;
     assert!(
         site.attach("rb", SPOOL, 1).await.blocks.is_empty(),
-        "the secondary owns nothing"
+        "it does not serve here"
     );
     site.commit("ra", 2, vec![grant(&blocks[0], "10.0.0.64", 1)])
         .await;
-    site.set_vlan("primary_rack = 'rb', secondary_rack = 'ra'")
-        .await;
+    site.set_vlan("primary_rack = 'rb'").await;
     db::settle(site.pool()).await.unwrap();
     // The owner goes on until it is told; the new one waits.
     assert_durable(
@@ -737,16 +735,26 @@ async fn blocks_follow_the_primary_when_the_former_owner_has_attached() {
             .await,
         [refused(Refusal::NotOwner)]
     );
-    // The peer may lengthen a binding, not make one.
+    // A peer may lengthen a binding, not make one. It need not know the block.
+    run(
+        site.pool(),
+        &format!(
+            "update vlan set secondary_rack = 'ra' where id = {}",
+            site.vlan
+        ),
+    )
+    .await;
     let extend = |address, n| {
-        write(
-            &blocks[0],
-            address,
-            WriteKind::Extend {
-                client: client(&blocks[0], n),
-                lease: LEASE,
-            },
-        )
+        let kind = WriteKind::Extend {
+            client: client(&blocks[0], n),
+            lease: LEASE,
+        };
+        Write {
+            block: BlockId::NONE,
+            epoch: Epoch(0),
+            address: ip(address),
+            kind,
+        }
     };
     let outcomes = site
         .commit(
@@ -756,13 +764,34 @@ async fn blocks_follow_the_primary_when_the_former_owner_has_attached() {
                 extend("10.0.0.64", 1),
                 extend("10.0.0.65", 2),
                 extend("10.0.0.64", 2),
+                extend("10.0.0.96", 1),
+                extend("fd00::1", 1),
             ],
         )
         .await;
     assert_durable(outcomes[0], 1200);
     assert_eq!(
         outcomes[1..],
-        [refused(Refusal::NotFound), refused(Refusal::OtherClient)]
+        [
+            Refusal::NotFound,
+            Refusal::OtherClient,
+            Refusal::NotOwner,
+            Refusal::NotOwner
+        ]
+        .map(refused)
+    );
+    run(
+        site.pool(),
+        &format!(
+            "update vlan set secondary_rack = null where id = {}",
+            site.vlan
+        ),
+    )
+    .await;
+    assert_eq!(
+        site.commit("ra", 8, vec![extend("10.0.0.64", 1)]).await,
+        [refused(Refusal::NotOwner)],
+        "a stranger extends nothing"
     );
 }
 

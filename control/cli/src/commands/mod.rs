@@ -1,5 +1,6 @@
 //! One file per thing an operator names.
 
+pub mod dhcp;
 pub mod image;
 pub mod login;
 pub mod machine;

@@ -21,6 +21,9 @@ pub enum VlanCommand {
         /// system_id of the rack that stands by.
         #[arg(long)]
         secondary_rack: Option<String>,
+        /// Somebody else hands out the addresses: only tell machines what to boot.
+        #[arg(long)]
+        proxy: bool,
     },
     /// Switch DHCP off.
     DhcpOff { vlan: u32 },
@@ -32,6 +35,7 @@ const VLANS: &[Column] = &[
     ("vid", |row| text(row, "/vid")),
     ("name", |row| text(row, "/name")),
     ("dhcp", |row| text(row, "/dhcp_on")),
+    ("mode", |row| text(row, "/dhcp_mode")),
     ("primary rack", |row| text(row, "/primary_rack")),
     ("secondary rack", |row| text(row, "/secondary_rack")),
 ];
@@ -49,8 +53,11 @@ impl VlanCommand {
                 vlan,
                 primary_rack,
                 secondary_rack,
+                proxy,
             } => {
+                let mode = if proxy { "proxy" } else { "serve" };
                 let mut fields = vec![
+                    ("dhcp_mode", mode.to_owned()),
                     ("dhcp_on", "true".to_owned()),
                     ("primary_rack", primary_rack),
                 ];
@@ -181,6 +188,12 @@ pub enum RangeCommand {
         subnet: Option<String>,
         #[arg(long)]
         comment: Option<String>,
+        /// Length of a lease from it in seconds, in place of the subnet's.
+        #[arg(long)]
+        lease_secs: Option<u32>,
+        /// A reserved range may lie inside a dynamic one, and takes its addresses from it.
+        #[arg(long)]
+        exclude: bool,
     },
     /// Remove a range.
     Delete { range: u32 },
@@ -205,6 +218,8 @@ impl RangeCommand {
                 r#type,
                 subnet,
                 comment,
+                lease_secs,
+                exclude,
             } => {
                 let kind = match r#type {
                     RangeType::Dynamic => "dynamic",
@@ -219,6 +234,8 @@ impl RangeCommand {
                     fields.push(("subnet", find_subnet(client, &subnet).await?.to_string()));
                 }
                 fields.extend(comment.map(|comment| ("comment", comment)));
+                fields.extend(lease_secs.map(|secs| ("lease_secs", secs.to_string())));
+                fields.extend(exclude.then(|| ("exclude", "true".to_owned())));
                 output.one(&client.post("ipranges/", &fields).await?, RANGES);
             }
             RangeCommand::Delete { range } => {

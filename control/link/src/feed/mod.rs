@@ -8,6 +8,7 @@
 //! Cost of a pass: what changed, plus nothing. Only a changed image or choice of image reads all machines, and only a
 //! subscription or a rack whose interfaces changed makes a whole snapshot, for that rack.
 
+mod dhcp;
 mod outbox;
 pub(crate) mod values;
 
@@ -149,7 +150,7 @@ struct Keys {
     machines: BTreeSet<String>,
     files: BTreeSet<String>,
     loaders: BTreeSet<String>,
-    /// (VLAN, MAC text)
+    /// (VLAN, address text)
     reservations: BTreeSet<(i32, String)>,
     racks: BTreeSet<String>,
     settings: bool,
@@ -386,7 +387,8 @@ impl Publisher {
         deltas: &mut [Delta],
     ) -> Result<Vec<BTreeSet<i32>>, StoreError> {
         let mut moved = vec![BTreeSet::new(); self.subscribers.len()];
-        if keys.links.is_empty() {
+        // Where a rack stands on a VLAN is part of what its peers there are told.
+        if keys.links.is_empty() && keys.racks.is_empty() {
             return Ok(moved);
         }
         let live = self

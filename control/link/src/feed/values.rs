@@ -7,10 +7,14 @@ use std::rc::Rc;
 use ipnetwork::IpNetwork;
 use model::{MachineStatus, NodeType, Purpose};
 use rpc::muster_capnp as wire;
+use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 use store::StoreError;
+use store::dhcp::Trace;
 use store::feed::{FileValue, ImageValue, MachineValue, ReservationValue, ServedVlan, SubnetValue};
+use time::OffsetDateTime;
 
+use super::dhcp;
 use crate::wire::octets;
 
 /// Subnets are in the region's one domain until they can be put in another.
@@ -65,12 +69,7 @@ impl Item {
             }
             Item::Settings(settings) => settings.put(builder.init_settings()),
             Item::Reservation(reservation) => {
-                let mut builder = builder.init_reservation();
-                builder.set_vlan(reservation.vlan.unsigned_abs());
-                builder.set_subnet(reservation.subnet.unsigned_abs());
-                builder.set_mac(&reservation.mac);
-                builder.set_address(&octets(reservation.address));
-                builder.set_hostname(&reservation.hostname);
+                dhcp::put_reservation(reservation, builder.init_reservation());
             }
         }
     }
@@ -117,6 +116,18 @@ impl Link {
             false => wire::LinkRole::Secondary,
         });
         builder.set_mtu(self.at.mtu);
+        builder.set_mode(match self.at.is_proxy {
+            true => wire::DhcpMode::Proxy,
+            false => wire::DhcpMode::Serve,
+        });
+        builder.set_rack(rendezvous_number(&self.at.rack));
+        let mut peers = builder.reborrow().init_peers(self.at.peers.len() as u32);
+        for (i, peer) in self.at.peers.iter().enumerate() {
+            let mut builder = peers.reborrow().get(i as u32);
+            builder.set_rack(rendezvous_number(&peer.rack));
+            builder.set_server(&octets(peer.server_address));
+            builder.set_alive(peer.alive);
+        }
         let mut subnets = builder.init_subnets(self.subnets.len() as u32);
         for (i, subnet) in self.subnets.iter().enumerate() {
             self.put_subnet(subnet, subnets.reborrow().get(i as u32));
@@ -139,16 +150,8 @@ impl Link {
         put_addresses(ntp, |n| builder.reborrow().init_ntp_servers(n));
         builder.set_domain(DOMAIN);
         builder.set_lease_secs(subnet.lease_secs);
-        let mut ranges = builder.reborrow().init_ranges(subnet.ranges.len() as u32);
-        for (i, range) in subnet.ranges.iter().enumerate() {
-            let mut builder = ranges.reborrow().get(i as u32);
-            builder.set_first(&octets(range.first));
-            builder.set_last(&octets(range.last));
-            builder.set_kind(match range.is_dynamic {
-                true => wire::RangeKind::Dynamic,
-                false => wire::RangeKind::Reserved,
-            });
-        }
+        dhcp::put_ranges(&subnet.ranges, |n| builder.reborrow().init_ranges(n));
+        dhcp::put_options(&subnet.options, |n| builder.reborrow().init_options(n));
         let mut archs = builder
             .reborrow()
             .init_disabled_archs(subnet.disabled_archs.len() as u32);
@@ -157,6 +160,15 @@ impl Link {
         }
         builder.set_client_id_identity(subnet.client_id_identity);
     }
+}
+
+/// What stands for a rack in the rendezvous of its VLAN's racks: the same from every region process, of any version.
+fn rendezvous_number(system_id: &str) -> u64 {
+    let hash = Sha256::digest(system_id.as_bytes());
+    let (first, _) = hash.split_at(8);
+    first
+        .iter()
+        .fold(0, |number, octet| number << 8 | u64::from(*octet))
 }
 
 fn put_prefix(prefix: IpNetwork, mut builder: wire::prefix::Builder<'_>) {
@@ -412,6 +424,7 @@ pub(crate) struct Settings {
     log_host: String,
     log_port: u16,
     enlist: bool,
+    traces: Vec<Trace>,
     /// Goes into the links, not into the settings item.
     pub ntp_servers: Rc<[IpAddr]>,
 }
@@ -422,7 +435,8 @@ impl Settings {
         let ntp = store::setting::text(&mut *db, "ntp_servers", "").await?;
         let (log_host, log_port) = host_and_port(&syslog);
         Ok(Settings {
-            kernel_options: store::setting::text(db, "kernel_opts", "").await?,
+            kernel_options: store::setting::text(&mut *db, "kernel_opts", "").await?,
+            traces: store::dhcp::traces(db).await?,
             log_host,
             log_port,
             enlist: images.enlist,
@@ -439,6 +453,13 @@ impl Settings {
         builder.set_log_host(&self.log_host);
         builder.set_log_port(self.log_port);
         builder.set_enlist(self.enlist);
+        let mut traces = builder.init_traces(self.traces.len() as u32);
+        for (i, trace) in self.traces.iter().enumerate() {
+            let mut builder = traces.reborrow().get(i as u32);
+            builder.set_mac(&trace.mac);
+            let left = trace.until - OffsetDateTime::now_utc();
+            builder.set_remaining_ms(u64::try_from(left.whole_milliseconds()).unwrap_or(0));
+        }
     }
 }
 
@@ -557,6 +578,12 @@ mod tests {
         for (file, early) in [(1, true), (3, true), (11, false), (21, true), (99, false)] {
             assert_eq!(images.is_wanted_early(&[file; 32]), early, "{file}");
         }
+    }
+
+    #[test]
+    fn a_racks_number_is_the_head_of_a_hash() {
+        // SHA-256 of "abc" (FIPS 180-2, B.1).
+        assert_eq!(rendezvous_number("abc"), 0xba78_16bf_8f01_cfea);
     }
 
     #[test]

@@ -36,7 +36,10 @@ macro_rules! bindings {
         concat!(
             "select l.address, l.vlan_id, b.subnet_id, l.client_kind, l.client_key, l.mac, l.hostname, l.granted, l.ends,
                     l.released
-             from lease l left join lease_block b on b.id = l.block_id
+             from lease l left join lateral (
+                 select k.subnet_id, k.first, k.count from lease_block k where k.first <= l.address
+                 order by k.first desc limit 1
+             ) b on l.address <= b.first + (b.count - 1)
              where l.client_kind is not null and l.ends > now() and ",
             $tail
         )

@@ -197,8 +197,9 @@ async fn rows_of(
         .map(|(block, _)| crate::lease::block_id(block.id))
         .collect();
     let found = sqlx::query(
-        "select address, block_id, vlan_id, client_kind, client_key, ends, quarantined_until, released from lease
-         where block_id = any($1) and (client_kind is not null or quarantined_until > now()) order by address",
+        "select l.address, b.id as block_id, l.vlan_id, l.client_kind, l.client_key, l.ends, l.quarantined_until, l.released
+         from lease_block b join lease l on l.address between b.first and b.first + (b.count - 1)
+         where b.id = any($1) and (l.client_kind is not null or l.quarantined_until > now()) order by l.address",
     )
     .bind(&ids)
     .fetch_all(db)
