@@ -78,6 +78,7 @@ impl<'a> Firmware<'a> {
         }
     }
 
+    /// Switch hardware in its installer environment.
     fn is_onie(&self) -> bool {
         self.user_class.ends_with(b"onie_dhcp_user_class")
     }
@@ -88,12 +89,40 @@ impl<'a> Firmware<'a> {
 pub struct BootFile {
     /// MAAS's name of the boot method.
     pub method: &'static str,
-    /// The `file` field, or option 67.
+    /// The `file` field, or option 67. Empty for ONIE.
     pub file: Text,
     /// Option 210.
     pub path_prefix: Option<Text>,
     /// Option 60: HTTP boot insists on it; PXE must not get any.
     pub vendor_class: Option<&'static str>,
+    /// Option 125: ONIE's installer.
+    pub vendor_identifying: Option<VendorIdentifying>,
+}
+
+/// One vendor's part of option 125 (RFC 3925 §4): enterprise number, length, one sub-option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VendorIdentifying {
+    octets: [u8; 7 + Text::BYTES_MAX],
+    length: usize,
+}
+
+impl VendorIdentifying {
+    /// Where ONIE (enterprise 42623) finds its installer: sub-option 1.
+    fn onie_installer(url: Text) -> Self {
+        let url = url.as_str().as_bytes();
+        let mut octets = [0; 7 + Text::BYTES_MAX];
+        octets[..4].copy_from_slice(&42_623u32.to_be_bytes());
+        octets[4..7].copy_from_slice(&[url.len() as u8 + 2, 1, url.len() as u8]); // at most 127
+        octets[7..7 + url.len()].copy_from_slice(url);
+        Self {
+            octets,
+            length: 7 + url.len(),
+        }
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
 }
 
 /// How a boot method names its file.
@@ -130,16 +159,23 @@ const METHODS: [(u16, &str, Name); 11] = [
 pub fn boot_file(firmware: &Firmware<'_>, server: IpAddr, disabled: &[String]) -> Option<BootFile> {
     let enabled = |method: &str| !disabled.iter().any(|name| name == method);
     let rack = SocketAddr::new(server, RACK_HTTP_PORT);
-    if firmware.is_onie() {
-        return None; // it wants option 125, not a file
-    }
+    let plain = |method, file| BootFile {
+        method,
+        file,
+        path_prefix: None,
+        vendor_class: None,
+        vendor_identifying: None,
+    };
     if firmware.is_able_ipxe() && enabled("ipxe") {
         let file = Text::format(format_args!("http://{rack}/ipxe.cfg"))?;
-        return Some(BootFile {
-            method: "ipxe",
-            file,
-            path_prefix: None,
-            vendor_class: None,
+        return Some(plain("ipxe", file));
+    }
+    if firmware.is_onie() {
+        // It boots from its own flash: without the installer it gets nothing.
+        let url = Text::format(format_args!("http://{rack}/MAAS/a/v3/nos-installer"))?;
+        return enabled("onie").then(|| BootFile {
+            vendor_identifying: Some(VendorIdentifying::onie_installer(url)),
+            ..plain("onie", Text::EMPTY)
         });
     }
     let arch = firmware.arch.unwrap_or(0);
@@ -150,12 +186,7 @@ pub fn boot_file(firmware: &Firmware<'_>, server: IpAddr, disabled: &[String]) -
     if !enabled(method) {
         return None;
     }
-    let mut boot = BootFile {
-        method,
-        file: Text::format(format_args!(""))?,
-        path_prefix: None,
-        vendor_class: None,
-    };
+    let mut boot = plain(method, Text::EMPTY);
     match name {
         Name::Tftp(file) => boot.file = Text::format(format_args!("{file}"))?,
         Name::Prefixed(file, prefix) => {
@@ -275,7 +306,26 @@ mod tests {
         assert_eq!(method(by_class(b"iPXE"), &[]), script);
         assert_eq!(method(by_class(b"\x04iPXE"), &[]), script);
         assert_eq!(method(by_class(b"gPXE"), &[]), pxe);
-        assert_eq!(method(by_class(b"onie_dhcp_user_class"), &[]), None);
+    }
+
+    #[test]
+    fn onie_gets_its_installer_by_option_125() {
+        for user_class in [
+            &b"onie_dhcp_user_class"[..],
+            &b"\x14onie_dhcp_user_class"[..],
+        ] {
+            let firmware = Firmware {
+                user_class,
+                ..Firmware::default()
+            };
+            let boot = boot_file(&firmware, RACK, &[]).unwrap();
+            assert_eq!((boot.method, boot.file.as_str()), ("onie", ""));
+            let option = boot.vendor_identifying.unwrap();
+            let url = b"http://10.99.0.1:5248/MAAS/a/v3/nos-installer";
+            let head = [0, 0, 0xa6, 0x7f, url.len() as u8 + 2, 1, url.len() as u8];
+            assert_eq!(option.as_bytes(), [&head[..], url].concat());
+            assert_eq!(boot_file(&firmware, RACK, &["onie".into()]), None);
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod script;
 mod text;
 
 pub use command_line::{RACK_HTTP_PORT, RenderError};
-pub use firmware::{BootFile, Firmware, IpxeFeatures, boot_file};
+pub use firmware::{BootFile, Firmware, IpxeFeatures, VendorIdentifying, boot_file};
 pub use machine::{Machine, Purpose, Settings};
 pub use path::{PathError, clean_path, is_empty_when_missing};
 pub use request::{ConfigKind, ConfigRequest, Selector, route};

@@ -12,12 +12,14 @@ pub struct Text {
 impl Text {
     pub const BYTES_MAX: usize = 127;
 
+    pub const EMPTY: Self = Self {
+        octets: [0; Self::BYTES_MAX],
+        length: 0,
+    };
+
     /// None if the text is too long.
     pub fn format(text: fmt::Arguments<'_>) -> Option<Self> {
-        let mut written = Self {
-            octets: [0; Self::BYTES_MAX],
-            length: 0,
-        };
+        let mut written = Self::EMPTY;
         fmt::write(&mut written, text).ok()?;
         Some(written)
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A point in time. Rounded down, so an end is never believed later than it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ms(u64);
 
 impl Ms {
@@ -22,6 +22,10 @@ impl Ms {
             self.0
                 .saturating_sub(u64::try_from(length.as_millis()).unwrap_or(u64::MAX)),
         )
+    }
+
+    pub fn micros(self) -> u64 {
+        self.0.saturating_mul(1000)
     }
 
     /// What is left at `now`; zero once it has passed.

@@ -85,9 +85,18 @@ pub struct Subnet {
 impl Subnet {
     /// Whether `address` is in a dynamic range.
     pub fn is_dynamic(&self, address: Ipv4Addr) -> bool {
-        self.ranges.iter().any(|range| {
-            range.kind == RangeKind::Dynamic && (range.first..=range.last).contains(&address)
-        })
+        self.is_in(RangeKind::Dynamic, address)
+    }
+
+    /// Whether `address` is in a range that is reserved: it may lie within a dynamic one.
+    pub fn is_excluded(&self, address: Ipv4Addr) -> bool {
+        self.is_in(RangeKind::Reserved, address)
+    }
+
+    fn is_in(&self, kind: RangeKind, address: Ipv4Addr) -> bool {
+        self.ranges
+            .iter()
+            .any(|range| range.kind == kind && (range.first..=range.last).contains(&address))
     }
 }
 
@@ -176,6 +185,8 @@ pub struct BootReply<'a> {
     pub vendor_class: Option<&'a [u8]>,
     /// Option 43.
     pub vendor_options: Option<&'a [u8]>,
+    /// Option 125: where ONIE finds its installer.
+    pub vendor_identifying: Option<&'a [u8]>,
     /// Option 210, sent whether asked for or not.
     pub path_prefix: Option<&'a str>,
     /// Option 12 where asked for and no reservation says otherwise. "" for none.

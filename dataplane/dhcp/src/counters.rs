@@ -6,8 +6,14 @@
 pub enum Drop {
     /// A server's message (op 2).
     NotARequest,
-    /// Plain BOOTP, or an unknown message type.
+    /// An unknown message type.
     NoMessageType,
+    /// A BOOTP client that no address is reserved for.
+    NoReservation,
+    /// Not answered in this mode of the link: addresses are somebody else's, or port 4011 is not for it.
+    LinkMode,
+    /// proxyDHCP: there is nothing to boot for this firmware here.
+    NoBootFile,
     /// OFFER, ACK or NAK with op 1.
     NotForServers,
     TooManyHops,
@@ -17,7 +23,7 @@ pub enum Drop {
     NoSubnet,
     /// Neither a usable Ethernet address nor, with hlen 0, a client id.
     NoIdentity,
-    /// Another shard owns this client.
+    /// Another shard owns this client; it is handed over where that shard can be reached.
     OtherShard,
     /// Not attached, or past `until`: only reservations are answered.
     Mute,
@@ -29,6 +35,8 @@ pub enum Drop {
     OutboxFull,
     /// The client chose another server.
     OtherServer,
+    /// Another rack of the VLAN is to answer this client, and has not had its time yet.
+    PeerAnswers,
     /// No address in a REQUEST, DECLINE, RELEASE or INFORM.
     NoAddress,
     /// Renewing by unicast from a network that is not ours.
@@ -41,12 +49,20 @@ pub enum Drop {
     BlockRefused,
     /// Too little is left of a durable end or of `until` to be worth an ACK.
     TooLate,
-    /// The answer does not fit (a relay's option 82 too long).
+    /// The answer does not fit: a client id or the like is too long.
     ReplyTooLong,
+    /// More messages of this client than its rate.
+    RateLimited,
+    /// More messages of this relay's port than its rate.
+    CircuitLimited,
+    /// The clients of this relay's port hold as many addresses as they may.
+    CircuitFull,
+    /// This shard has no free address, or not the client's own: another shard was asked for one.
+    Borrowing,
 }
 
 impl Drop {
-    pub const COUNT: usize = Self::ReplyTooLong as usize + 1;
+    pub const COUNT: usize = Self::Borrowing as usize + 1;
 }
 
 /// What left the engine, and what the limits met.
@@ -62,6 +78,12 @@ pub enum Sent {
     Grant,
     /// A retransmitted REQUEST that joined a waiting grant.
     Joined,
+    /// Bindings of a peer's blocks that the region was asked to lengthen, and how it answered.
+    Extend,
+    Extended,
+    ExtendRefused,
+    /// Clients that wait for a peer, forgotten because there were too many.
+    WaiterForgotten,
     Reclaim,
     Quarantine,
     Release,
@@ -73,15 +95,38 @@ pub enum Sent {
     StrayOutcome,
     /// A wanted option that did not fit the client's message size.
     OptionLeftOut,
+    /// Replies without the relay's option 82, which was too long for them.
+    RelayInfoLeftOut,
     /// A reservation inside a dynamic range whose address somebody else still holds.
     ReservationTaken,
+    /// DISCOVERs that got an ACK (RFC 4039), or the grant that it waits for.
+    RapidCommit,
+    /// BOOTREPLYs.
+    Bootp,
+    /// proxyDHCP OFFERs, and ACKs from port 4011.
+    ProxyOffer,
+    ProxyAck,
     /// Blocks or rows of an attach that were ignored: overlapping, not IPv4, over the limit.
     AttachIgnored,
     EventLost,
+    /// Addresses that were asked for by ARP, and those that could not be.
+    Probe,
+    ProbeFailed,
+    /// An OFFER of an address that was not probed: a storm outran the stock.
+    OfferUnprobed,
+    /// A host that nobody told us of answered for an address.
+    AddressInUse,
+    /// A stranger's OFFER that made room for a known machine's.
+    OfferEvicted,
+    /// Messages that name a server nobody told us of.
+    RogueServer,
+    /// Free addresses given to another shard of the rack, and got from one.
+    Lent,
+    Borrowed,
 }
 
 impl Sent {
-    pub const COUNT: usize = Self::EventLost as usize + 1;
+    pub const COUNT: usize = Self::Borrowed as usize + 1;
 }
 
 #[derive(Clone, Debug)]

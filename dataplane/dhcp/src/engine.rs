@@ -1,10 +1,19 @@
 //! The engine: attach, messages in, outcomes in, time in; replies, writes and events out.
 //!
 //! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3)
-//! by the questions in `engine/rules.rs`; `engine/lease.rs` turns outcomes into ACKs and takes addresses back.
+//! by the questions in `engine/rules.rs`, beside another rack in `engine/peer.rs`; `engine/lease.rs` turns outcomes into ACKs and takes addresses back;
+//! `engine/guard.rs` keeps one client, one port and all strangers within bounds; `engine/probes.rs` finds addresses
+//! that somebody uses unasked; `engine/lend.rs` moves free ones between the rack's shards.
 
+mod ask;
+mod bootp;
+mod guard;
 mod lease;
+mod lend;
 mod message;
+mod peer;
+mod probes;
+mod proxy;
 mod rules;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,14 +24,23 @@ use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
 use crate::clock::{Ms, Scale, trusted};
-use crate::config::{BootReply, Config, Link, Received, Reservation, ReservationKey, Subnet};
+use crate::config::{
+    BootReply, Config, Link, Mode, Received, Reservation, ReservationKey, Subnet,
+};
 use crate::counters::{Counters, Drop, Sent};
 use crate::destination::reply_destination;
 use crate::identity::shard_of;
+use crate::limits::{Buckets, Circuits, Limits};
 use crate::outbox::{Event, EventKind, Outbox};
 use crate::pending::PendingTable;
+use crate::probe::Prober;
+use crate::relay::{circuit, link_selection, subnet_selection};
 use crate::reply::{self, Terms};
+use crate::rogue::Rogues;
 use crate::table::{Binding, State, Table};
+
+pub use lend::{Lent, Wish};
+use lend::Wishes;
 
 /// Which part of the rack's clients and addresses is this engine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,28 +48,6 @@ pub struct Shard {
     pub index: u32,
     /// At least 1.
     pub count: u32,
-}
-
-/// Everything that grows stops here; each limit has its counter in [`Drop`] or [`Sent`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Addresses of all blocks, other shards' included.
-    pub addresses_max: usize,
-    /// OFFERs held at one time.
-    pub offers_max: usize,
-    /// Writes waiting for their outcome.
-    pub pending_max: usize,
-}
-
-impl Default for Limits {
-    /// About 100 MiB when all are met.
-    fn default() -> Self {
-        Self {
-            addresses_max: 1 << 19,
-            offers_max: 1 << 16,
-            pending_max: 4096,
-        }
-    }
 }
 
 /// How full the engine is.
@@ -71,6 +67,7 @@ pub struct Engine {
     scale: Scale,
     table: Table,
     pending: PendingTable,
+    peers: peer::Peers,
     /// The rack may serve its blocks until then; None before an attach and after `forget`.
     until: Option<Ms>,
     next_scan: Ms,
@@ -79,11 +76,19 @@ pub struct Engine {
     cursor: u32,
     /// Exhaustion is not told again before then.
     exhausted_again: Ms,
+    clients: Buckets,
+    ports: Buckets,
+    rogues: Rogues,
+    prober: Prober,
+    wishes: Wishes,
     counters: Counters,
 }
 
 /// Hops after which a message is taken for a loop (RFC 1542 §4.1.1).
 const HOPS_MAX: u8 = 16;
+/// Clients and ports whose rate is remembered at one time, 16 octets each.
+const CLIENTS_LIMITED: usize = 1 << 15;
+const PORTS_LIMITED: usize = 1 << 14;
 
 impl Engine {
     /// `seed` must be random: tables are keyed by what strangers send.
@@ -93,13 +98,19 @@ impl Engine {
             shard,
             limits,
             scale: Scale::new(now),
-            table: Table::new(seed),
+            table: Table::new(seed, Circuits::new(limits.leases_per_circuit_max, seed)),
             pending: PendingTable::new(limits.pending_max),
+            peers: peer::Peers::new(seed),
             until: None,
             next_scan: Ms::NEVER,
             last_scan: Ms::PAST,
             cursor: 0,
             exhausted_again: Ms::PAST,
+            clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
+            ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),
+            rogues: Rogues::new(),
+            prober: Prober::new(),
+            wishes: Wishes::new(),
             counters: Counters::default(),
         }
     }
@@ -123,11 +134,10 @@ impl Engine {
     ) {
         self.forget();
         self.add_blocks(blocks);
-        for slot in 0..self.table.slots.len() as u32 {
-            if (slot - self.table.run(slot).base) % self.shard.count == self.shard.index {
-                self.table.set(slot, State::Free, false);
-            }
-        }
+        let own = self.table.len() / self.shard.count as usize + blocks.len();
+        self.table
+            .reserve(own + rows.len(), self.limits.probe_stock);
+        self.free_own(config);
         // Of several rows of one client the last to end is the one it goes on with: it comes last.
         let mut order: Vec<&Row> = rows.iter().collect();
         order.sort_by_key(|row| (!row.released, row.remaining_ms, row.address));
@@ -139,6 +149,28 @@ impl Engine {
         self.next_scan = self.scale.ms(now);
     }
 
+    /// What is withheld by the configuration of now stands aside from the start.
+    fn free_own<C: Config>(&mut self, config: &C) {
+        let mut link = None;
+        for slot in 0..self.table.len() as u32 {
+            let run = self.table.run(slot);
+            let (offset, vlan) = (slot - run.base, run.vlan);
+            if offset == 0 {
+                let found = config.link_of(Ipv4Addr::from(run.first));
+                link = found.filter(|link| link.vlan == vlan);
+            }
+            if offset % self.shard.count != self.shard.index {
+                continue;
+            }
+            let address = self.table.address(slot);
+            if link.is_some_and(|link| rules::is_withheld(config, link, address)) {
+                self.table.free_aside(slot);
+            } else {
+                self.table.free(slot);
+            }
+        }
+    }
+
     fn add_blocks(&mut self, blocks: &[Block]) {
         let mut order: Vec<&Block> = blocks.iter().collect();
         order.sort_by_key(|block| (block.vlan, block.first));
@@ -146,7 +178,7 @@ impl Engine {
             let room = self
                 .limits
                 .addresses_max
-                .saturating_sub(self.table.slots.len());
+                .saturating_sub(self.table.len());
             let added = match block.first {
                 IpAddr::V4(first) if block.count as usize <= room => self.table.add_run(
                     block.id,
@@ -178,20 +210,15 @@ impl Engine {
         };
         let rests_until = quarantine_ends(row.quarantine);
         let Some(client) = &row.client else {
-            if matches!(self.table.slots[slot as usize].state, State::Free) {
-                let resting = State::Resting {
-                    until: rests_until,
-                    client: None,
-                    ended: Ms::PAST,
-                };
-                self.table.set(slot, resting, false);
+            if self.table.state(slot) == State::Free {
+                self.table.rest(slot, None, rests_until, Ms::PAST);
             }
             return;
         };
         // A client of another VLAN: the subnet was moved. It keeps the address, but cannot ask for it here.
         let elsewhere = client.vlan != self.table.run(slot).vlan;
         if elsewhere || shard_of(&client.key, self.shard.count) != self.shard.index {
-            self.table.set(slot, State::Barred, false);
+            self.table.bar(slot);
             return;
         }
         let millis = Duration::from_millis(row.remaining_ms.unsigned_abs());
@@ -201,16 +228,14 @@ impl Engine {
             (Ms::PAST, sent.minus(millis))
         };
         let binding = Binding {
-            client: client.clone(),
             durable,
             ended,
             rests_until,
             released: row.released,
-            unknown: false,
-            writing: None,
+            ..Binding::BLANK
         };
         let stranger = mac_of(client).is_none_or(|mac| !config.is_known(mac));
-        self.table.set(slot, State::Bound(binding), stranger);
+        self.table.bind(slot, client, binding, stranger);
     }
 
     /// A heartbeat was answered: the rack may serve its blocks until then.
@@ -224,6 +249,9 @@ impl Engine {
     pub fn forget(&mut self) {
         self.table.clear();
         self.pending.clear();
+        self.peers.clear();
+        self.prober.clear();
+        self.wishes.clear();
         self.until = None;
         self.next_scan = Ms::NEVER;
         self.cursor = 0;
@@ -267,13 +295,21 @@ impl Engine {
         out: &mut Outbox,
     ) -> Result<(), Drop> {
         if !query.is_request() {
+            self.notice_reply(query, received, now, out);
             return Err(Drop::NotARequest);
         }
-        let kind = query.message_type().ok_or(Drop::NoMessageType)?;
+        let kind = query.message_type();
+        if kind.is_none() && !query.is_bootp() {
+            return Err(Drop::NoMessageType);
+        }
         if query.hops() > HOPS_MAX {
             return Err(Drop::TooManyHops);
         }
         let (link, home) = choose_link(query, received, config)?;
+        self.check_rates(query, link, now)?;
+        if link.mode == Mode::Proxy {
+            return self.on_proxied_link(query, link, boot, out);
+        }
         let client = crate::identity(query, link.vlan, home.client_id_identity)?;
         if shard_of(&client.key, self.shard.count) != self.shard.index {
             return Err(Drop::OtherShard);
@@ -285,17 +321,42 @@ impl Engine {
             home,
             client,
             mac,
+            host: reservation_of(query, link, config),
             boot,
             config,
             received,
             now,
         };
+        let Some(kind) = kind else {
+            self.take_turn(&ask)?;
+            return self.on_bootp(&ask, out);
+        };
+        if kind == MessageType::Request {
+            self.notice_choice(&ask, out);
+        }
+        let port = self.check_port(&ask, kind)?;
+        let handled = self.decide(&ask, kind, out);
+        if let Some(port) = port {
+            self.count_port(&ask, port);
+        }
+        handled
+    }
+
+    fn decide<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        kind: MessageType,
+        out: &mut Outbox,
+    ) -> Result<(), Drop> {
         match kind {
-            MessageType::Discover => self.on_discover(&ask, out),
-            MessageType::Request => self.on_request(&ask, out),
-            MessageType::Decline => self.on_decline(&ask, out),
-            MessageType::Release => self.on_release(&ask, out),
-            MessageType::Inform => self.on_inform(&ask, out),
+            MessageType::Discover => {
+                self.take_turn(ask)?;
+                self.on_discover(ask, out)
+            }
+            MessageType::Request => self.on_request(ask, out),
+            MessageType::Decline => self.on_decline(ask, out),
+            MessageType::Release => self.on_release(ask, out),
+            MessageType::Inform => self.on_inform(ask, out),
             MessageType::Offer | MessageType::Ack | MessageType::Nak => Err(Drop::NotForServers),
         }
     }
@@ -330,7 +391,7 @@ impl Engine {
             // An INFORM's ACK goes to the client's own address, whatever else it says (§4.3.5).
             (MessageType::Ack, None) if ask.query.giaddr().is_unspecified() => {
                 crate::Destination::Udp {
-                    ip: ask.query.ciaddr(),
+                    ip: ask.informing(),
                     port: wire::dhcp4::CLIENT_PORT,
                 }
             }
@@ -357,7 +418,13 @@ impl Engine {
         why: &str,
         out: &mut Outbox,
     ) -> Result<(), Drop> {
-        let length = reply::write_nak(ask.query, ask.link.server, why, out.message_buffer())?;
+        let length = reply::write_nak(
+            ask.query,
+            ask.server_id(),
+            why,
+            &mut self.counters,
+            out.message_buffer(),
+        )?;
         let destination = reply_destination(ask.query, MessageType::Nak, Ipv4Addr::UNSPECIFIED);
         out.reply(
             MessageType::Nak,
@@ -410,18 +477,18 @@ impl Engine {
     /// The MAC that holds a live lease on this address: what a rack may vouch for. Reservations are the
     /// snapshot's business.
     pub fn mac_at(&self, vlan: ::lease::VlanId, address: Ipv4Addr, now: Instant) -> Option<Mac> {
-        let slot = self.table.find(vlan, address)?;
-        match &self.table.slots[slot as usize].state {
-            State::Bound(binding) if binding.durable > self.scale.ms(now) => {
-                mac_of(&binding.client)
-            }
-            _ => None,
-        }
+        let Some(slot) = self.table.find(vlan, address) else {
+            return self.extended_mac_at(vlan, address, self.scale.ms(now));
+        };
+        let binding = self.table.binding(slot)?;
+        (binding.durable > self.scale.ms(now))
+            .then(|| self.table.mac(slot))
+            .flatten()
     }
 }
 
 /// The shard, of `shards`, that owns the client of `query`. The kernel's filter steers by chaddr, so a client that
-/// is known by its client id may have to be handed over; any other shard drops it as [`Drop::OtherShard`].
+/// is known by its client id may have to be handed over; any other shard says [`Drop::OtherShard`].
 pub fn owner<C: Config>(
     query: &View<'_>,
     received: &Received<'_>,
@@ -441,6 +508,8 @@ struct Ask<'a, C> {
     home: &'a Subnet,
     client: Client,
     mac: Option<Mac>,
+    /// What is set aside for this client.
+    host: Option<&'a Reservation>,
     boot: &'a BootReply<'a>,
     config: &'a C,
     received: &'a Received<'a>,
@@ -448,18 +517,6 @@ struct Ask<'a, C> {
 }
 
 impl<'a, C: Config> Ask<'a, C> {
-    /// What is set aside for this client: by MAC, else by its client id, else by the port it hangs on.
-    fn reservation(&self) -> Option<&'a Reservation> {
-        let (config, vlan) = (self.config, self.link.vlan);
-        self.mac
-            .and_then(|mac| config.reservation(vlan, mac))
-            .or_else(|| config.reservation_by_client_id(vlan, self.query.client_id()?))
-            .or_else(|| {
-                let (circuit, remote) = circuit(self.query)?;
-                config.reservation_by_circuit(vlan, circuit, remote)
-            })
-    }
-
     /// Whether a reservation's key is this client's.
     fn is_key(&self, key: &ReservationKey) -> bool {
         match key {
@@ -479,11 +536,37 @@ impl<'a, C: Config> Ask<'a, C> {
     }
 }
 
+/// What is set aside for a client: by MAC, else by its client id, else by the port it hangs on.
+fn reservation_of<'a, C: Config>(
+    query: &View<'_>,
+    link: &Link,
+    config: &'a C,
+) -> Option<&'a Reservation> {
+    let vlan = link.vlan;
+    query
+        .mac()
+        .and_then(|mac| config.reservation(vlan, mac))
+        .or_else(|| config.reservation_by_client_id(vlan, query.client_id()?))
+        .or_else(|| {
+            let (circuit, remote) = circuit(query)?;
+            config.reservation_by_circuit(vlan, circuit, remote)
+        })
+}
+
 fn mac_of(client: &Client) -> Option<Mac> {
     match client.key {
         ::lease::ClientKey::Mac(mac) => Some(Mac(mac)),
         _ => None,
     }
+}
+
+/// The link and the subnet that a message's client is in, as the engine will see it: for who chooses its boot file.
+pub fn home<'a, C: Config>(
+    query: &View<'_>,
+    received: &Received<'a>,
+    config: &'a C,
+) -> Option<(&'a Link, &'a Subnet)> {
+    choose_link(query, received, config).ok()
 }
 
 /// The link and home subnet of a message: by relay (RFC 3527 link selection before giaddr), by the address that
@@ -505,30 +588,9 @@ fn choose_link<'a, C: Config>(
         Some((None, _)) if !query.giaddr().is_unspecified() => return Err(Drop::UnknownRelay),
         _ => (received.link, received.link.server),
     };
-    let home = link
-        .subnet_of(inside)
+    let home = subnet_selection(query, link)
+        .or_else(|| link.subnet_of(inside))
         .or_else(|| link.subnets.first())
         .ok_or(Drop::NoSubnet)?;
     Ok((link, home))
-}
-
-/// A sub-option of option 82 (RFC 3046 §2.0).
-fn relay_sub_option<'a>(query: &View<'a>, wanted: u8) -> Option<&'a [u8]> {
-    wire::dhcp4::Field(query.relay_info()?)
-        .map_while(Result::ok)
-        .find(|(code, _)| *code == wanted)
-        .map(|(_, octets)| octets)
-}
-
-/// Circuit id and remote id of option 82: the port a client hangs on. The remote id may be empty.
-fn circuit<'a>(query: &View<'a>) -> Option<(&'a [u8], &'a [u8])> {
-    let remote = relay_sub_option(query, 2).unwrap_or_default();
-    Some((relay_sub_option(query, 1)?, remote))
-}
-
-/// Sub-option 5 of option 82 (RFC 3527).
-fn link_selection(query: &View<'_>) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(relay_sub_option(query, 5)?)
-        .ok()
-        .map(Ipv4Addr::from)
 }

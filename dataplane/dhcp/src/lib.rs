@@ -9,8 +9,9 @@
 //!
 //! The caller owns sockets, the clock, the link to the region and the configuration; the engine owns who holds
 //! which address of the blocks that its rack was given. **No ACK promises longer than a durable end**, and an
-//! address goes to another client only after a reclaim that the region answered. RFC 2131, 2132, 3046, 3397,
-//! 3527, 4578, 5071, 6842. Not here: DHCPv6, dynamic BOOTP, extending a peer rack's bindings.
+//! address goes to another client only after a reclaim that the region answered. RFC 951, 1534, 2131, 2132,
+//! 3011, 3046, 3396, 3397, 3527, 4039, 4578, 5071, 5107, 6842 and PXE 2.1's proxyDHCP; the ledgers are in docs/spec.
+//! Not here: DHCPv6, dynamic BOOTP.
 //!
 //! Budget: an OFFER or an ACK from memory allocates nothing; a grant allocates only what crosses to the region.
 
@@ -20,9 +21,14 @@ mod counters;
 mod destination;
 mod engine;
 mod identity;
+mod limits;
+mod options;
 mod outbox;
 mod pending;
+mod probe;
+mod relay;
 mod reply;
+mod rogue;
 mod table;
 
 pub use config::{
@@ -31,6 +37,8 @@ pub use config::{
 };
 pub use counters::{Counters, Drop, Sent};
 pub use destination::{Destination, reply_destination};
-pub use engine::{Engine, Limits, Shard, Usage, owner};
+pub use engine::{Engine, Lent, Shard, Usage, Wish, home, owner};
 pub use identity::{identity, shard_of, shard_of_mac};
+pub use limits::{Limits, Rate};
 pub use outbox::{Event, EventKind, Out, Outbox, Reply, Ticket};
+pub use probe::{Probe, Probed};

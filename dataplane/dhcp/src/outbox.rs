@@ -37,10 +37,13 @@ pub enum Out {
 /// A message to send: its place in the outbox's buffer and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
+    /// What option 53 says; a BOOTREPLY, which has none, counts as an ACK.
     pub kind: MessageType,
     pub vlan: VlanId,
-    /// Source address, port 67.
+    /// Source address.
     pub server: Ipv4Addr,
+    /// Source port: 67, or 4011 for what was asked there.
+    pub port: u16,
     pub destination: Destination,
     start: usize,
     payload_bytes: usize,
@@ -61,7 +64,7 @@ impl Reply {
         identification: u16,
     ) -> Result<&'a [u8], UdpError> {
         let packet = &mut buffer[self.start..self.start + HEADROOM_BYTES + self.payload_bytes];
-        let source = SocketAddrV4::new(self.server, SERVER_PORT);
+        let source = SocketAddrV4::new(self.server, self.port);
         let target = SocketAddrV4::new(self.destination.ip(), self.destination.port());
         udp::frame(packet, source, target, identification)?;
         Ok(packet)
@@ -89,6 +92,14 @@ pub enum EventKind {
     Conflict,
     /// The range has no free address left.
     Exhausted,
+    /// A host nobody told us of answers for an address of a dynamic range; the MAC is that host's.
+    AddressInUse,
+    /// A DHCP server nobody told us of, at this address; the MAC is the client's that named it.
+    RogueServer,
+    /// A BOOTP client got its reserved address.
+    Bootp,
+    /// Firmware was told what to boot, on a link whose addresses somebody else hands out.
+    Proxy,
 }
 
 impl EventKind {
@@ -101,6 +112,10 @@ impl EventKind {
             Self::Release => "DHCP_RELEASE",
             Self::Conflict => "LEASE_CONFLICT",
             Self::Exhausted => "DHCP_EXHAUSTED",
+            Self::AddressInUse => "ADDRESS_IN_USE",
+            Self::RogueServer => "ROGUE_DHCP_SERVER",
+            Self::Bootp => "BOOTP_REPLY",
+            Self::Proxy => "PROXY_DHCP",
         }
     }
 }
@@ -156,12 +171,26 @@ impl Outbox {
         destination: Destination,
         payload_bytes: usize,
     ) {
+        self.reply_from(SERVER_PORT, kind, vlan, server, destination, payload_bytes);
+    }
+
+    /// The same, from another port.
+    pub(crate) fn reply_from(
+        &mut self,
+        port: u16,
+        kind: MessageType,
+        vlan: VlanId,
+        server: Ipv4Addr,
+        destination: Destination,
+        payload_bytes: usize,
+    ) {
         let start = self.used;
         self.used += HEADROOM_BYTES + payload_bytes;
         self.items.push(Out::Reply(Reply {
             kind,
             vlan,
             server,
+            port,
             destination,
             start,
             payload_bytes,

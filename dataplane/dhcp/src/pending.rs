@@ -81,6 +81,10 @@ impl PendingTable {
         self.free.is_empty() && self.entries.len() >= self.max
     }
 
+    pub fn is_half_full(&self) -> bool {
+        self.count() * 2 >= self.max
+    }
+
     pub fn count(&self) -> usize {
         self.entries.len() - self.free.len()
     }

@@ -1,17 +1,25 @@
-//! Writes OFFER, ACK and NAK: fixed fields and options (RFC 2131 §4.3.1 table 3).
+//! Writes OFFER, ACK, NAK and BOOTREPLY: fixed fields and options (RFC 2131 §4.3.1 table 3).
 //!
-//! Always there: 53, 54, 1 and (but for INFORM) 51, 58, 59; the echoes of 61 (RFC 6842), 97 (RFC 4578 §2.3) and,
-//! last, 82 (RFC 3046 §2.2). The rest only where the client asks for it (option 55), in an order of our own:
-//! what a boot needs comes first, so that a short message loses the least.
+//! ```text
+//! 53, 54, 51 58 59, 80, 1 | 60 43 125 210 | as option 55 lists them | what is always sent | 118 97 61 82
+//! ```
+//!
+//! The mask stands before the router (RFC 2132 §3.3). What the client asks for comes in its order (§9.8), and a short
+//! message loses the end of it: first `sname`, then `file` take what does not fit (option 52), if no name stands
+//! there. The echoes have their room from the start: 97 (RFC 4578 §2.3), 61 (RFC 6842) and, last of the options
+//! field, 82 (RFC 3046 §2.2).
 
 use std::net::Ipv4Addr;
 
 use wire::dhcp4::{
-    FLAG_BROADCAST, Header, LeaseTimes, MessageType, OP_REPLY, View, Writer, code, payload_limit,
+    FLAG_BROADCAST, Header, LeaseTimes, MessageType, OP_REPLY, OVERLOAD_FILE, OVERLOAD_SNAME, View,
+    WriteError, Writer, code, payload_limit,
 };
 
-use crate::config::{BootReply, Link, Subnet};
+use crate::config::{BootReply, Link, Reservation, Subnet};
 use crate::counters::{Counters, Drop, Sent};
+use crate::options::{KNOWN, Scopes, Values};
+use crate::relay;
 
 /// What a reply gives the client.
 pub(crate) struct Terms<'a> {
@@ -19,10 +27,32 @@ pub(crate) struct Terms<'a> {
     /// yiaddr; unspecified in the ACK of an INFORM.
     pub address: Ipv4Addr,
     pub subnet: &'a Subnet,
+    /// The client's reservation, whose options and lease go before all others.
+    pub host: Option<&'a Reservation>,
+    /// Option 54: the rack's address on the link, or what a relay puts in its place (RFC 5107).
+    pub server_id: Ipv4Addr,
     /// None for INFORM.
     pub lease_secs: Option<u32>,
     /// Option 12 if asked for. "" for none.
     pub hostname: &'a str,
+    /// An ACK for a DISCOVER (RFC 4039).
+    pub rapid: bool,
+}
+
+impl<'a> Terms<'a> {
+    fn values(&self, query: &View<'_>, link: &'a Link, boot: &'a BootReply<'a>) -> Values<'a> {
+        let address = match self.address {
+            none if none.is_unspecified() => query.ciaddr(),
+            address => address,
+        };
+        Values {
+            scopes: Scopes::of(self.host, self.subnet, address),
+            link,
+            subnet: self.subnet,
+            boot,
+            hostname: self.hostname,
+        }
+    }
 }
 
 /// A written message.
@@ -34,113 +64,160 @@ pub(crate) struct Written {
 }
 
 /// Writes an OFFER or ACK.
-pub(crate) fn write(
+pub(crate) fn write<'a>(
     query: &View<'_>,
-    link: &Link,
-    boot: &BootReply<'_>,
-    terms: &Terms<'_>,
+    link: &'a Link,
+    boot: &'a BootReply<'a>,
+    terms: &Terms<'a>,
     counters: &mut Counters,
     buffer: &mut [u8],
 ) -> Result<Written, Drop> {
+    let values = terms.values(query, link, boot);
+    let file = values.boot_file();
     let mut header = answer_header(query);
     if terms.kind == MessageType::Ack {
         header.ciaddr = query.header().ciaddr;
     }
     header.yiaddr = terms.address.octets();
-    if let Some(server) = boot.next_server {
-        header.siaddr = server.octets();
-    }
-    // The field keeps a NUL at its end.
-    let file_fits = boot.file.len() < header.file.len();
-    if file_fits {
-        header.file[..boot.file.len()].copy_from_slice(boot.file.as_bytes());
-    }
+    fill_boot(&mut header, boot, file);
 
-    let limit = payload_limit(query.message_bytes_max(), link.mtu);
+    let in_field = header.file[0] != 0;
+    // A loader's name stays where every firmware looks for it.
+    let wider = match in_field {
+        true => &[OVERLOAD_SNAME][..],
+        false => &[OVERLOAD_SNAME, OVERLOAD_FILE | OVERLOAD_SNAME],
+    };
+    let mut tail = Tail::of(query, Some(link));
+    let first = compose(query, terms, &values, &header, &tail, 0, buffer);
+    let (mut written, mut left_out) = match first {
+        Err(Drop::ReplyTooLong) if tail.leave_out_relay(counters) => {
+            compose(query, terms, &values, &header, &tail, 0, buffer)?
+        }
+        first => first?,
+    };
+    let attempt = |overload, buffer: &mut [u8]| {
+        compose(query, terms, &values, &header, &tail, overload, buffer)
+    };
+    for overload in wider {
+        if left_out == 0 {
+            return Ok(written);
+        }
+        (written, left_out) = attempt(*overload, buffer).or_else(|_| attempt(0, buffer))?;
+    }
+    if left_out > 0 {
+        counters.count(Sent::OptionLeftOut);
+    }
+    Ok(written)
+}
+
+/// One attempt at a message; gives how many options did not fit.
+fn compose(
+    query: &View<'_>,
+    terms: &Terms<'_>,
+    values: &Values<'_>,
+    header: &Header,
+    tail: &Tail<'_>,
+    overload: u8,
+    buffer: &mut [u8],
+) -> Result<(Written, usize), Drop> {
+    let limit = payload_limit(query.message_bytes_max(), values.link.mtu);
     let mut writer =
-        Writer::new(buffer, limit, &header, terms.kind).map_err(|_| Drop::ReplyTooLong)?;
-    let tail = Tail::of(query);
-    let mut must = || -> Result<usize, wire::dhcp4::WriteError> {
-        writer.address(code::SERVER_ID, link.server)?;
+        Writer::new(buffer, limit, header, terms.kind).map_err(|_| Drop::ReplyTooLong)?;
+    let file = values.boot_file();
+    let in_field = header.file[0] != 0;
+    let asked = query.parameter_list();
+    // Its copy in option 67 keeps its room, wherever the client lists it.
+    let copy_bytes = match asked {
+        Some(list) if in_field && list.contains(&code::BOOTFILE) => file.len() + 2,
+        _ => 0,
+    };
+
+    let mut must = || -> Result<usize, WriteError> {
+        writer.address(code::SERVER_ID, terms.server_id)?;
         let times_at = match terms.lease_secs {
             Some(secs) => writer.lease_times(LeaseTimes::of(secs))?,
             None => 0,
         };
-        writer.address(code::SUBNET_MASK, terms.subnet.net.netmask())?;
+        if overload > 0 {
+            writer.overload(overload)?;
+        }
+        if terms.rapid {
+            writer.option(code::RAPID_COMMIT, &[])?;
+        }
+        values.write(code::SUBNET_MASK, &mut writer)?;
         writer.reserve(tail.bytes())?;
-        if let Some(class) = boot.vendor_class {
-            writer.option(code::VENDOR_CLASS, class)?;
+        for code in FORCED {
+            values.write(code, &mut writer)?;
         }
-        if let Some(prefix) = boot.path_prefix {
-            writer.option(code::PATH_PREFIX, prefix.as_bytes())?;
+        if !in_field {
+            values.write(code::BOOTFILE, &mut writer)?;
         }
+        writer.reserve(copy_bytes)?;
         Ok(times_at)
     };
     let times_at = must().map_err(|_| Drop::ReplyTooLong)?;
 
-    let asked = query.parameter_list();
-    let wants = |code: u8| asked.is_none_or(|list| list.contains(&code));
-    let subnet = terms.subnet;
-    let mut left_out = false;
-    let mut may = |result: Result<(), wire::dhcp4::WriteError>| left_out |= result.is_err();
-    if !boot.file.is_empty() && (wants(code::BOOTFILE) || !file_fits) {
-        may(writer.option(code::BOOTFILE, boot.file.as_bytes()));
+    let mut done = Done::default();
+    for code in FORCED.into_iter().chain([code::SUBNET_MASK]) {
+        done.insert(code);
     }
-    if let Some(server) = boot.next_server
-        && asked.is_some_and(|list| list.contains(&code::TFTP_SERVER))
-    {
-        let mut text = [0; 15];
-        may(writer.option(code::TFTP_SERVER, dotted(server, &mut text)));
+    if !in_field {
+        done.insert(code::BOOTFILE);
     }
-    if let Some(options) = boot.vendor_options {
-        may(writer.option(code::VENDOR_OPTIONS, options));
-    }
-    if let Some(gateway) = subnet.gateway
-        && wants(code::ROUTERS)
-    {
-        may(writer.address(code::ROUTERS, gateway));
-    }
-    if wants(code::DNS_SERVERS) {
-        may(writer.addresses(code::DNS_SERVERS, &subnet.dns));
-    }
-    if link.mtu != 1500 && wants(code::INTERFACE_MTU) {
-        may(writer.option(code::INTERFACE_MTU, &link.mtu.to_be_bytes()));
-    }
-    if wants(code::BROADCAST_ADDRESS) {
-        may(writer.address(code::BROADCAST_ADDRESS, subnet.net.broadcast()));
-    }
-    if !terms.hostname.is_empty() && wants(code::HOSTNAME) {
-        may(writer.option(code::HOSTNAME, terms.hostname.as_bytes()));
-    }
-    if !subnet.domain.is_empty() {
-        if wants(code::DOMAIN) {
-            may(writer.option(code::DOMAIN, subnet.domain.as_bytes()));
+    let mut left_out = 0;
+    let mut may = |code: u8, done: &mut Done, writer: &mut Writer<'_>| {
+        if done.insert(code) {
+            if code == code::BOOTFILE {
+                writer.release(copy_bytes);
+            }
+            left_out += usize::from(values.write(code, writer).is_err());
         }
-        let mut labels = [0; 255];
-        if wants(code::DOMAIN_SEARCH)
-            && let Some(labels) = encode_domain(&subnet.domain, &mut labels)
-        {
-            may(writer.option(code::DOMAIN_SEARCH, labels));
+    };
+    // RFC 2132 §9.8: in the order of the client. One that lists nothing gets everything there is.
+    for code in asked.unwrap_or(&KNOWN) {
+        may(*code, &mut done, &mut writer);
+    }
+    for option in values.scopes.iter() {
+        // The closest scope decides whether it is sent unasked.
+        let closest = values.scopes.find(option.code);
+        if asked.is_none() || closest.is_some_and(|option| option.always) {
+            may(option.code, &mut done, &mut writer);
         }
-    }
-    if wants(code::NTP_SERVERS) {
-        may(writer.addresses(code::NTP_SERVERS, &subnet.ntp));
-    }
-    if left_out {
-        counters.count(Sent::OptionLeftOut);
     }
     tail.write(&mut writer)?;
-    Ok(Written {
-        length: writer.finish(),
-        times_at,
-    })
+    let length = writer.finish();
+    Ok((Written { length, times_at }, left_out))
+}
+
+/// Sent whether asked for or not, where there is a value: HTTP boot insists on its class, PXE on its options, ONIE on
+/// its installer, lpxelinux on its prefix.
+const FORCED: [u8; 4] = [
+    code::VENDOR_CLASS,
+    code::VENDOR_OPTIONS,
+    code::VENDOR_IDENTIFYING,
+    code::PATH_PREFIX,
+];
+
+/// Which options a message has had its chance for.
+#[derive(Default)]
+struct Done([u64; 4]);
+
+impl Done {
+    /// False if it was there before: each option is sent once (RFC 2131 §4.3.1).
+    fn insert(&mut self, code: u8) -> bool {
+        let (word, bit) = (&mut self.0[usize::from(code >> 6)], 1 << (code & 63));
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
 }
 
 /// Writes a NAK: no addresses, and the broadcast flag where a relay has to deliver it (RFC 2131 §4.3.2).
 pub(crate) fn write_nak(
     query: &View<'_>,
-    server: Ipv4Addr,
+    server_id: Ipv4Addr,
     why: &str,
+    counters: &mut Counters,
     buffer: &mut [u8],
 ) -> Result<usize, Drop> {
     let mut header = answer_header(query);
@@ -150,18 +227,68 @@ pub(crate) fn write_nak(
     let limit = payload_limit(None, 1500);
     let mut writer =
         Writer::new(buffer, limit, &header, MessageType::Nak).map_err(|_| Drop::ReplyTooLong)?;
-    let tail = Tail::of(query);
+    let mut tail = Tail::of(query, None);
     writer
-        .address(code::SERVER_ID, server)
-        .and_then(|()| writer.reserve(tail.bytes()))
+        .address(code::SERVER_ID, server_id)
         .and_then(|()| writer.option(code::MESSAGE, why.as_bytes()))
+        .map_err(|_| Drop::ReplyTooLong)?;
+    if tail.bytes() > writer.room() {
+        tail.leave_out_relay(counters);
+    }
+    writer
+        .reserve(tail.bytes())
         .map_err(|_| Drop::ReplyTooLong)?;
     tail.write(&mut writer)?;
     Ok(writer.finish())
 }
 
+/// Writes a BOOTREPLY (RFC 951, RFC 1534): the vendor field of 64 octets holds what fits of it.
+pub(crate) fn write_bootp<'a>(
+    query: &View<'_>,
+    link: &'a Link,
+    boot: &'a BootReply<'a>,
+    terms: &Terms<'a>,
+    counters: &mut Counters,
+    buffer: &mut [u8],
+) -> Result<usize, Drop> {
+    let values = terms.values(query, link, boot);
+    let mut header = answer_header(query);
+    header.ciaddr = query.header().ciaddr;
+    header.yiaddr = terms.address.octets();
+    fill_boot(&mut header, boot, values.boot_file());
+    let tail = Tail {
+        relay_info: query.relay_info(),
+        ..Tail::default()
+    };
+    let mut writer =
+        Writer::bootp(buffer, &header, tail.bytes()).map_err(|_| Drop::ReplyTooLong)?;
+    let mut left_out = false;
+    writer
+        .reserve(tail.bytes())
+        .map_err(|_| Drop::ReplyTooLong)?;
+    // The file's name stands in its field, or nowhere: a BOOTP client knows no option 67.
+    for code in [code::SUBNET_MASK].iter().chain(&KNOWN[1..]) {
+        left_out |= values.write(*code, &mut writer).is_err();
+    }
+    if left_out {
+        counters.count(Sent::OptionLeftOut);
+    }
+    tail.write(&mut writer)?;
+    Ok(writer.finish())
+}
+
+/// siaddr, and the name of the boot file where it fits its field with a NUL at its end.
+pub(crate) fn fill_boot(header: &mut Header, boot: &BootReply<'_>, file: &[u8]) {
+    if let Some(server) = boot.next_server {
+        header.siaddr = server.octets();
+    }
+    if file.len() < header.file.len() {
+        header.file[..file.len()].copy_from_slice(file);
+    }
+}
+
 /// The fields that every answer takes from its query.
-fn answer_header(query: &View<'_>) -> Header {
+pub(crate) fn answer_header(query: &View<'_>) -> Header {
     let asked = query.header();
     let mut header = Header::new(OP_REPLY);
     header.htype = asked.htype;
@@ -174,15 +301,20 @@ fn answer_header(query: &View<'_>) -> Header {
 }
 
 /// The echoed options. Room for them is kept from the start; the relay's comes last.
-struct Tail<'a> {
+#[derive(Default)]
+pub(crate) struct Tail<'a> {
+    subnet_selection: Option<&'a [u8]>,
     machine_uuid: Option<&'a [u8]>,
     client_id: Option<&'a [u8]>,
     relay_info: Option<&'a [u8]>,
 }
 
 impl<'a> Tail<'a> {
-    fn of(query: &View<'a>) -> Self {
+    /// Option 118 comes back from where `link` has the subnet it names (RFC 3011 §2).
+    pub fn of(query: &View<'a>, link: Option<&Link>) -> Self {
+        let selected = link.and_then(|link| relay::subnet_selection(query, link));
         Self {
+            subnet_selection: selected.and_then(|_| query.option(code::SUBNET_SELECTION)),
             machine_uuid: query
                 .option(code::MACHINE_UUID)
                 .filter(|uuid| uuid.len() == 17),
@@ -191,8 +323,18 @@ impl<'a> Tail<'a> {
         }
     }
 
+    /// A reply that cannot hold all of option 82 goes without it (RFC 3046 §2.2). False if there was none.
+    pub fn leave_out_relay(&mut self, counters: &mut Counters) -> bool {
+        let was = self.relay_info.take().is_some();
+        if was {
+            counters.count(Sent::RelayInfoLeftOut);
+        }
+        was
+    }
+
     fn options(&self) -> impl Iterator<Item = (u8, &'a [u8])> {
         [
+            (code::SUBNET_SELECTION, self.subnet_selection),
             (code::MACHINE_UUID, self.machine_uuid),
             (code::CLIENT_ID, self.client_id),
             (code::RELAY_INFO, self.relay_info),
@@ -201,12 +343,14 @@ impl<'a> Tail<'a> {
         .filter_map(|(code, octets)| Some((code, octets?)))
     }
 
-    /// At most 3 x 257: each comes from one received option.
-    fn bytes(&self) -> usize {
-        self.options().map(|(_, octets)| octets.len() + 2).sum()
+    /// A long one takes two octets for each part.
+    pub fn bytes(&self) -> usize {
+        self.options()
+            .map(|(_, octets)| octets.len() + 2 * octets.len().div_ceil(255).max(1))
+            .sum()
     }
 
-    fn write(&self, writer: &mut Writer<'_>) -> Result<(), Drop> {
+    pub fn write(&self, writer: &mut Writer<'_>) -> Result<(), Drop> {
         writer.release(self.bytes());
         for (code, octets) in self.options() {
             writer
@@ -214,66 +358,5 @@ impl<'a> Tail<'a> {
                 .map_err(|_| Drop::ReplyTooLong)?;
         }
         Ok(())
-    }
-}
-
-/// `10.99.0.1` without an allocation.
-fn dotted(address: Ipv4Addr, text: &mut [u8; 15]) -> &[u8] {
-    use std::io::Write;
-    let room = text.len();
-    let mut rest = &mut text[..];
-    // Fifteen octets hold every dotted quad.
-    let left = write!(rest, "{address}").map_or(room, |()| rest.len());
-    &text[..room - left]
-}
-
-/// A domain name as DNS labels (RFC 3397 §2, without compression). None if it is not a valid name.
-fn encode_domain<'a>(domain: &str, labels: &'a mut [u8; 255]) -> Option<&'a [u8]> {
-    let mut length = 0;
-    for label in domain.trim_end_matches('.').split('.') {
-        let bytes = u8::try_from(label.len())
-            .ok()
-            .filter(|bytes| (1..=63).contains(bytes))?;
-        let end = length + 1 + label.len();
-        let place = labels.get_mut(length..end)?;
-        place[0] = bytes;
-        place[1..].copy_from_slice(label.as_bytes());
-        length = end;
-    }
-    *labels.get_mut(length)? = 0;
-    Some(&labels[..=length])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn domains_become_labels() {
-        let cases: [(&str, Option<&[u8]>); 6] = [
-            ("maas", Some(b"\x04maas\0")),
-            ("lab.example.", Some(b"\x03lab\x07example\0")),
-            ("", None),
-            ("a..b", None),
-            (&"x".repeat(64), None),
-            (&("x".repeat(63) + ".").repeat(4), None),
-        ];
-        for (domain, want) in cases {
-            assert_eq!(encode_domain(domain, &mut [0; 255]), want, "{domain}");
-        }
-    }
-
-    #[test]
-    fn every_quad_fits() {
-        for address in [
-            Ipv4Addr::UNSPECIFIED,
-            Ipv4Addr::BROADCAST,
-            Ipv4Addr::new(10, 99, 0, 1),
-        ] {
-            assert_eq!(
-                dotted(address, &mut [0; 15]),
-                address.to_string().as_bytes()
-            );
-        }
     }
 }

@@ -6,75 +6,89 @@
 //!      ^                   | hold over        | ended, reclaimed
 //!      +-------------------+------------------+
 //!     any --refused, another shard's--> Barred (until the next attach)
-//!     Offered, Bound --declined--> Resting --over--> Free, or Bound (ended) if a row must be reclaimed first
+//!     any --declined, or in use--> Resting --over--> Free, or Bound (ended) if a row must be reclaimed first
 //! ```
 //!
-//! [`Table::set`] is the one place where an address changes state, so that counts, the free lists and the map of
-//! clients cannot disagree. Taking a free address is O(1): each pool has a queue in which every slot stands at
-//! most once; entries that were taken out of turn are skipped when they come up.
+//! [`Table::change`] is the one place where an address changes state, so that counts, lists and the index of clients
+//! cannot disagree. Taking a free address is O(1) however full the range is: the free ones of a pool are a list in
+//! which each stands once ([`list`]), and what must not be dealt stands aside, where it costs nothing.
+//!
+//! Budget: 20 octets an address, free or another shard's; an address that is held takes 72 more in [`records`] and up
+//! to 8 for its place in the index. A range of 262,144 (as many as a region deals of one, also of a /8) is 5 MiB
+//! empty and 26 MiB full.
 
-use std::collections::{HashMap, VecDeque};
-use std::mem;
+mod list;
+mod records;
+
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use lease::{BlockId, Client, Epoch, VlanId};
+use wire::ethernet::Mac;
 
 use crate::clock::Ms;
+use crate::limits::Circuits;
+use list::{List, NONE, Place};
+use records::{Records, What};
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum State {
     /// Not ours to give before the next attach: another shard's, or a write to it was refused.
     Barred,
     Free,
     /// Held for a client that has not requested it yet; nothing is written.
-    Offered {
-        client: Client,
-        until: Ms,
-    },
-    Bound(Binding),
-    /// Declined or quarantined: nobody's until then. `client` is of the row that may stand in the database.
-    Resting {
-        until: Ms,
-        client: Option<Client>,
-        ended: Ms,
-    },
+    Offered,
+    Bound,
+    /// Declined, quarantined or in use by a stranger: nobody's for a while.
+    Resting,
 }
 
-/// An address with a row in the database, or with a grant on its way.
-#[derive(Debug)]
+/// What is known of an address with a row in the database, or with a grant on its way.
+#[derive(Clone, Debug)]
 pub(crate) struct Binding {
-    pub client: Client,
     /// The end that an ACK may promise up to: 99 % of the durable time, counted from sending.
     pub durable: Ms,
     /// When the durable end has surely passed, by our clock. NEVER before the first row.
     pub ended: Ms,
     /// Quarantined by the region: the same client may go on, a reclaim may not.
     pub rests_until: Ms,
+    /// The write that is on its way.
+    pub writing: Option<u32>,
     pub released: bool,
     /// A write was sent and not answered: only this client's, until the next attach.
     pub unknown: bool,
-    /// The write that is on its way.
-    pub writing: Option<u32>,
 }
 
 impl Binding {
+    /// Before the first word of the region.
+    pub const BLANK: Self = Self {
+        durable: Ms::PAST,
+        ended: Ms::NEVER,
+        rests_until: Ms::PAST,
+        writing: None,
+        released: false,
+        unknown: false,
+    };
+
     /// Nothing of it stands in the database, as far as anyone knows.
     pub fn is_blank(&self) -> bool {
         self.ended == Ms::NEVER && !self.unknown
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
-    pub state: State,
-    pub block: u32,
-    pool: u32,
-    /// Stands in its pool's queue.
-    listed: bool,
-    /// Has an entry in the queue of offers.
-    timed: bool,
+    /// What is known of it, or NONE.
+    record: u32,
+    next: u32,
+    previous: u32,
+    block: u32,
+    state: State,
+    place: Place,
     /// Held by a client that the region does not know.
     stranger: bool,
 }
@@ -89,66 +103,114 @@ pub(crate) struct Run {
     pub count: u32,
     /// Slot of the first address.
     pub base: u32,
+    pool: u32,
     /// A write was refused as not ours: no new grants before the next attach.
     pub refused: bool,
+}
+
+/// Free addresses of one pool that nobody answered an ARP probe for, the first asked first.
+#[derive(Debug, Default)]
+pub(crate) struct Stock {
+    /// At most a few dozen: searching them is cheaper than keeping links.
+    addresses: Vec<(u32, Ms)>,
 }
 
 /// The addresses of one subnet that this shard deals in.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    queue: VecDeque<u32>,
-    /// Free, but somebody's reservation or the gateway: looked at again by and by.
-    aside: Vec<u32>,
+    queue: List,
+    stock: Stock,
+    aside: List,
+    known_offers: List,
+    stranger_offers: List,
     pub free: usize,
     /// All that were ours at the attach.
     pub total: usize,
     pub strangers: usize,
+    /// Probes on their way.
+    pub probing: usize,
+    /// None before then: the last one could not be sent, or answers mean nothing here.
+    pub probe_after: Ms,
+    /// Who answered for the last address in use, and for how many without an unused one between them.
+    pub claimant: Option<Mac>,
+    pub claims: u32,
 }
 
 impl Pool {
-    /// Ended leases are wanted back.
+    /// What of it may be dealt at all.
+    fn usable(&self) -> usize {
+        self.total.saturating_sub(self.aside.length)
+    }
+
+    /// Free addresses that may be dealt.
+    pub fn dealable(&self) -> usize {
+        self.free - self.aside.length
+    }
+
+    /// Ended leases of clients that the region knows are wanted back. An offer to a stranger counts as free: it
+    /// yields to a known client ([`Table::evict_stranger_offer`]).
     pub fn is_low(&self) -> bool {
-        self.free * 4 < self.total || self.is_full_of_strangers()
+        (self.dealable() + self.stranger_offers.length) * 4 < self.usable()
+    }
+
+    /// Ended leases of strangers are wanted back.
+    pub fn is_low_for_strangers(&self) -> bool {
+        self.dealable() * 4 < self.usable() || self.is_full_of_strangers()
     }
 
     /// Clients that the region does not know hold their half.
     pub fn is_full_of_strangers(&self) -> bool {
-        self.strangers >= self.total.div_ceil(2)
+        self.strangers >= self.usable().div_ceil(2)
+    }
+
+    pub fn stocked(&self) -> usize {
+        self.stock.addresses.len()
     }
 }
 
 pub(crate) struct Table {
     /// By (vlan, first address): the same network may stand behind two VLANs.
     runs: Vec<Run>,
-    pub slots: Vec<Slot>,
+    slots: Vec<Slot>,
     pools: Vec<Pool>,
+    records: Records,
     pool_index: HashMap<(VlanId, u32), u32, SeedableRandomState>,
     run_index: HashMap<BlockId, u32, SeedableRandomState>,
-    clients: HashMap<Client, u32, SeedableRandomState>,
-    /// When to look at an offer's end; each slot stands here at most once. An entry whose hold was prolonged
-    /// goes to the back, so a hold may last up to twice its length.
-    offers: VecDeque<(Ms, u32)>,
+    /// Who hangs on which port; counted as records come and go.
+    pub circuits: Circuits,
+    /// No offer runs out before then.
+    offers_due: Ms,
     pub offered: usize,
     pub bound: usize,
+    /// Addresses looked at by [`Self::allocate`].
+    #[cfg(test)]
+    steps: usize,
 }
 
-/// Tries before an allocation gives up on a queue of reserved addresses.
-const TRIES_MAX: usize = 64;
+/// Addresses looked at before an allocation gives up. Each that may not be dealt goes aside, so that it costs the
+/// next one nothing: only a reservation or range made since the attach is ever met here.
+const TRIES_MAX: usize = 1024;
+/// Of those aside, how many are looked at again by one allocation: for what is no longer reserved.
+const ASIDE_TRIES: usize = 2;
+const ASIDE_TRIES_EMPTY: usize = 64;
 
 impl Table {
     /// `seed` must be random: the tables are keyed by what strangers send.
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, circuits: Circuits) -> Self {
         let state = SeedableRandomState::with_seed(seed, SharedSeed::global_fixed());
         Self {
             runs: Vec::new(),
             slots: Vec::new(),
             pools: Vec::new(),
+            records: Records::new(state.clone()),
             pool_index: HashMap::with_hasher(state.clone()),
-            run_index: HashMap::with_hasher(state.clone()),
-            clients: HashMap::with_hasher(state),
-            offers: VecDeque::new(),
+            run_index: HashMap::with_hasher(state),
+            circuits,
+            offers_due: Ms::NEVER,
             offered: 0,
             bound: 0,
+            #[cfg(test)]
+            steps: 0,
         }
     }
 
@@ -156,10 +218,11 @@ impl Table {
         self.runs.clear();
         self.slots.clear();
         self.pools.clear();
+        self.records.clear();
         self.pool_index.clear();
         self.run_index.clear();
-        self.clients.clear();
-        self.offers.clear();
+        self.circuits.clear();
+        self.offers_due = Ms::NEVER;
         self.offered = 0;
         self.bound = 0;
     }
@@ -201,29 +264,46 @@ impl Table {
             first,
             count,
             base,
+            pool,
             refused: false,
         });
-        self.slots.extend((0..count).map(|_| Slot {
-            state: State::Barred,
+        let slot = Slot {
+            record: NONE,
+            next: NONE,
+            previous: NONE,
             block,
-            pool,
-            listed: false,
-            timed: false,
+            state: State::Barred,
+            place: Place::Nowhere,
             stranger: false,
-        }));
+        };
+        self.slots.resize(self.slots.len() + count as usize, slot);
         true
+    }
+
+    /// Takes the memory for as many held addresses as there can be: so many of ours, and so many rows. After the
+    /// last [`Self::add_run`], before the first address is anybody's. `stock`: of each pool.
+    pub fn reserve(&mut self, addresses: usize, stock: usize) {
+        self.records.reserve(addresses.min(self.slots.len()));
+        for pool in &mut self.pools {
+            pool.stock.addresses.reserve_exact(stock);
+        }
     }
 
     /// Counts what is ours now, after an attach has set the states.
     pub fn count_totals(&mut self) {
         for slot in &self.slots {
-            if !matches!(slot.state, State::Barred) {
-                self.pools[slot.pool as usize].total += 1;
+            if slot.state != State::Barred {
+                self.pools[self.runs[slot.block as usize].pool as usize].total += 1;
             }
         }
     }
 
     // ---------------------------------------------------------------- looking up
+
+    /// Addresses of all blocks, other shards' included.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
 
     pub fn find(&self, vlan: VlanId, address: Ipv4Addr) -> Option<u32> {
         let address = u32::from(address);
@@ -265,176 +345,567 @@ impl Table {
     }
 
     pub fn pool_of(&self, slot: u32) -> &Pool {
-        &self.pools[self.slots[slot as usize].pool as usize]
+        &self.pools[self.run(slot).pool as usize]
+    }
+
+    pub fn pool_of_mut(&mut self, slot: u32) -> &mut Pool {
+        let pool = self.run(slot).pool as usize;
+        &mut self.pools[pool]
+    }
+
+    pub fn state(&self, slot: u32) -> State {
+        self.slots[slot as usize].state
+    }
+
+    pub fn is_strangers(&self, slot: u32) -> bool {
+        self.slots[slot as usize].stranger
     }
 
     /// The address that the client holds, offered or bound.
     pub fn held_by(&self, client: &Client) -> Option<u32> {
-        self.clients.get(client).copied()
+        self.records.find(client)
     }
 
     /// Whether the slot is this client's, offered or bound.
     pub fn is_held_by(&self, slot: u32, client: &Client) -> bool {
-        match &self.slots[slot as usize].state {
-            State::Offered { client: holder, .. } => holder == client,
-            State::Bound(binding) => &binding.client == client,
-            _ => false,
-        }
+        let slot = &self.slots[slot as usize];
+        matches!(slot.state, State::Offered | State::Bound)
+            && self.records.is_of(slot.record, client)
+    }
+
+    /// Whose the slot is, or whose row may still stand for it.
+    pub fn client(&self, slot: u32) -> Option<Client> {
+        self.records.client(self.slots[slot as usize].record)
+    }
+
+    /// The same, where it is known by its MAC.
+    pub fn mac(&self, slot: u32) -> Option<Mac> {
+        self.records.mac(self.slots[slot as usize].record)
     }
 
     /// Makes this slot the one that its holder is known by, of several.
-    pub fn remember(&mut self, index: u32) {
-        let client = match &self.slots[index as usize].state {
-            State::Offered { client, .. } => client.clone(),
-            State::Bound(binding) => binding.client.clone(),
-            _ => return,
-        };
-        self.clients.insert(client, index);
+    pub fn remember(&mut self, slot: u32) {
+        let slot = &self.slots[slot as usize];
+        if matches!(slot.state, State::Offered | State::Bound) {
+            self.records.prefer(slot.record);
+        }
+    }
+
+    pub fn binding(&self, slot: u32) -> Option<&Binding> {
+        match self.records.what(self.slots.get(slot as usize)?.record)? {
+            What::Bound(binding) => Some(binding),
+            _ => None,
+        }
     }
 
     pub fn binding_mut(&mut self, slot: u32) -> Option<&mut Binding> {
-        match &mut self.slots.get_mut(slot as usize)?.state {
-            State::Bound(binding) => Some(binding),
+        match self
+            .records
+            .what_mut(self.slots.get(slot as usize)?.record)?
+        {
+            What::Bound(binding) => Some(binding),
+            _ => None,
+        }
+    }
+
+    /// Of a resting address: until when, and when its row ended.
+    pub fn resting(&self, slot: u32) -> Option<(Ms, Ms)> {
+        match self.records.what(self.slots[slot as usize].record)? {
+            What::Resting { until, ended } => Some((*until, *ended)),
             _ => None,
         }
     }
 
     // ---------------------------------------------------------------- changing
 
-    /// Gives the slot a new state and returns the old one.
-    pub fn set(&mut self, index: u32, state: State, stranger: bool) -> State {
+    /// Nobody's before the next attach.
+    pub fn bar(&mut self, slot: u32) {
+        self.change(slot, State::Barred, None, false);
+    }
+
+    /// To the end of its pool's queue.
+    pub fn free(&mut self, slot: u32) {
+        self.change(slot, State::Free, None, false);
+        self.put(slot, Place::Queue);
+    }
+
+    /// Free, but not to be dealt.
+    pub fn free_aside(&mut self, slot: u32) {
+        self.change(slot, State::Free, None, false);
+        self.put(slot, Place::Aside);
+    }
+
+    /// Holds an address for a client, or prolongs its hold.
+    pub fn offer(&mut self, slot: u32, client: &Client, until: Ms, stranger: bool) {
+        let what = What::Offered { until };
+        self.change(slot, State::Offered, Some((Some(client), what)), stranger);
+        self.put_offer(slot, stranger);
+        self.offers_due = self.offers_due.min(until);
+    }
+
+    fn put_offer(&mut self, slot: u32, stranger: bool) {
+        self.put(
+            slot,
+            if stranger {
+                Place::StrangerOffers
+            } else {
+                Place::KnownOffers
+            },
+        );
+    }
+
+    pub fn bind(&mut self, slot: u32, client: &Client, binding: Binding, stranger: bool) {
+        let what = What::Bound(binding);
+        self.change(slot, State::Bound, Some((Some(client), what)), stranger);
+    }
+
+    /// Nobody's until then. `client`: of the row that may stand in the database, which ended at `ended`.
+    pub fn rest(&mut self, slot: u32, client: Option<&Client>, until: Ms, ended: Ms) {
+        let what = What::Resting { until, ended };
+        self.change(slot, State::Resting, Some((client, what)), false);
+    }
+
+    fn change(
+        &mut self,
+        index: u32,
+        state: State,
+        record: Option<(Option<&Client>, What)>,
+        stranger: bool,
+    ) {
+        self.put(index, Place::Nowhere);
         let slot = &mut self.slots[index as usize];
-        let pool = &mut self.pools[slot.pool as usize];
-        let old = mem::replace(&mut slot.state, state);
-        let holder = match &old {
-            State::Free => {
-                pool.free -= 1;
-                None
-            }
-            State::Offered { client, .. } => {
-                self.offered -= 1;
-                Some(client)
-            }
-            State::Bound(binding) => {
-                self.bound -= 1;
-                Some(&binding.client)
-            }
-            State::Barred | State::Resting { .. } => None,
-        };
-        let new_holder = match &slot.state {
-            State::Offered { client, .. } => {
-                self.offered += 1;
-                Some(client)
-            }
-            State::Bound(binding) => {
-                self.bound += 1;
-                Some(&binding.client)
-            }
-            State::Free => {
-                pool.free += 1;
-                if !slot.listed {
-                    slot.listed = true;
-                    pool.queue.push_back(index);
-                }
-                None
-            }
-            State::Barred | State::Resting { .. } => None,
-        };
-        if holder != new_holder {
-            if let Some(client) = holder
-                && self.clients.get(client) == Some(&index)
-            {
-                self.clients.remove(client);
-            }
-            if let Some(client) = new_holder {
-                self.clients.insert(client.clone(), index);
-            }
+        let pool = &mut self.pools[self.runs[slot.block as usize].pool as usize];
+        match slot.state {
+            State::Free => pool.free -= 1,
+            State::Offered => self.offered -= 1,
+            State::Bound => self.bound -= 1,
+            State::Barred | State::Resting => {}
         }
-        let stranger = stranger && new_holder.is_some();
+        match state {
+            State::Free => pool.free += 1,
+            State::Offered => self.offered += 1,
+            State::Bound => self.bound += 1,
+            State::Barred | State::Resting => {}
+        }
         pool.strangers = pool.strangers + usize::from(stranger) - usize::from(slot.stranger);
         slot.stranger = stranger;
-        old
+        slot.state = state;
+        let old = slot.record;
+        match record {
+            // From an offer to its grant, and so on: the holder stays where it is.
+            Some((Some(client), what)) if self.records.is_of(old, client) => {
+                if let Some(place) = self.records.what_mut(old) {
+                    *place = what;
+                }
+                if state == State::Resting {
+                    self.leave_circuit(old);
+                }
+            }
+            Some((client, what)) => {
+                self.forget(old);
+                self.slots[index as usize].record = self.records.add(index, client, what);
+            }
+            None => {
+                self.forget(old);
+                self.slots[index as usize].record = NONE;
+            }
+        }
+    }
+
+    fn forget(&mut self, record: u32) {
+        if record != NONE {
+            self.leave_circuit(record);
+            self.records.remove(record);
+        }
+    }
+
+    fn leave_circuit(&mut self, record: u32) {
+        if let Some(circuit) = self.records.circuit(record) {
+            self.circuits.leave(circuit);
+            self.records.set_circuit(record, None);
+        }
+    }
+
+    /// The holder of this slot hangs on the port that `hash` stands for.
+    pub fn set_circuit(&mut self, slot: u32, hash: u64) {
+        let record = self.slots[slot as usize].record;
+        let old = self.records.circuit(record);
+        if record == NONE || old.is_some_and(|old| self.circuits.is(old, hash)) {
+            return;
+        }
+        self.leave_circuit(record);
+        let new = self.circuits.enter(hash);
+        self.records.set_circuit(record, new);
     }
 
     /// Whether the holder counts as unknown now; an enlisted machine stops doing so.
     pub fn set_stranger(&mut self, index: u32, stranger: bool) {
         let slot = &mut self.slots[index as usize];
-        let pool = &mut self.pools[slot.pool as usize];
+        let pool = &mut self.pools[self.runs[slot.block as usize].pool as usize];
         pool.strangers = pool.strangers + usize::from(stranger) - usize::from(slot.stranger);
         slot.stranger = stranger;
-    }
-
-    /// Holds a free address for a client, or prolongs its hold.
-    pub fn offer(&mut self, index: u32, client: Client, until: Ms, stranger: bool) {
-        self.set(index, State::Offered { client, until }, stranger);
-        let slot = &mut self.slots[index as usize];
-        if !slot.timed {
-            slot.timed = true;
-            self.offers.push_back((until, index));
+        if slot.state == State::Offered {
+            self.put_offer(index, stranger);
         }
     }
 
-    /// Takes the longest free address that `allowed` accepts out of the subnet's queue. It stays Free until it
-    /// is set; the caller must set it.
+    /// Moves the slot from the list it stands in to the end of another.
+    fn put(&mut self, index: u32, to: Place) {
+        let slots = &mut self.slots[..];
+        let slot = &mut slots[index as usize];
+        let pool = &mut self.pools[self.runs[slot.block as usize].pool as usize];
+        let from = std::mem::replace(&mut slot.place, to);
+        if from == Place::Stock {
+            pool.stock.addresses.retain(|(other, _)| *other != index);
+        } else if let Some(list) = list_of(pool, from) {
+            list.remove(slots, index);
+        }
+        if let Some(list) = list_of(pool, to) {
+            list.push_back(slots, index);
+        }
+    }
+
+    // ---------------------------------------------------------------- free addresses
+
+    /// A free address of the subnet that `allowed` accepts: one that was probed after `probed_after`, else the
+    /// longest free. It stays Free, and may be the next one's too, until the caller gives it another state.
     pub fn allocate(
         &mut self,
         vlan: VlanId,
         subnet: u32,
+        probed_after: Ms,
         allowed: impl Fn(Ipv4Addr) -> bool,
     ) -> Option<u32> {
         let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
-        let mut tries = 0;
-        while tries < TRIES_MAX {
-            let index = self.pools[pool].queue.pop_front()?;
-            let slot = &mut self.slots[index as usize];
-            slot.listed = false;
-            if !matches!(slot.state, State::Free) {
-                continue; // taken out of turn; it is listed again when it becomes free
-            }
-            tries += 1;
+        // What goes aside only now need not be looked at again.
+        let aside = self.pools[pool].aside.length;
+        let found = self.first_free(pool, probed_after, &allowed);
+        let again = match found {
+            Some(_) => ASIDE_TRIES,
+            None => ASIDE_TRIES_EMPTY,
+        };
+        let back = self.look_aside(pool, again.min(aside), &allowed);
+        found.or(back)
+    }
+
+    fn first_free(
+        &mut self,
+        pool: usize,
+        probed_after: Ms,
+        allowed: &impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        for _ in 0..TRIES_MAX {
+            let stocked = self.pools[pool].stock.addresses.first();
+            let index = match stocked {
+                Some((index, at)) if *at >= probed_after => *index,
+                _ if self.pools[pool].queue.head != NONE => self.pools[pool].queue.head,
+                Some((index, _)) => *index,
+                None => return None,
+            };
+            self.count_step();
             if self.run(index).refused {
-                continue; // nobody's before the next attach, which builds the queue anew
-            }
-            if allowed(self.address(index)) {
+                self.put(index, Place::Nowhere); // nobody's before the next attach
+            } else if allowed(self.address(index)) {
                 return Some(index);
+            } else {
+                self.put(index, Place::Aside);
             }
-            self.slots[index as usize].listed = true;
-            self.pools[pool].aside.push(index);
         }
         None
     }
 
-    /// Puts what was set aside back into the queues.
-    pub fn requeue_aside(&mut self) {
-        for pool in &mut self.pools {
-            pool.queue.extend(pool.aside.drain(..));
+    /// Looks at so many of those aside; the first that may be dealt after all, back in the queue.
+    fn look_aside(
+        &mut self,
+        pool: usize,
+        tries: usize,
+        allowed: &impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        for _ in 0..tries {
+            let index = self.pools[pool].aside.head;
+            if index == NONE {
+                return None;
+            }
+            self.count_step();
+            if allowed(self.address(index)) {
+                self.put(index, Place::Queue);
+                return Some(index);
+            }
+            self.put(index, Place::Aside); // to the end
         }
+        None
     }
+
+    #[cfg(test)]
+    fn count_step(&mut self) {
+        self.steps += 1;
+    }
+
+    #[cfg(not(test))]
+    fn count_step(&self) {}
+
+    // ---------------------------------------------------------------- offers
 
     /// When the first offer may run out.
     pub fn next_offer_end(&self) -> Option<Ms> {
-        self.offers.front().map(|(until, _)| *until)
+        (self.offered > 0).then_some(self.offers_due)
     }
 
-    /// Ends the first offer if its hold is over. False when nothing is due.
-    pub fn expire_offer(&mut self, now: Ms) -> bool {
-        let Some(&(due, index)) = self.offers.front() else {
-            return false;
-        };
-        if due > now {
-            return false;
-        }
-        self.offers.pop_front();
-        let slot = &mut self.slots[index as usize];
-        slot.timed = false;
-        if let State::Offered { until, .. } = slot.state {
-            if until <= now {
-                self.set(index, State::Free, false);
-            } else {
-                slot.timed = true;
-                self.offers.push_back((until, index));
+    /// Ends offers whose hold is over, at most so many.
+    pub fn expire_offers(&mut self, now: Ms, mut most: usize) {
+        let mut due = Ms::NEVER;
+        for pool in 0..self.pools.len() {
+            for place in [Place::KnownOffers, Place::StrangerOffers] {
+                while let Some((slot, until)) = self.first_offer(pool, place) {
+                    if until > now || most == 0 {
+                        due = due.min(until);
+                        break;
+                    }
+                    most -= 1;
+                    self.free(slot);
+                }
             }
         }
-        true
+        self.offers_due = due;
+    }
+
+    fn first_offer(&mut self, pool: usize, place: Place) -> Option<(u32, Ms)> {
+        let slot = list_of(&mut self.pools[pool], place)?.head;
+        match self.records.what(self.slots.get(slot as usize)?.record)? {
+            What::Offered { until } => Some((slot, *until)),
+            _ => None,
+        }
+    }
+
+    /// Frees the address that was offered to a stranger the longest ago, in this subnet.
+    pub fn evict_stranger_offer(&mut self, vlan: VlanId, subnet: u32) -> Option<u32> {
+        let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
+        let (slot, _) = self.first_offer(pool, Place::StrangerOffers)?;
+        self.free(slot);
+        Some(slot)
+    }
+
+    /// Takes one stranger's offer back wherever there is one.
+    pub fn evict_any_stranger_offer(&mut self) -> bool {
+        let found =
+            (0..self.pools.len()).find_map(|pool| self.first_offer(pool, Place::StrangerOffers));
+        if let Some((slot, _)) = found {
+            self.free(slot);
+        }
+        found.is_some()
+    }
+
+    // ---------------------------------------------------------------- probes
+
+    /// Whether nobody answered a probe for this free address since then.
+    pub fn is_stocked(&self, slot: u32, probed_after: Ms) -> bool {
+        self.slots[slot as usize].place == Place::Stock
+            && self
+                .pool_of(slot)
+                .stock
+                .addresses
+                .iter()
+                .any(|(other, at)| *other == slot && *at >= probed_after)
+    }
+
+    /// The next free address of a pool that wants to be probed: the oldest of the stock if it was probed longer ago
+    /// than `fresh`, else the head of the queue if the stock is smaller than `target`.
+    pub fn next_to_probe(
+        &self,
+        pool: usize,
+        target: usize,
+        now: Ms,
+        fresh: Duration,
+    ) -> Option<u32> {
+        let pool = &self.pools[pool];
+        if pool.probe_after > now {
+            return None;
+        }
+        match pool.stock.addresses.first() {
+            Some((slot, at)) if *at < now.minus(fresh) => Some(*slot),
+            _ if pool.stocked() + pool.probing < target => {
+                Some(pool.queue.head).filter(|head| *head != NONE)
+            }
+            _ => None,
+        }
+    }
+
+    /// Out of its list while somebody may answer for it. It can still be taken out of turn.
+    pub fn start_probe(&mut self, slot: u32) {
+        if self.state(slot) == State::Free {
+            self.put(slot, Place::Nowhere);
+        }
+    }
+
+    pub fn set_aside(&mut self, slot: u32) {
+        if self.state(slot) == State::Free {
+            self.put(slot, Place::Aside);
+        }
+    }
+
+    /// Back among the free: to the stock if it was found unused at that time, else to the queue.
+    pub fn end_probe(&mut self, slot: u32, unused_at: Option<Ms>) {
+        if self.state(slot) != State::Free || self.slots[slot as usize].place != Place::Nowhere {
+            return;
+        }
+        match unused_at {
+            Some(at) => {
+                self.slots[slot as usize].place = Place::Stock;
+                self.pool_of_mut(slot).stock.addresses.push((slot, at));
+            }
+            None => self.put(slot, Place::Queue),
+        }
+    }
+}
+
+fn list_of(pool: &mut Pool, place: Place) -> Option<&mut List> {
+    match place {
+        Place::Queue => Some(&mut pool.queue),
+        Place::Aside => Some(&mut pool.aside),
+        Place::KnownOffers => Some(&mut pool.known_offers),
+        Place::StrangerOffers => Some(&mut pool.stranger_offers),
+        Place::Nowhere | Place::Stock => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lease::ClientKey;
+
+    use super::*;
+
+    fn table(addresses: u32) -> Table {
+        let mut table = Table::new(7, Circuits::new(0, 7));
+        let count = 64.min(addresses);
+        for block in 0..addresses / count {
+            let first = Ipv4Addr::from(0x0a00_0000 + block * count);
+            assert!(table.add_run(BlockId(block.into()), Epoch(1), 1, 1, first, count));
+        }
+        table.reserve(addresses as usize, 4);
+        for slot in 0..addresses {
+            table.free(slot);
+        }
+        table.count_totals();
+        table
+    }
+
+    fn client(number: u32) -> Client {
+        let [a, b, c, d] = number.to_be_bytes();
+        Client {
+            vlan: 1,
+            key: ClientKey::Mac([2, 0, a, b, c, d]),
+        }
+    }
+
+    /// Steps of so many allocations, each of which is bound.
+    fn steps(
+        table: &mut Table,
+        from: u32,
+        count: u32,
+        allowed: impl Fn(Ipv4Addr) -> bool,
+    ) -> usize {
+        let before = table.steps;
+        for number in from..from + count {
+            let slot = table
+                .allocate(1, 1, Ms::PAST, &allowed)
+                .expect("a free one");
+            table.bind(slot, &client(number), Binding::BLANK, false);
+        }
+        table.steps - before
+    }
+
+    #[test]
+    fn an_address_costs_one_step_in_an_empty_and_in_a_full_range() {
+        // A /16, and all that a region deals of one range, be it a /8.
+        for addresses in [65_536, 262_144] {
+            let mut table = table(addresses);
+            assert_eq!(steps(&mut table, 0, 64, |_| true), 64, "empty");
+            let nearly = addresses - addresses / 1000 - 64;
+            steps(&mut table, 64, nearly, |_| true);
+            let left = addresses - 64 - nearly;
+            assert!(left * 900 < addresses, "99.9 % full");
+            assert_eq!(steps(&mut table, addresses, left, |_| true), left as usize);
+            assert_eq!(table.allocate(1, 1, Ms::PAST, |_| true), None);
+            // One comes back somewhere in the middle.
+            table.free(addresses / 2);
+            let before = table.steps;
+            assert_eq!(
+                table.allocate(1, 1, Ms::PAST, |_| true),
+                Some(addresses / 2)
+            );
+            assert_eq!(table.steps - before, 1);
+            assert_eq!(table.held_by(&client(1)), Some(1));
+        }
+    }
+
+    #[test]
+    fn what_is_reserved_costs_once() {
+        // The first 20,000 of a /16 were reserved after the attach.
+        let reserved = 0x0a00_0000 + 20_000;
+        let allowed = |address: Ipv4Addr| u32::from(address) >= reserved;
+        let mut table = table(65_536);
+        let mut tries = 0;
+        let first = loop {
+            tries += 1;
+            if let Some(slot) = table.allocate(1, 1, Ms::PAST, allowed) {
+                break slot;
+            }
+        };
+        assert!(tries <= 20_000_usize.div_ceil(TRIES_MAX), "{tries}");
+        assert_eq!(u32::from(table.address(first)), reserved);
+        assert!(table.steps <= 20_000 + tries * ASIDE_TRIES_EMPTY + 1);
+        // From now on each costs its own step and two looks aside.
+        assert_eq!(steps(&mut table, 0, 1000, allowed), 3 * 1000);
+        assert!(
+            table
+                .pool(1, 1)
+                .is_some_and(|pool| pool.dealable() == 65_536 - 21_000)
+        );
+        // No longer reserved: found by and by, at once where nothing else is left.
+        steps(&mut table, 1000, 65_536 - 21_000, allowed);
+        assert_eq!(table.allocate(1, 1, Ms::PAST, allowed), None);
+        assert!(table.allocate(1, 1, Ms::PAST, |_| true).is_some());
+    }
+
+    #[test]
+    fn an_address_stands_in_one_list() {
+        let mut table = table(8);
+        let before = table.steps;
+        table.offer(3, &client(1), Ms::PAST, true);
+        table.offer(4, &client(2), Ms::PAST, false);
+        assert_eq!(table.pools[0].queue.length, 6);
+        // Prolonged: the other may run out first, and does.
+        table.offer(
+            3,
+            &client(1),
+            Ms::PAST.plus(std::time::Duration::from_secs(9)),
+            true,
+        );
+        table.expire_offers(Ms::PAST, 10);
+        assert_eq!(
+            (table.state(3), table.state(4)),
+            (State::Offered, State::Free)
+        );
+        assert_eq!(table.evict_stranger_offer(1, 1), Some(3));
+        assert_eq!(table.evict_stranger_offer(1, 1), None);
+        assert_eq!((table.offered, table.pools[0].strangers), (0, 0));
+        assert_eq!(table.held_by(&client(1)), None);
+        // Taken out of turn, it is not met again.
+        table.bind(0, &client(3), Binding::BLANK, false);
+        assert_eq!(table.allocate(1, 1, Ms::PAST, |_| true), Some(1));
+        assert_eq!(table.steps - before, 1);
+        // What was probed goes first, while that is fresh.
+        table.start_probe(5);
+        table.end_probe(5, Some(Ms::PAST));
+        assert_eq!(table.allocate(1, 1, Ms::PAST, |_| true), Some(5));
+        assert_eq!(table.allocate(1, 1, Ms::NEVER, |_| true), Some(1));
+        assert!(table.is_stocked(5, Ms::PAST) && !table.is_stocked(5, Ms::NEVER));
+        table.bar(5);
+        assert_eq!(table.pools[0].stocked(), 0);
+    }
+
+    #[test]
+    fn an_address_stays_small() {
+        assert_eq!((size_of::<Slot>(), records::RECORD_BYTES), (20, 72));
     }
 }

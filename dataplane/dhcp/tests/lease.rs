@@ -274,6 +274,22 @@ fn ended_rows_come_back_only_by_reclaim_and_only_when_wanted() {
 }
 
 #[test]
+fn a_full_range_comes_back_within_a_second() {
+    let rows: Vec<Row> = (0..150)
+        .map(|n| row(ip(100 + n), mac(n), -120_000))
+        .collect();
+    let mut rack = Rack::with_rows(config(), 150, &rows);
+    rack.at(1);
+    let mut asked = rack.tick().writes.len();
+    assert!(asked < 150, "one scan asks for so many only");
+    while asked < 150 {
+        rack.now = rack.engine.next_deadline().expect("a scan is due");
+        assert!(rack.now <= rack.start + secs(2), "{asked} asked for");
+        asked += rack.tick().writes.len();
+    }
+}
+
+#[test]
 fn what_was_released_is_reclaimed_first_and_nothing_before_its_minute() {
     let ended = |n: u8, remaining_ms, released| Row {
         released,
@@ -395,7 +411,7 @@ fn odd_clients_are_turned_away_by_name() {
             Some(Drop::NotForServers),
         ),
         ("a loop", hopping, Some(Drop::TooManyHops)),
-        ("BOOTP", untyped, Some(Drop::NoMessageType)),
+        ("BOOTP", untyped, Some(Drop::NoReservation)),
         (
             "a group address",
             discover(wire::ethernet::Mac([1, 0, 0x5e, 0, 0, 1])).octets(),
@@ -557,6 +573,7 @@ fn limits_are_met_by_name() {
         addresses_max: 10,
         offers_max: 2,
         pending_max: 1,
+        ..Limits::default()
     };
     let mut rack = Rack::unattached(config());
     rack.engine = Engine::new(Shard { index: 0, count: 1 }, limits, 1, now);

@@ -506,3 +506,119 @@ fn inform_gets_parameters_without_an_address() {
     assert_eq!(view.option(code::ROUTERS), Some(&ip(254).octets()[..]));
     assert_eq!(rack.engine.usage().bound, 0);
 }
+
+#[test]
+fn inform_is_answered_where_the_client_is_and_for_its_own_network_only() {
+    let inform = |message: Message| Message {
+        kind: Inform,
+        ..message
+    };
+    // Through a relay it goes to the relay, as every reply does (§4.1).
+    let relayed = inform(Message {
+        ciaddr: ip(77),
+        giaddr: ip(254),
+        ..discover(mac(1))
+    });
+    let step = Rack::new(1).send(&relayed);
+    let relay = Destination::Udp {
+        ip: ip(254),
+        port: 67,
+    };
+    assert_eq!(step.replies[0].destination, relay);
+    assert_eq!(step.replies[0].view().ciaddr(), ip(77));
+    // Some clients leave ciaddr empty and send from their address.
+    let bare = inform(Message {
+        source: ip(77),
+        ..discover(mac(1))
+    });
+    let step = Rack::new(1).send(&bare);
+    assert_eq!(step.reply(), Some((Ack, NONE)));
+    let there = Destination::Udp {
+        ip: ip(77),
+        port: 68,
+    };
+    assert_eq!(step.replies[0].destination, there);
+    // Another network's parameters are of no use to it.
+    let strange = inform(Message {
+        ciaddr: [10, 7, 0, 9].into(),
+        ..discover(mac(1))
+    });
+    assert_eq!(
+        Rack::new(1).send(&strange).dropped,
+        Some(Drop::WrongNetwork)
+    );
+    let nowhere = inform(discover(mac(1)));
+    assert_eq!(Rack::new(1).send(&nowhere).dropped, Some(Drop::NoAddress));
+    // It needs no lease, and no attach: nothing is looked up.
+    let mut mute = Rack::unattached(config());
+    let local = inform(Message {
+        ciaddr: ip(77),
+        ..discover(mac(1))
+    });
+    assert_eq!(mute.send(&local).reply(), Some((Ack, NONE)));
+    let lease = local.with(code::LEASE_TIME, &[0, 0, 1, 0]);
+    let step = mute.send(&lease);
+    for code in [51, 58, 59] {
+        assert_eq!(step.replies[0].option(code), None, "{code}");
+    }
+}
+
+// -------------------------------------------------------------------- table 3
+
+#[test]
+fn fields_and_options_of_the_replies_are_those_of_table_3() {
+    let ask = |message: Message| {
+        Message {
+            xid: 0xfeed_beef,
+            secs: 9,
+            hops: 3,
+            broadcast: true,
+            ..message
+        }
+        .with(code::PARAMETER_LIST, &[50, 55, 57, 61, 3])
+        .with(code::MESSAGE_BYTES_MAX, &576u16.to_be_bytes())
+    };
+    let mut rack = Rack::new(4);
+    let offer = rack.send(&ask(discover(mac(1))));
+    let step = rack.send(&ask(request(mac(1), ip(100))));
+    let ack = rack.durable(&step);
+    let renewal = rack.send(&ask(renew(mac(1), ip(100))));
+    let nak = rack.send(&ask(init_reboot(mac(1), [10, 1, 1, 1].into())));
+    let cases = [
+        ("OFFER", offer, NONE, ip(100)),
+        ("ACK", ack, NONE, ip(100)),
+        ("ACK of a renewal", renewal, ip(100), ip(100)),
+        ("NAK", nak, NONE, NONE),
+    ];
+    for (case, step, ciaddr, yiaddr) in cases {
+        let reply = &step.replies[0];
+        let view = reply.view();
+        let header = view.header();
+        assert_eq!((header.op, header.htype, header.hlen), (2, 1, 6), "{case}");
+        assert_eq!((view.hops(), view.secs()), (0, 0), "{case}");
+        assert_eq!(view.xid(), 0xfeed_beef, "{case}");
+        assert!(view.broadcast(), "{case}: flags from the client");
+        assert_eq!((view.ciaddr(), view.yiaddr()), (ciaddr, yiaddr), "{case}");
+        assert_eq!(view.mac(), Some(mac(1)), "{case}");
+        assert_eq!(view.server_id(), Some(SERVER), "{case}");
+        for must_not in [50, 55, 57] {
+            assert_eq!(view.option(must_not), None, "{case}: {must_not}");
+        }
+        let is_nak = case == "NAK";
+        assert_eq!(view.lease_secs().is_none(), is_nak, "{case}");
+        assert_eq!(view.option(code::MESSAGE).is_some(), is_nak, "{case}");
+        assert_eq!(view.option(code::OVERLOAD), None, "{case}");
+        if is_nak {
+            assert_eq!(reply.codes(), [53, 54, 56], "nothing else");
+            assert_eq!((view.siaddr(), view.file()), (NONE, &b""[..]));
+        }
+    }
+}
+
+#[test]
+fn a_long_lease_ends_before_infinity() {
+    let mut config = config();
+    config.links[0].subnets[0].lease = secs(u64::from(u32::MAX) + 9);
+    let step = Rack::with_rows(config, 1, &[]).send(&discover(mac(1)));
+    assert!(step.replies[0].lease() < u32::MAX);
+}

@@ -38,7 +38,8 @@ impl Region {
         let IpAddr::V4(address) = write.address else {
             unreachable!("IPv4 only")
         };
-        if write.epoch != Epoch(self.epoch) {
+        let is_extend = matches!(write.kind, WriteKind::Extend { .. });
+        if write.epoch != Epoch(self.epoch) && !is_extend {
             return Outcome::Refused(Refusal::StaleEpoch);
         }
         let row = self.rows.get_mut(&address);
@@ -89,7 +90,19 @@ impl Region {
                 }
                 Outcome::Done
             }
-            WriteKind::Extend { .. } | WriteKind::Yield => unreachable!("not the engine's"),
+            WriteKind::Extend { client, lease } => match row {
+                None => Outcome::Refused(Refusal::NotFound),
+                Some(row) if row.client.as_ref() != Some(client) => {
+                    Outcome::Refused(Refusal::OtherClient)
+                }
+                Some(row) => {
+                    row.end = row.end.max(now + *lease * 2);
+                    Outcome::Durable {
+                        remaining: row.end - now,
+                    }
+                }
+            },
+            WriteKind::Yield => unreachable!("not the engine's"),
         }
     }
 

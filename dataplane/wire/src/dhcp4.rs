@@ -6,9 +6,11 @@
 //!
 //! [`View::parse`] checks once that every option fits where it stands; after that no reading can fail. Options in
 //! `file` and `sname` (option 52) are walked behind those of the options field, in the order of RFC 2131 §4.1.
+//! Where an option came in parts (RFC 3396), [`View::joined`] puts them together in the caller's [`Joined`].
 //! The view gives octets and numbers; what they mean is the engine's business. Budget: no allocation, one walk of
 //! the options per question asked.
 
+mod joined;
 mod numbers;
 mod writer;
 
@@ -18,14 +20,18 @@ use std::net::Ipv4Addr;
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use self::numbers::{MessageType, code};
+pub use self::joined::{JOINED_BYTES_MAX, Joined};
+pub use self::numbers::{MessageType, code, relay};
 pub use self::writer::{
-    LeaseTimes, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, WriteError, Writer, payload_limit,
+    LeaseTimes, MESSAGE_BYTES_MAX, MESSAGE_BYTES_MIN, OVERLOAD_FILE, OVERLOAD_SNAME, WriteError,
+    Writer, payload_limit,
 };
 use crate::ethernet::Mac;
 
 pub const SERVER_PORT: u16 = 67;
 pub const CLIENT_PORT: u16 = 68;
+/// Where PXE clients ask a proxy or a boot server (PXE 2.1 §2.2).
+pub const PROXY_PORT: u16 = 4011;
 pub const OP_REQUEST: u8 = 1;
 pub const OP_REPLY: u8 = 2;
 pub const HTYPE_ETHERNET: u8 = 1;
@@ -70,7 +76,7 @@ impl Header {
 pub enum ParseError {
     #[error("shorter than a DHCP message")]
     Truncated,
-    #[error("no magic cookie: plain BOOTP or something else")]
+    #[error("neither the magic cookie nor an unused vendor field")]
     BadMagic,
     #[error("hardware address longer than its field")]
     BadHardwareLength,
@@ -78,6 +84,8 @@ pub enum ParseError {
     OptionTruncated,
     #[error("option overload (52) is not 1, 2 or 3")]
     BadOverload,
+    #[error("options in parts of more than {JOINED_BYTES_MAX} octets in all")]
+    OptionsTooLong,
 }
 
 /// A received message. Every option in it fits.
@@ -87,39 +95,69 @@ pub struct View<'a> {
     options: &'a [u8],
     /// Bits of option 52: 1 `file` holds options, 2 `sname` does.
     overload: u8,
+    /// Some option came in parts.
+    split: bool,
+    /// Where its parts were put together.
+    joined: Option<&'a Joined>,
 }
 
 impl<'a> View<'a> {
     /// Checks the whole message. A missing end option is accepted (RFC 2131 wants it, some clients forget it);
-    /// an option that runs over its field is not.
+    /// an option that runs over its field is not. A BOOTP client that does not use its vendor field leaves zeros
+    /// where the magic cookie stands: such a message has no options.
     pub fn parse(octets: &'a [u8]) -> Result<Self, ParseError> {
         let (header, options) =
             Header::ref_from_prefix(octets).map_err(|_| ParseError::Truncated)?;
-        if header.magic.get() != MAGIC {
-            return Err(ParseError::BadMagic);
-        }
+        let options = match header.magic.get() {
+            MAGIC => options,
+            0 => &[],
+            _ => return Err(ParseError::BadMagic),
+        };
         if usize::from(header.hlen) > header.chaddr.len() {
             return Err(ParseError::BadHardwareLength);
         }
+        let mut seen = Codes::default();
         let mut overload = 0;
         for option in Field(options) {
-            match option? {
+            let (code, octets) = option?;
+            seen.note(code);
+            match (code, octets) {
                 (code::OVERLOAD, [bits @ 1..=3]) => overload = *bits,
                 (code::OVERLOAD, _) => return Err(ParseError::BadOverload),
                 _ => {}
             }
         }
-        let view = Self {
+        let mut view = Self {
             header,
             options,
             overload,
+            split: false,
+            joined: None,
         };
         for field in [view.file_options(), view.sname_options()] {
             for option in Field(field) {
-                option?;
+                seen.note(option?.0);
             }
         }
+        view.split = seen.repeated;
         Ok(view)
+    }
+
+    /// The same message with options that came in parts put together in `room` (RFC 3396 §7). Costs nothing where
+    /// none did. Of an option of fixed length the first instance counts: two of them are a mistake, no parts.
+    pub fn joined<'b>(self, room: &'b mut Joined) -> Result<View<'b>, ParseError>
+    where
+        'a: 'b,
+    {
+        if self.split {
+            room.fill(self.options())?;
+            Ok(View {
+                joined: Some(room),
+                ..self
+            })
+        } else {
+            Ok(self)
+        }
     }
 
     fn file_options(&self) -> &'a [u8] {
@@ -226,22 +264,23 @@ impl<'a> View<'a> {
 
     // ---------------------------------------------------------------- options
 
-    /// Every option but pad and end, as (code, octets): options field, then `file`, then `sname`.
-    pub fn options(&self) -> impl Iterator<Item = (u8, &'a [u8])> + use<'a> {
-        [self.options, self.file_options(), self.sname_options()]
-            .into_iter()
-            .flat_map(Field)
-            .map_while(Result::ok) // all Ok: parse saw to it
+    /// Every option but pad and end, as (code, octets): options field, then `file`, then `sname`. After
+    /// [`Self::joined`] one that came in parts is one.
+    pub fn options(&self) -> Options<'a> {
+        Options {
+            fields: [self.options, self.file_options(), self.sname_options()].map(Field),
+            joined: self.joined.map(|joined| (joined, 0)),
+        }
     }
 
-    /// The first instance of an option. One that may be split (RFC 3396) is read with [`Self::option_joined`].
+    /// An option; its first part if it came in parts and they were not [`Self::joined`].
     pub fn option(&self, code: u8) -> Option<&'a [u8]> {
         self.options()
             .find(|(found, _)| *found == code)
             .map(|(_, octets)| octets)
     }
 
-    /// All instances of an option joined (RFC 3396 §7): borrowed from the message if there is only one, else
+    /// All instances of one option joined (RFC 3396 §7): borrowed from the message if there is only one, else
     /// copied to `scratch`. None if the option is absent, or its parts are longer than `scratch`.
     pub fn option_joined<'b>(&self, code: u8, scratch: &'b mut [u8]) -> Option<&'b [u8]>
     where
@@ -283,6 +322,21 @@ impl<'a> View<'a> {
             [octet] => MessageType::from_octet(*octet),
             _ => None,
         }
+    }
+
+    /// Without option 53: a plain BOOTP client (RFC 1534 §2).
+    pub fn is_bootp(&self) -> bool {
+        self.option(code::MESSAGE_TYPE).is_none()
+    }
+
+    /// Option 80: the client takes an ACK for its DISCOVER (RFC 4039).
+    pub fn rapid_commit(&self) -> bool {
+        self.option(code::RAPID_COMMIT).is_some()
+    }
+
+    /// Option 118 (RFC 3011).
+    pub fn subnet_selection(&self) -> Option<Ipv4Addr> {
+        self.option_address(code::SUBNET_SELECTION)
     }
 
     /// Option 50.
@@ -375,6 +429,44 @@ fn until_nul(field: &[u8]) -> &[u8] {
         .position(|octet| *octet == 0)
         .unwrap_or(field.len());
     &field[..length]
+}
+
+/// Walks the options of a message: see [`View::options`].
+#[derive(Clone)]
+pub struct Options<'a> {
+    fields: [Field<'a>; 3],
+    joined: Option<(&'a Joined, usize)>,
+}
+
+impl<'a> Iterator for Options<'a> {
+    type Item = (u8, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some((joined, index)) = &mut self.joined {
+            let option = joined.get(*index)?;
+            *index += 1;
+            return Some(option);
+        }
+        // Faults cannot be: parse saw to it.
+        self.fields.iter_mut().find_map(|field| field.next()?.ok())
+    }
+}
+
+/// The codes met so far, one bit each.
+#[derive(Default)]
+struct Codes {
+    bits: [u64; 4],
+    /// One that may come in parts was met twice.
+    repeated: bool,
+}
+
+impl Codes {
+    fn note(&mut self, code: u8) {
+        let word = &mut self.bits[usize::from(code >> 6)];
+        let bit = 1 << (code & 63);
+        self.repeated |= *word & bit != 0 && !joined::is_single(code);
+        *word |= bit;
+    }
 }
 
 /// Walks the options of one field; ends at the end option, at the field's end, or at the first fault. Also walks
@@ -493,6 +585,58 @@ mod tests {
             None,
             "longer than the scratch"
         );
+    }
+
+    #[test]
+    fn parts_in_all_three_fields_become_one_option() {
+        let mut octets = message(&[52, 1, 3, 77, 2, 1, 2, 53, 1, 3, 53, 1, 8, 255]);
+        octets[108..108 + 8].copy_from_slice(&[12, 1, b'a', 77, 1, 3, 255, 0]);
+        octets[44..44 + 4].copy_from_slice(&[77, 1, 4, 255]);
+        let view = View::parse(&octets).unwrap();
+        assert_eq!(view.option(77), Some(&[1, 2][..]), "not joined yet");
+        let mut room = Joined::default();
+        let joined = view.joined(&mut room).unwrap();
+        assert_eq!(joined.option(77), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(joined.hostname(), Some(&b"a"[..]));
+        assert_eq!(
+            joined.message_type(),
+            Some(MessageType::Request),
+            "of a fixed length: the first"
+        );
+        assert_eq!(
+            joined.options().map(|(code, _)| code).collect::<Vec<_>>(),
+            [52, 77, 53, 12]
+        );
+        // Nothing in parts: nothing is copied.
+        let whole = message(&[12, 1, b'a', 255]);
+        let view = View::parse(&whole).unwrap().joined(&mut room).unwrap();
+        assert!(view.joined.is_none());
+    }
+
+    #[test]
+    fn parts_that_are_too_much_are_refused() {
+        let mut options = vec![];
+        for _ in 0..9 {
+            options.extend([77, 255]);
+            options.extend([7; 255]);
+        }
+        let octets = message(&options);
+        let view = View::parse(&octets).unwrap();
+        let room = &mut Joined::default();
+        assert_eq!(view.joined(room).unwrap_err(), ParseError::OptionsTooLong);
+    }
+
+    #[test]
+    fn bootp_without_vendor_field_has_no_options() {
+        let mut octets = message(&[53, 1, 1, 255]);
+        octets[236..240].fill(0);
+        let view = View::parse(&octets).unwrap();
+        assert_eq!((view.is_bootp(), view.options().count()), (true, 0));
+        let octets = message(&[1, 4, 255, 255, 255, 0, 255]);
+        assert!(View::parse(&octets).unwrap().is_bootp(), "cookie, no 53");
+        let octets = message(&[53, 2, 1, 1, 255]);
+        let view = View::parse(&octets).unwrap();
+        assert_eq!((view.is_bootp(), view.message_type()), (false, None));
     }
 
     #[test]

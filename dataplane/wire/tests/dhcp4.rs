@@ -248,10 +248,93 @@ proptest! {
             for (code, _) in view.options() {
                 let _ = view.option_joined(code, &mut scratch);
             }
+            let mut room = dhcp4::Joined::default();
+            if let Ok(joined) = view.joined(&mut room) {
+                prop_assert!(joined.options().count() <= view.options().count());
+            }
             let _ = (view.mac(), view.arch(), view.machine_uuid(), view.file(), view.sname());
         }
         let _ = Datagram::parse_packet(&octets, Checksum::Verify);
         let _ = wire::ethernet::Header::parse(&octets);
+    }
+
+    /// What does not fit one option or one field is split, and reads as it was: here and in dhcproto.
+    #[test]
+    fn long_options_of_ours_are_read_alike(
+        // Codes whose form is free in both codecs.
+        options in proptest::collection::btree_map(
+            224u8..=254, proptest::collection::vec(any::<u8>(), 0..400), 0..6),
+        limit in 300usize..1472,
+        overload in 0u8..=3,
+    ) {
+        let mut buffer = [0; 1472];
+        let header = Header::new(OP_REPLY);
+        let mut writer = Writer::new(&mut buffer, limit, &header, MessageType::Ack).unwrap();
+        if overload > 0 {
+            writer.overload(overload).unwrap();
+        }
+        let mut written = vec![];
+        for (code, octets) in &options {
+            if writer.option(*code, octets).is_ok() {
+                written.push((*code, octets));
+            }
+        }
+        let length = writer.finish();
+        prop_assert!(length <= limit);
+        let view = View::parse(&buffer[..length]).unwrap();
+        let mut room = dhcp4::Joined::default();
+        let view = view.joined(&mut room).unwrap();
+        for (code, octets) in &written {
+            prop_assert_eq!(view.option(*code), Some(&octets[..]));
+        }
+        let extra = 1 + usize::from(overload > 0);
+        prop_assert_eq!(view.options().count(), written.len() + extra);
+        // dhcproto leaves the two fields to its caller.
+        if overload == 0 {
+            let theirs = v4::Message::from_bytes(&buffer[..length]).unwrap();
+            for (code, octets) in written {
+                let found = theirs.opts().get(v4::OptionCode::from(code));
+                let Some(v4::DhcpOption::Unknown(found)) = found else {
+                    panic!("{code}: {found:?}");
+                };
+                prop_assert_eq!(found.data(), &octets[..]);
+            }
+        }
+    }
+
+    /// The parts of an option come together in the order of RFC 3396 §5, however they are spread.
+    #[test]
+    fn parts_are_joined_as_a_simple_model_does(
+        parts in proptest::collection::vec(
+            (0usize..3, 200u8..205, proptest::collection::vec(any::<u8>(), 0..12)), 0..24),
+    ) {
+        let mut octets = vec![0; 240];
+        (octets[0], octets[2]) = (1, 6);
+        octets[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+        octets.extend([52, 1, 3]);
+        let mut fields = [vec![], vec![], vec![]];
+        let room = [1000, 127, 63];
+        let mut want = std::collections::BTreeMap::<u8, Vec<u8>>::new();
+        for field in 0..3 {
+            for (_, code, part) in parts.iter().filter(|(of, ..)| *of == field) {
+                if fields[field].len() + part.len() + 2 <= room[field] {
+                    fields[field].extend([*code, part.len() as u8]);
+                    fields[field].extend(part);
+                    want.entry(*code).or_default().extend(part);
+                }
+            }
+            fields[field].push(255);
+        }
+        octets.extend(&fields[0]);
+        octets[108..108 + fields[1].len()].copy_from_slice(&fields[1]);
+        octets[44..44 + fields[2].len()].copy_from_slice(&fields[2]);
+        let view = View::parse(&octets).unwrap();
+        let mut room = dhcp4::Joined::default();
+        let view = view.joined(&mut room).unwrap();
+        for code in 200..205 {
+            prop_assert_eq!(view.option(code), want.get(&code).map(|octets| &octets[..]));
+        }
+        prop_assert_eq!(view.options().count(), want.len() + 1);
     }
 
     #[test]
@@ -275,5 +358,7 @@ proptest! {
         prop_assert_eq!(view.hostname(), Some(name.as_bytes()));
         let mut scratch = [0; 400];
         prop_assert_eq!(view.option_joined(60, &mut scratch), Some(class.as_bytes()));
+        let mut room = dhcp4::Joined::default();
+        prop_assert_eq!(view.joined(&mut room).unwrap().vendor_class(), Some(class.as_bytes()));
     }
 }

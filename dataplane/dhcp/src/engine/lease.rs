@@ -10,7 +10,7 @@ use crate::clock::{Ms, trusted};
 use crate::counters::Sent;
 use crate::outbox::{Event, EventKind, Outbox, Ticket};
 use crate::pending::{Kind, Pending, Prepared};
-use crate::table::State;
+use crate::table::{Binding, Pool};
 
 /// Offers ended in one tick at most.
 const OFFERS_PER_TICK_MAX: usize = 256;
@@ -18,7 +18,9 @@ const OFFERS_PER_TICK_MAX: usize = 256;
 const SCAN_SLOTS_MAX: usize = 4096;
 const RECLAIMS_PER_SCAN_MAX: usize = 64;
 const EXPIRED_PER_SCAN_MAX: usize = 64;
-/// How often to scan: when addresses run low, and otherwise.
+/// How often to scan: while addresses run low and this round over the table is not at its end, or its last scan found
+/// more than it may ask for; when they run low; and otherwise.
+const SCAN_EVERY_BUSY: Duration = Duration::from_millis(50);
 const SCAN_EVERY_LOW: Duration = Duration::from_secs(1);
 const SCAN_EVERY: Duration = Duration::from_secs(30);
 /// The link thread answers every write; one that it lost counts as unknown after this long.
@@ -32,6 +34,9 @@ impl Engine {
     pub fn on_outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Instant, out: &mut Outbox) {
         let now = self.scale.ms(now);
         if ticket == Ticket::UNAWAITED {
+            return;
+        }
+        if self.on_extended(ticket, outcome, now, out) {
             return;
         }
         let Some((index, pending)) = self.pending.take(ticket) else {
@@ -94,12 +99,12 @@ impl Engine {
             Outcome::Refused(Refusal::Mute) => {
                 // It never left the rack: the address is what it was before.
                 if binding.is_blank() {
-                    self.table.set(slot, State::Free, false);
+                    self.table.free(slot);
                 }
             }
             Outcome::Refused(Refusal::OtherClient) => {
                 self.counters.count(Sent::RefusedOtherClient);
-                self.table.set(slot, State::Barred, false);
+                self.table.bar(slot);
                 let (vlan, mac, address) = (ack.vlan, ack.mac, ack.address);
                 let kind = EventKind::Conflict;
                 if !out.event(Event {
@@ -114,7 +119,7 @@ impl Engine {
             }
             Outcome::Refused(refusal) => {
                 self.refused(slot, refusal);
-                self.table.set(slot, State::Barred, false);
+                self.table.bar(slot);
             }
             // A grant is never just done: whoever said so left it open what was written.
             Outcome::Unknown | Outcome::Done => {
@@ -125,7 +130,7 @@ impl Engine {
     }
 
     /// ACK = min(lease, what is left of the durable end, what is left of until), computed as it leaves.
-    fn send_prepared(
+    pub(super) fn send_prepared(
         &mut self,
         ack: &mut Prepared,
         durable_left: Duration,
@@ -169,7 +174,7 @@ impl Engine {
         binding.writing = None;
         match outcome {
             Outcome::Done => {
-                self.table.set(slot, State::Free, false);
+                self.table.free(slot);
             }
             // It may run late: then it finds the row ended, or extended by its own client.
             Outcome::Unknown | Outcome::Durable { .. } => {
@@ -180,7 +185,7 @@ impl Engine {
             Outcome::Refused(Refusal::NotEnded | Refusal::Mute) => binding.ended = now,
             Outcome::Refused(refusal) => {
                 self.refused(slot, refusal);
-                self.table.set(slot, State::Barred, false);
+                self.table.bar(slot);
             }
         }
     }
@@ -200,10 +205,8 @@ impl Engine {
     /// it when [`Self::next_deadline`] has passed.
     pub fn tick(&mut self, now: Instant, out: &mut Outbox) {
         let now = self.scale.ms(now);
-        for _ in 0..OFFERS_PER_TICK_MAX {
-            if !self.table.expire_offer(now) {
-                break;
-            }
+        if self.table.next_offer_end().is_some_and(|due| due <= now) {
+            self.table.expire_offers(now, OFFERS_PER_TICK_MAX);
         }
         if self.next_scan <= now {
             self.scan(now, out);
@@ -218,17 +221,20 @@ impl Engine {
 
     fn scan(&mut self, now: Ms, out: &mut Outbox) {
         self.expire_pending(now, out);
-        self.table.requeue_aside();
-        let low = self.table.pools().iter().any(|pool| pool.is_low());
-        let slots = self.table.slots.len();
+        self.peers.sweep(now);
+        let pools = self.table.pools();
+        let low = pools.iter().any(Pool::is_low) || pools.iter().any(Pool::is_low_for_strangers);
+        let slots = self.table.len();
         let mut reclaims = 0;
         let mut ended: [u32; RECLAIMS_PER_SCAN_MAX] = [0; RECLAIMS_PER_SCAN_MAX];
         let mut ended_count = 0;
+        let mut round_ended = false;
         for _ in 0..slots.min(SCAN_SLOTS_MAX) {
             let slot = self.cursor;
             self.cursor = if slot as usize + 1 < slots {
                 slot + 1
             } else {
+                round_ended = true;
                 0
             };
             self.wake_resting(slot, now);
@@ -238,7 +244,7 @@ impl Engine {
             // What was released goes first; the rest of the scan's budget to what has only ended.
             if self
                 .table
-                .binding_mut(slot)
+                .binding(slot)
                 .is_some_and(|binding| binding.released)
             {
                 if reclaims < RECLAIMS_PER_SCAN_MAX && self.reclaim(slot, now, out) {
@@ -256,7 +262,11 @@ impl Engine {
             reclaims += 1;
         }
         self.last_scan = now;
-        self.next_scan = now.plus(if low { SCAN_EVERY_LOW } else { SCAN_EVERY });
+        self.next_scan = now.plus(match low {
+            true if !round_ended || reclaims == RECLAIMS_PER_SCAN_MAX => SCAN_EVERY_BUSY,
+            true => SCAN_EVERY_LOW,
+            false => SCAN_EVERY,
+        });
     }
 
     /// Somebody went without an address. However many do, a scan is due once a second.
@@ -266,51 +276,48 @@ impl Engine {
 
     /// A quarantine that is over: the address is free, unless a row must be reclaimed first.
     fn wake_resting(&mut self, slot: u32, now: Ms) {
-        let State::Resting {
-            until,
-            client,
-            ended,
-        } = &self.table.slots[slot as usize].state
-        else {
+        let Some((until, ended)) = self.table.resting(slot) else {
             return;
         };
-        if *until > now {
+        if until > now {
             return;
         }
-        let state = match client {
-            None => State::Free,
-            Some(client) => State::Bound(crate::table::Binding {
-                client: client.clone(),
-                durable: Ms::PAST,
-                // A grant that was on its way at the DECLINE may have run: the region will say.
-                ended: if *ended == Ms::NEVER { now } else { *ended },
-                rests_until: Ms::PAST,
-                released: true,
-                unknown: false,
-                writing: None,
-            }),
+        let Some(client) = self.table.client(slot) else {
+            return self.table.free(slot);
+        };
+        let binding = Binding {
+            // A grant that was on its way at the DECLINE may have run: the region will say.
+            ended: if ended == Ms::NEVER { now } else { ended },
+            released: true,
+            ..Binding::BLANK
         };
         // The client may hold another address by now, which stays the one it is known by.
-        let other = client
-            .as_ref()
-            .and_then(|client| self.table.held_by(client));
-        self.table.set(slot, state, false);
+        let other = self.table.held_by(&client);
+        self.table.bind(slot, &client, binding, false);
         if let Some(other) = other {
             self.table.remember(other);
         }
     }
 
     /// Its row has surely ended, by a minute, and its pool needs addresses.
-    fn is_reclaimable(&mut self, slot: u32, now: Ms) -> bool {
-        let wanted = self.table.pool_of(slot).is_low() && !self.table.run(slot).refused;
-        wanted
-            && self.table.binding_mut(slot).is_some_and(|binding| {
-                !binding.unknown
-                    && binding.writing.is_none()
-                    && binding.ended != Ms::NEVER
-                    && binding.ended.plus(TAKE_AWAY_GRACE) < now
-                    && binding.rests_until < now
-            })
+    fn is_reclaimable(&self, slot: u32, now: Ms) -> bool {
+        let Some(binding) = self.table.binding(slot) else {
+            return false;
+        };
+        let pool = self.table.pool_of(slot);
+        // Strangers that take all they may cost no known machine its address.
+        let wanted = if self.table.is_strangers(slot) {
+            pool.is_low_for_strangers()
+        } else {
+            pool.is_low()
+        };
+        wanted && !self.table.run(slot).refused && {
+            !binding.unknown
+                && binding.writing.is_none()
+                && binding.ended != Ms::NEVER
+                && binding.ended.plus(TAKE_AWAY_GRACE) < now
+                && binding.rests_until < now
+        }
     }
 
     /// Asks the region for the address of an ended row. False if there is no room to ask.
@@ -326,12 +333,12 @@ impl Engine {
         let Some((index, ticket)) = self.pending.add(pending) else {
             return false;
         };
-        let Some(binding) = self.table.binding_mut(slot) else {
+        let client = self.table.client(slot);
+        let (Some(binding), Some(client)) = (self.table.binding_mut(slot), client) else {
             self.pending.cancel(index);
             return false;
         };
         binding.writing = Some(index);
-        let client = binding.client.clone();
         let write = self.write(slot, WriteKind::Reclaim { client });
         out.lease(ticket, write);
         self.counters.count(Sent::Reclaim);

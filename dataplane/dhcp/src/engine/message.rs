@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::lease::{DECLINE_QUARANTINE, OFFER_HOLD, WriteKind};
 use wire::dhcp4::MessageType;
 
-use super::rules::{Reserved, claimed_hostname, hostname, is_allocatable, secs, subnets};
+use super::rules::{Reserved, claimed_hostname, is_allocatable, subnets};
 use super::{Ask, Engine};
 use crate::clock::Ms;
 use crate::config::{Config, Subnet};
@@ -14,7 +14,7 @@ use crate::counters::{Drop, Sent};
 use crate::destination::reply_destination;
 use crate::outbox::{EventKind, Outbox, Ticket};
 use crate::pending::{Kind, Pending, Prepared};
-use crate::reply::{self, Terms};
+use crate::reply;
 use crate::table::{Binding, State};
 
 /// A shorter lease is not worth an ACK: the client would be renewing before its boot goes on.
@@ -44,20 +44,29 @@ impl Engine {
         if let Some(own) = &reserved
             && !own.dynamic
         {
-            let secs = secs(own.subnet.lease);
-            return self.send_offer(ask, own.address, own.subnet, secs, out);
+            let lease = ask.lease(own.subnet, own.address).given;
+            if ask.takes_rapid_commit() {
+                self.counters.count(Sent::RapidCommit);
+                return self.ack_now(ask, own.address, own.subnet, lease, false, out);
+            }
+            return self.send_offer(ask, own.address, own.subnet, lease, out);
         }
         let until_left = self.serving(ask.now)?;
         let slot = self.choose(ask, reserved.as_ref(), out)?;
         let subnet = self.subnet_of_slot(ask, slot).ok_or(Drop::NoSubnet)?;
-        let lease = subnet.lease.min(until_left);
+        if ask.takes_rapid_commit() && !self.is_unprobed(slot, ask) {
+            self.counters.count(Sent::RapidCommit);
+            return self.grant(ask, slot, subnet, out);
+        }
         let address = self.table.address(slot);
-        self.send_offer(ask, address, subnet, secs(lease), out)?;
+        let lease = ask.lease(subnet, address).given.min(until_left);
+        self.send_offer(ask, address, subnet, lease, out)?;
         // State moves after the reply was written. A binding is kept as it is.
-        if !matches!(self.table.slots[slot as usize].state, State::Bound(_)) {
+        if self.table.state(slot) != State::Bound {
+            self.note_unprobed(slot, ask);
             let until = ask.now.plus(OFFER_HOLD);
             self.table
-                .offer(slot, ask.client.clone(), until, ask.is_stranger());
+                .offer(slot, &ask.client, until, ask.is_stranger());
         }
         Ok(())
     }
@@ -67,16 +76,10 @@ impl Engine {
         ask: &Ask<'_, C>,
         address: Ipv4Addr,
         subnet: &Subnet,
-        lease_secs: u32,
+        lease: Duration,
         out: &mut Outbox,
     ) -> Result<(), Drop> {
-        let terms = Terms {
-            kind: MessageType::Offer,
-            address,
-            subnet,
-            lease_secs: Some(lease_secs),
-            hostname: hostname(ask),
-        };
+        let terms = ask.terms(MessageType::Offer, address, subnet, Some(lease));
         self.send(ask, &terms, out)
     }
 
@@ -95,7 +98,12 @@ impl Engine {
                 {
                     return Ok(slot);
                 }
-                _ => self.counters.count(Sent::ReservationTaken),
+                found => {
+                    if let Some(slot) = found {
+                        self.wish_for_reserved(ask, own.subnet.id, slot)?;
+                    }
+                    self.counters.count(Sent::ReservationTaken);
+                }
             }
         }
         let held = self.table.held_by(&ask.client);
@@ -104,10 +112,10 @@ impl Engine {
         {
             return Ok(slot);
         }
-        if self.table.offered >= self.limits.offers_max {
+        let stranger = ask.is_stranger();
+        if self.table.offered >= self.limits.offers_max && !self.make_room_for_offer(stranger) {
             return Err(Drop::OffersFull);
         }
-        let stranger = ask.is_stranger();
         if let Some(address) = ask.query.requested_address()
             && let Some(slot) = self.table.find(vlan, address)
             && self.is_dealable(slot)
@@ -126,12 +134,10 @@ impl Engine {
                 strangers_full |= pool.free > 0;
                 continue;
             }
-            if let Some(slot) = self
-                .table
-                .allocate(vlan, subnet.id, |address| is_allocatable(ask, address))
-            {
+            if let Some(slot) = self.take_free(ask, subnet.id, stranger) {
                 return Ok(slot);
             }
+            self.wish(ask, subnet.id, None)?;
         }
         self.hurry_scan();
         if strangers_full {
@@ -168,16 +174,25 @@ impl Engine {
             return self.send_nak(ask, address, "wrong network", out);
         };
         let reserved = self.reserved(ask);
+        // What every rack of the VLAN knows, one of them says.
+        let named = claim == Claim::Selecting || !(broadcast || relayed);
         if let Some(own) = &reserved
             && !own.dynamic
         {
+            if !named {
+                self.take_turn(ask)?;
+            }
             if own.address != address {
                 return self.send_nak(ask, address, "another address is reserved for it", out);
             }
-            return self.ack_now(ask, own.address, own.subnet, own.subnet.lease, false, out);
+            let lease = ask.lease(own.subnet, own.address).given;
+            return self.ack_now(ask, own.address, own.subnet, lease, false, out);
         }
         let theirs = ask.config.reserved(ask.link.vlan, address);
         if theirs.is_some_and(|theirs| !ask.is_key(&theirs.key)) {
+            if !named {
+                self.take_turn(ask)?;
+            }
             return self.send_nak(ask, address, "reserved for another", out);
         }
         self.serving(ask.now)?;
@@ -186,7 +201,7 @@ impl Engine {
             // Not our block: only a client that selected this very server hears of it.
             return match claim {
                 Claim::Selecting => self.send_nak(ask, address, "not offered", out),
-                Claim::InitReboot | Claim::Renewing => Err(Drop::NoRecord),
+                Claim::InitReboot | Claim::Renewing => self.survive(ask, address, subnet, out),
             };
         };
         if self.table.is_held_by(slot, &ask.client) {
@@ -218,15 +233,21 @@ impl Engine {
         let query = ask.query;
         let ciaddr = Some(query.ciaddr()).filter(|address| !address.is_unspecified());
         if let Some(server) = query.server_id() {
-            if server != ask.link.server {
+            if !ask.is_mine(server) {
                 self.free_offer(ask);
+                self.stop_waiting(ask);
                 return Err(Drop::OtherServer);
             }
             let address = query
                 .requested_address()
                 .or(ciaddr)
                 .ok_or(Drop::NoAddress)?;
-            return Ok((Claim::Selecting, address));
+            let claim = if ask.is_name_shared(server) {
+                Claim::InitReboot
+            } else {
+                Claim::Selecting
+            };
+            return Ok((claim, address));
         }
         if let Some(address) = ciaddr {
             return Ok((Claim::Renewing, address));
@@ -237,9 +258,9 @@ impl Engine {
 
     fn free_offer<C: Config>(&mut self, ask: &Ask<'_, C>) {
         if let Some(slot) = self.table.held_by(&ask.client)
-            && matches!(self.table.slots[slot as usize].state, State::Offered { .. })
+            && self.table.state(slot) == State::Offered
         {
-            self.table.set(slot, State::Free, false);
+            self.table.free(slot);
         }
     }
 
@@ -254,13 +275,14 @@ impl Engine {
     ) -> Result<(), Drop> {
         let until_left = self.serving(ask.now)?;
         let stranger = ask.is_stranger();
+        let address = self.table.address(slot);
+        let lease = ask.lease(subnet, address);
         if let Some(binding) = self.table.binding_mut(slot) {
             let durable_left = binding.durable.left(ask.now);
-            if durable_left >= subnet.lease {
+            if durable_left >= lease.given {
                 binding.released = false;
                 self.table.set_stranger(slot, stranger);
-                let lease = subnet.lease.min(until_left);
-                let address = self.table.address(slot);
+                let lease = lease.given.min(until_left);
                 return self.ack_now(ask, address, subnet, lease, true, out);
             }
             if let Some(index) = binding.writing {
@@ -270,10 +292,10 @@ impl Engine {
         if self.table.run(slot).refused {
             return Err(Drop::BlockRefused);
         }
-        if self.pending.is_full() {
+        if self.pending.is_full() || (stranger && self.pending.is_half_full()) {
             return Err(Drop::PendingFull);
         }
-        let prepared = self.prepare(ask, slot, subnet)?;
+        let prepared = self.prepare(ask, address, subnet)?;
         let pending = Pending {
             slot,
             since: ask.now,
@@ -287,20 +309,15 @@ impl Engine {
             }
             None => {
                 let binding = Binding {
-                    client: ask.client.clone(),
-                    durable: Ms::PAST,
-                    ended: Ms::NEVER,
-                    rests_until: Ms::PAST,
-                    released: false,
-                    unknown: false,
                     writing: Some(index),
+                    ..Binding::BLANK
                 };
-                self.table.set(slot, State::Bound(binding), stranger);
+                self.table.bind(slot, &ask.client, binding, stranger);
             }
         }
         let kind = WriteKind::Grant {
             client: ask.client.clone(),
-            lease: subnet.lease,
+            lease: lease.allowed,
             hostname: claimed_hostname(ask.query.hostname()).into(),
         };
         out.lease(ticket, self.write(slot, kind));
@@ -320,7 +337,7 @@ impl Engine {
             Some(Kind::Grant(_)) => {}
             Some(Kind::Reclaim) | None => return Err(Drop::Reclaiming),
         }
-        let prepared = self.prepare(ask, slot, subnet)?;
+        let prepared = self.prepare(ask, self.table.address(slot), subnet)?;
         if let Some(Pending {
             kind: Kind::Grant(waiting),
             ..
@@ -334,21 +351,15 @@ impl Engine {
     }
 
     /// Writes the ACK that will leave when the grant is durable.
-    fn prepare<C: Config>(
+    pub(super) fn prepare<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
-        slot: u32,
+        address: Ipv4Addr,
         subnet: &Subnet,
     ) -> Result<Prepared, Drop> {
-        let address = self.table.address(slot);
         let mut buffer = self.pending.buffer();
-        let terms = Terms {
-            kind: MessageType::Ack,
-            address,
-            subnet,
-            lease_secs: Some(secs(subnet.lease)),
-            hostname: hostname(ask),
-        };
+        let lease = ask.lease(subnet, address).given;
+        let terms = ask.terms(MessageType::Ack, address, subnet, Some(lease));
         let (query, link) = (ask.query, ask.link);
         match reply::write(
             query,
@@ -362,7 +373,7 @@ impl Engine {
                 buffer,
                 length: written.length,
                 times_at: written.times_at,
-                lease: subnet.lease,
+                lease,
                 vlan: link.vlan,
                 server: link.server,
                 destination: reply_destination(query, MessageType::Ack, address),
@@ -376,7 +387,7 @@ impl Engine {
         }
     }
 
-    fn ack_now<C: Config>(
+    pub(super) fn ack_now<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
         address: Ipv4Addr,
@@ -388,13 +399,7 @@ impl Engine {
         if lease < LEASE_MIN {
             return Err(Drop::TooLate);
         }
-        let terms = Terms {
-            kind: MessageType::Ack,
-            address,
-            subnet,
-            lease_secs: Some(secs(lease)),
-            hostname: hostname(ask),
-        };
+        let terms = ask.terms(MessageType::Ack, address, subnet, Some(lease));
         self.send(ask, &terms, out)?;
         if from_memory {
             self.counters.count(Sent::AckFromMemory);
@@ -414,7 +419,7 @@ impl Engine {
         if ask
             .query
             .server_id()
-            .is_some_and(|server| server != ask.link.server)
+            .is_some_and(|server| !ask.is_mine(server))
         {
             return Err(Drop::OtherServer);
         }
@@ -432,31 +437,19 @@ impl Engine {
             .find(ask.link.vlan, address)
             .filter(|slot| self.table.is_held_by(*slot, &ask.client))
             .ok_or(Drop::NoRecord)?;
-        let (client, ended) = match self.table.binding_mut(slot) {
+        let (client, ended) = match self.table.binding(slot) {
             // A grant on its way may still become a row, so a row is assumed.
-            Some(binding) => (Some(binding.client.clone()), binding.ended),
+            Some(binding) => (Some(&ask.client), binding.ended),
             None => (None, Ms::PAST),
         };
-        if let Some(index) = self
-            .table
-            .binding_mut(slot)
-            .and_then(|binding| binding.writing)
-        {
+        if let Some(index) = self.table.binding(slot).and_then(|binding| binding.writing) {
             self.pending.cancel(index);
         }
         let until = ask
             .now
             .plus(DECLINE_QUARANTINE)
             .plus(::lease::TAKE_AWAY_GRACE);
-        self.table.set(
-            slot,
-            State::Resting {
-                until,
-                client,
-                ended,
-            },
-            false,
-        );
+        self.table.rest(slot, client, until, ended);
         let kind = WriteKind::Quarantine {
             length: DECLINE_QUARANTINE,
         };
@@ -475,7 +468,7 @@ impl Engine {
         if ask
             .query
             .server_id()
-            .is_some_and(|server| server != ask.link.server)
+            .is_some_and(|server| !ask.is_mine(server))
         {
             return Err(Drop::OtherServer);
         }
@@ -494,7 +487,7 @@ impl Engine {
             Some(binding) if binding.released || binding.writing.is_some() => return Ok(()),
             Some(binding) => binding.released = true,
             None => {
-                self.table.set(slot, State::Free, false);
+                self.table.free(slot);
                 return Ok(());
             }
         }
@@ -513,17 +506,17 @@ impl Engine {
         ask: &Ask<'_, C>,
         out: &mut Outbox,
     ) -> Result<(), Drop> {
-        let address = ask.query.ciaddr();
+        let address = ask.informing();
         if address.is_unspecified() {
             return Err(Drop::NoAddress);
         }
-        let terms = Terms {
-            kind: MessageType::Ack,
-            address: Ipv4Addr::UNSPECIFIED,
-            subnet: ask.link.subnet_of(address).unwrap_or(ask.home),
-            lease_secs: None,
-            hostname: hostname(ask),
-        };
+        if ask.received.destination.is_broadcast() {
+            self.take_turn(ask)?;
+        }
+        // Another network's parameters would do it no good.
+        let subnet = ask.link.subnet_of(address).ok_or(Drop::WrongNetwork)?;
+        let none = Ipv4Addr::UNSPECIFIED;
+        let terms = ask.terms(MessageType::Ack, none, subnet, None);
         self.send(ask, &terms, out)
     }
 }

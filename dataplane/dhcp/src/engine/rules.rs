@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::lease::{Write, WriteKind};
 
 use super::{Ask, Engine};
-use crate::config::{Config, Subnet};
+use crate::config::{Config, Link, Subnet};
 use crate::pending::Kind;
 use crate::table::State;
 
@@ -20,7 +20,7 @@ pub(super) struct Reserved<'a> {
 
 impl Engine {
     pub(super) fn reserved<'a, C: Config>(&self, ask: &Ask<'a, C>) -> Option<Reserved<'a>> {
-        let reservation = ask.reservation()?;
+        let reservation = ask.host?;
         let address = reservation.address;
         let subnet = ask.link.subnet_of(address)?;
         let dynamic =
@@ -34,25 +34,16 @@ impl Engine {
 
     /// Free, and of a block that the region still lets us grant from.
     pub(super) fn is_dealable(&self, slot: u32) -> bool {
-        matches!(self.table.slots[slot as usize].state, State::Free)
-            && !self.table.run(slot).refused
+        self.table.state(slot) == State::Free && !self.table.run(slot).refused
     }
 
     /// Whether the client's present address may be offered to it again.
     pub(super) fn is_keepable<C: Config>(&mut self, ask: &Ask<'_, C>, slot: u32) -> bool {
         let address = self.table.address(slot);
-        let theirs = ask.config.reserved(ask.link.vlan, address);
-        if theirs.is_some_and(|theirs| !ask.is_key(&theirs.key))
-            || self.subnet_of_slot(ask, slot).is_none()
-            || self.table.run(slot).refused
-        {
+        if !is_allocatable(ask, address) || self.table.run(slot).refused {
             return false;
         }
-        match self
-            .table
-            .binding_mut(slot)
-            .and_then(|binding| binding.writing)
-        {
+        match self.table.binding(slot).and_then(|binding| binding.writing) {
             Some(index) => self
                 .pending
                 .get_mut(index)
@@ -97,28 +88,35 @@ pub(super) fn subnets<'a, C: Config>(ask: &Ask<'a, C>) -> impl Iterator<Item = &
     )
 }
 
-/// Never dealt: what is reserved for another, the rack's and the gateway's own addresses, and the subnet's ends.
+/// Whether the client may be given this address: not what is reserved for another, excluded, or no client's at all.
 pub(super) fn is_allocatable<C: Config>(ask: &Ask<'_, C>, address: Ipv4Addr) -> bool {
-    let reserved = ask.config.reserved(ask.link.vlan, address);
     let Some(subnet) = ask.link.subnet_of(address) else {
         return false;
     };
-    reserved.is_none_or(|theirs| ask.is_key(&theirs.key))
-        && address != ask.link.server
-        && Some(address) != subnet.gateway
-        && (subnet.net.prefix_len() >= 31
-            || (address != subnet.net.network() && address != subnet.net.broadcast()))
+    let is_open = match ask.config.reserved(ask.link.vlan, address) {
+        Some(reservation) => ask.is_key(&reservation.key),
+        None => !subnet.is_excluded(address),
+    };
+    is_open && !is_infrastructure(ask.link, subnet, address)
 }
 
-/// What the client is to call itself: its reservation's name, else what the machine is called.
-pub(super) fn hostname<'a, C: Config>(ask: &Ask<'a, C>) -> &'a str {
-    let reservation = ask
-        .mac
-        .and_then(|mac| ask.config.reservation(ask.link.vlan, mac));
-    match reservation {
-        Some(reservation) if !reservation.hostname.is_empty() => &reservation.hostname,
-        _ => ask.boot.hostname,
-    }
+/// Whether an address is nobody's but perhaps one client's, by reservation.
+pub(super) fn is_withheld<C: Config>(config: &C, link: &Link, address: Ipv4Addr) -> bool {
+    link.subnet_of(address).is_none_or(|subnet| {
+        config.reserved(link.vlan, address).is_some()
+            || subnet.is_excluded(address)
+            || is_infrastructure(link, subnet, address)
+    })
+}
+
+/// The racks' and the gateway's own addresses, and the subnet's ends.
+fn is_infrastructure(link: &Link, subnet: &Subnet, address: Ipv4Addr) -> bool {
+    let is_end = subnet.net.prefix_len() < 31
+        && (address == subnet.net.network() || address == subnet.net.broadcast());
+    is_end
+        || address == link.server
+        || Some(address) == subnet.gateway
+        || link.peers.iter().any(|peer| peer.server == address)
 }
 
 /// What the client calls itself, if that is a host name; else "". It ends in logs and zones.

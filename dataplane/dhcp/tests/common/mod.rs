@@ -2,12 +2,12 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use dhcp::*;
 use lease::{Block, BlockId, Client, ClientKey, Epoch, Outcome, Row, Write, WriteKind};
-use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
+use wire::dhcp4::{FLAG_BROADCAST, Header, Joined, MessageType, OP_REQUEST, View, Writer, code};
 use wire::ethernet::Mac;
 use wire::udp::{Checksum, Datagram};
 
@@ -188,6 +188,12 @@ pub struct Message {
     pub giaddr: Ipv4Addr,
     pub broadcast: bool,
     pub unicast: bool,
+    /// The IP header's source.
+    pub source: Ipv4Addr,
+    pub secs: u16,
+    pub hops: u8,
+    /// A BOOTREQUEST: no option 53, whatever `kind` says.
+    pub bootp: bool,
     pub requested: Option<Ipv4Addr>,
     pub server: Option<Ipv4Addr>,
     pub options: Vec<(u8, Vec<u8>)>,
@@ -203,6 +209,10 @@ pub fn message(kind: MessageType, mac: Mac) -> Message {
         giaddr: NONE,
         broadcast: false,
         unicast: false,
+        source: NONE,
+        secs: 0,
+        hops: 0,
+        bootp: false,
         requested: None,
         server: None,
         options: vec![],
@@ -261,6 +271,53 @@ pub fn decline(mac: Mac, address: Ipv4Addr) -> Message {
     }
 }
 
+/// A BOOTREQUEST (RFC 951).
+pub fn bootp(mac: Mac) -> Message {
+    Message {
+        bootp: true,
+        ..discover(mac)
+    }
+}
+
+/// Sub-options of option 82, as a relay writes them.
+pub fn relay_info(sub_options: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut octets = vec![];
+    for (code, value) in sub_options {
+        octets.extend([*code, value.len() as u8]);
+        octets.extend(*value);
+    }
+    octets
+}
+
+pub fn option(code: u8, value: &[u8]) -> DhcpOption {
+    DhcpOption {
+        code,
+        value: value.into(),
+        always: false,
+    }
+}
+
+/// Sent whether asked for or not.
+pub fn always(code: u8, value: &[u8]) -> DhcpOption {
+    DhcpOption {
+        always: true,
+        ..option(code, value)
+    }
+}
+
+/// Outside the dynamic range: answered from the snapshot.
+pub fn reservation(mac: Mac, address: Ipv4Addr) -> Reservation {
+    Reservation {
+        vlan: VLAN,
+        subnet: SUBNET,
+        key: ReservationKey::Mac(mac),
+        address,
+        hostname: String::new(),
+        lease: None,
+        options: [].into(),
+    }
+}
+
 impl Message {
     pub fn with(mut self, code: u8, octets: &[u8]) -> Self {
         self.options.push((code, octets.to_vec()));
@@ -271,7 +328,9 @@ impl Message {
         let mut header = Header::new(OP_REQUEST);
         header.htype = 1;
         header.hlen = self.hlen;
+        header.hops = self.hops;
         header.xid.set(self.xid);
+        header.secs.set(self.secs);
         header
             .flags
             .set(if self.broadcast { FLAG_BROADCAST } else { 0 });
@@ -279,7 +338,12 @@ impl Message {
         header.giaddr = self.giaddr.octets();
         header.chaddr[..6].copy_from_slice(&self.mac.0);
         let mut buffer = vec![0; 1472];
-        let mut writer = Writer::new(&mut buffer, 1472, &header, self.kind).unwrap();
+        let started = if self.bootp {
+            Writer::bootp(&mut buffer, &header, 0)
+        } else {
+            Writer::new(&mut buffer, 1472, &header, self.kind)
+        };
+        let mut writer = started.unwrap();
         if let Some(address) = self.requested {
             writer.address(code::REQUESTED_ADDRESS, address).unwrap();
         }
@@ -302,6 +366,8 @@ impl Message {
 pub struct Seen {
     pub kind: MessageType,
     pub address: Ipv4Addr,
+    /// It came from.
+    pub port: u16,
     pub destination: Destination,
     pub octets: Vec<u8>,
 }
@@ -313,6 +379,18 @@ impl Seen {
 
     pub fn lease(&self) -> u32 {
         self.view().lease_secs().unwrap()
+    }
+
+    /// An option, its parts together (RFC 3396).
+    pub fn option(&self, code: u8) -> Option<Vec<u8>> {
+        let mut room = Joined::default();
+        let view = self.view().joined(&mut room).unwrap();
+        view.option(code).map(<[u8]>::to_vec)
+    }
+
+    /// The codes in the order in which they stand.
+    pub fn codes(&self) -> Vec<u8> {
+        self.view().options().map(|(code, _)| code).collect()
     }
 }
 
@@ -351,9 +429,20 @@ pub struct Rack {
 
 impl Rack {
     pub fn unattached(config: Fixed) -> Self {
+        Self::unattached_within(Limits::default(), config)
+    }
+
+    /// Attached for a day, with these limits.
+    pub fn limited(limits: Limits, count: u32) -> Self {
+        let mut rack = Self::unattached_within(limits, config());
+        rack.attach(count, &[]);
+        rack
+    }
+
+    fn unattached_within(limits: Limits, config: Fixed) -> Self {
         let now = Instant::now();
         let shard = Shard { index: 0, count: 1 };
-        let engine = Engine::new(shard, Limits::default(), 42, now);
+        let engine = Engine::new(shard, limits, 42, now);
         Self {
             engine,
             config,
@@ -398,7 +487,8 @@ impl Rack {
         } else {
             Ipv4Addr::BROADCAST
         };
-        self.send_octets(&message.octets(), destination, &BootReply::default())
+        let boot = BootReply::default();
+        self.send_from(message.source, &message.octets(), destination, &boot)
     }
 
     pub fn send_octets(
@@ -407,10 +497,22 @@ impl Rack {
         destination: Ipv4Addr,
         boot: &BootReply<'_>,
     ) -> Step {
-        let query = View::parse(octets).unwrap();
+        self.send_from(NONE, octets, destination, boot)
+    }
+
+    fn send_from(
+        &mut self,
+        source: Ipv4Addr,
+        octets: &[u8],
+        destination: Ipv4Addr,
+        boot: &BootReply<'_>,
+    ) -> Step {
+        let mut room = Joined::default();
+        let query = View::parse(octets).and_then(|view| view.joined(&mut room));
+        let query = query.unwrap();
         let received = Received {
             link: &self.config.links[0],
-            source: NONE,
+            source,
             destination,
         };
         let dropped = self.engine.on_message(
@@ -421,6 +523,29 @@ impl Rack {
             self.now,
             &mut self.out,
         );
+        Step {
+            dropped,
+            ..self.collect()
+        }
+    }
+
+    /// To port 4011, from this address and port.
+    pub fn ask_proxy(
+        &mut self,
+        message: &Message,
+        from: SocketAddrV4,
+        boot: &BootReply<'_>,
+    ) -> Step {
+        let octets = message.octets();
+        let query = View::parse(&octets).unwrap();
+        let received = Received {
+            link: &self.config.links[0],
+            source: *from.ip(),
+            destination: SERVER,
+        };
+        let (config, out) = (&self.config, &mut self.out);
+        let engine = &mut self.engine;
+        let dropped = engine.on_proxy_request(&query, &received, from, boot, config, self.now, out);
         Step {
             dropped,
             ..self.collect()
@@ -450,10 +575,14 @@ impl Rack {
                     let octets = datagram.payload.to_vec();
                     assert!(octets.len() >= 300);
                     let view = View::parse(&octets).unwrap();
-                    assert_eq!(view.message_type(), Some(reply.kind));
+                    if !view.is_bootp() {
+                        assert_eq!(view.message_type(), Some(reply.kind));
+                    }
+                    assert_eq!(datagram.source.port(), reply.port);
                     step.replies.push(Seen {
                         kind: reply.kind,
                         address: view.yiaddr(),
+                        port: reply.port,
                         destination: reply.destination,
                         octets: octets.clone(),
                     });

@@ -28,19 +28,37 @@ pub mod code {
     pub const BOOTFILE: u8 = 67;
     /// RFC 3004.
     pub const USER_CLASS: u8 = 77;
+    /// RFC 4039.
+    pub const RAPID_COMMIT: u8 = 80;
     /// RFC 3046.
     pub const RELAY_INFO: u8 = 82;
     /// RFC 4578 §2.1.
     pub const CLIENT_ARCH: u8 = 93;
     /// RFC 4578 §2.3.
     pub const MACHINE_UUID: u8 = 97;
+    /// RFC 3011.
+    pub const SUBNET_SELECTION: u8 = 118;
     /// RFC 3397.
     pub const DOMAIN_SEARCH: u8 = 119;
+    /// RFC 3925 §4.
+    pub const VENDOR_IDENTIFYING: u8 = 125;
     /// iPXE's encapsulated options.
     pub const IPXE: u8 = 175;
     /// RFC 5071 §5.
     pub const PATH_PREFIX: u8 = 210;
     pub const END: u8 = 255;
+}
+
+/// Sub-options of option 82.
+pub mod relay {
+    /// RFC 3046 §3.1.
+    pub const CIRCUIT_ID: u8 = 1;
+    /// RFC 3046 §3.2.
+    pub const REMOTE_ID: u8 = 2;
+    /// RFC 3527.
+    pub const LINK_SELECTION: u8 = 5;
+    /// RFC 5107.
+    pub const SERVER_ID_OVERRIDE: u8 = 11;
 }
 
 /// Option 53 (RFC 2132 §9.6).

@@ -1,9 +1,11 @@
 //! Writes one DHCPv4 message into the caller's buffer.
 //!
 //! Options that do not fit are refused one by one, so a caller writes what must be there first. Long options are
-//! split (RFC 3396 §5). A message is never shorter than 300 octets: older BOOTP clients drop shorter ones.
+//! split (RFC 3396 §6). [`Writer::overload`] opens `file` and `sname` as further room (RFC 2132 §9.3). A message is
+//! never shorter than 300 octets: older BOOTP clients drop shorter ones.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use zerocopy::IntoBytes;
 
@@ -81,12 +83,52 @@ impl LeaseTimes {
     }
 }
 
+/// Bits of option 52: which fields hold options.
+pub const OVERLOAD_FILE: u8 = 1;
+pub const OVERLOAD_SNAME: u8 = 2;
+
+/// Where the two fields stand in a message (RFC 2131 figure 1).
+const FILE: Range<usize> = 108..236;
+const SNAME: Range<usize> = 44..108;
+
+/// Room for options: the next octet goes to `at`, and `end` is left for the end option.
+#[derive(Clone, Copy)]
+struct Room {
+    at: usize,
+    end: usize,
+}
+
+impl Room {
+    const CLOSED: Self = Self { at: 0, end: 0 };
+
+    fn of(field: Range<usize>) -> Self {
+        Self {
+            at: field.start,
+            end: field.end - 1,
+        }
+    }
+
+    fn octets(self) -> usize {
+        self.end - self.at
+    }
+
+    /// How much of an option this long stands here, in parts of at most 255.
+    fn takes(self, mut octets: usize) -> usize {
+        let (mut room, mut taken) = (self.octets(), 0);
+        while octets > 0 && room > 2 {
+            let part = octets.min(255).min(room - 2);
+            (octets, room, taken) = (octets - part, room - part - 2, taken + part);
+        }
+        taken
+    }
+}
+
 /// A message being written.
 pub struct Writer<'a> {
     buffer: &'a mut [u8],
-    length: usize,
-    /// Options end here at the latest, so that the end option still fits.
-    limit: usize,
+    options: Room,
+    file: Room,
+    sname: Room,
 }
 
 impl<'a> Writer<'a> {
@@ -102,47 +144,90 @@ impl<'a> Writer<'a> {
         if room < MESSAGE_BYTES_MIN {
             return Err(WriteError::BufferTooShort);
         }
-        buffer[..HEADER_BYTES].copy_from_slice(header.as_bytes());
-        let mut writer = Self {
-            buffer,
-            length: HEADER_BYTES,
-            limit: room - 1,
-        };
+        let mut writer = Self::started(buffer, room, header);
         writer.option(code::MESSAGE_TYPE, &[kind as u8])?;
         Ok(writer)
     }
 
-    /// Octets still free for options.
-    pub fn room(&self) -> usize {
-        self.limit - self.length
+    /// Starts a BOOTREPLY for a client that speaks no DHCP: 300 octets, and `more` for what a relay wants back. No
+    /// message type, and no option of DHCP's own (RFC 1534 §2).
+    pub fn bootp(buffer: &'a mut [u8], header: &Header, more: usize) -> Result<Self, WriteError> {
+        let room = buffer.len().min(MESSAGE_BYTES_MIN + more);
+        if room < MESSAGE_BYTES_MIN {
+            return Err(WriteError::BufferTooShort);
+        }
+        Ok(Self::started(buffer, room, header))
     }
 
-    /// Keeps `bytes` back from all options but those behind [`Self::release`]: for what must come last.
+    fn started(buffer: &'a mut [u8], room: usize, header: &Header) -> Self {
+        buffer[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        Self {
+            buffer,
+            options: Room::of(HEADER_BYTES..room),
+            file: Room::CLOSED,
+            sname: Room::CLOSED,
+        }
+    }
+
+    /// Opens `file`, `sname` or both (bits of option 52) for options that do not fit the options field. What stood
+    /// in these fields is gone.
+    pub fn overload(&mut self, bits: u8) -> Result<(), WriteError> {
+        self.option(code::OVERLOAD, &[bits])?;
+        if bits & OVERLOAD_FILE != 0 {
+            self.buffer[FILE].fill(code::PAD);
+            self.file = Room::of(FILE);
+        }
+        if bits & OVERLOAD_SNAME != 0 {
+            self.buffer[SNAME].fill(code::PAD);
+            self.sname = Room::of(SNAME);
+        }
+        Ok(())
+    }
+
+    /// Octets still free in the options field.
+    pub fn room(&self) -> usize {
+        self.options.octets()
+    }
+
+    /// Keeps `bytes` of the options field back from all options but those behind [`Self::release`]: for what must
+    /// come last.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), WriteError> {
         if bytes > self.room() {
             return Err(WriteError::NoRoom { code: code::END });
         }
-        self.limit -= bytes;
+        self.options.end -= bytes;
         Ok(())
     }
 
     /// Gives back what [`Self::reserve`] kept.
     pub fn release(&mut self, bytes: usize) {
-        self.limit = (self.limit + bytes).min(self.buffer.len() - 1);
+        self.options.end = (self.options.end + bytes).min(self.buffer.len() - 1);
     }
 
-    /// Adds an option, split into several where longer than 255 octets. All of it or nothing.
+    /// Adds an option, all of it or nothing. One of up to 255 octets stands whole in the first field that has room;
+    /// a longer one is split, and may go on in the next field (RFC 3396 §6).
     pub fn option(&mut self, code: u8, octets: &[u8]) -> Result<(), WriteError> {
-        let parts = octets.len().div_ceil(255).max(1);
-        if octets.len() + 2 * parts > self.room() {
+        let rooms = [self.options, self.file, self.sname];
+        if octets.len() <= 255 {
+            // `sname` before `file`: the smaller one first wastes less.
+            let field = [0, 2, 1]
+                .into_iter()
+                .find(|field| rooms[*field].octets() >= octets.len() + 2)
+                .ok_or(WriteError::NoRoom { code })?;
+            self.put(field, code, octets);
+            return Ok(());
+        }
+        let taken = |left: usize, room: &Room| left - room.takes(left);
+        if rooms.iter().fold(octets.len(), taken) > 0 {
             return Err(WriteError::NoRoom { code });
         }
-        if octets.is_empty() {
-            self.put(&[code, 0]);
-        }
-        for part in octets.chunks(255) {
-            self.put(&[code, part.len() as u8]); // at most 255
-            self.put(part);
+        let mut rest = octets;
+        for (field, room) in rooms.into_iter().enumerate() {
+            let (here, later) = rest.split_at(room.takes(rest.len()));
+            for part in here.chunks(255) {
+                self.put(field, code, part);
+            }
+            rest = later;
         }
         Ok(())
     }
@@ -153,43 +238,62 @@ impl<'a> Writer<'a> {
 
     /// An option of one or more addresses: as many as fit one option; nothing for none.
     pub fn addresses(&mut self, code: u8, addresses: &[Ipv4Addr]) -> Result<(), WriteError> {
-        let addresses = &addresses[..addresses.len().min(63)];
         if addresses.is_empty() {
             return Ok(());
         }
-        if addresses.len() * 4 + 2 > self.room() {
-            return Err(WriteError::NoRoom { code });
+        let mut octets = [0; 252];
+        let mut length = 0;
+        for (place, address) in octets.as_chunks_mut::<4>().0.iter_mut().zip(addresses) {
+            *place = address.octets();
+            length += 4;
         }
-        self.put(&[code, (addresses.len() * 4) as u8]); // at most 252
-        for address in addresses {
-            self.put(&address.octets());
-        }
-        Ok(())
+        self.option(code, &octets[..length])
     }
 
-    /// Options 51, 58 and 59 together; gives their position for [`LeaseTimes::patch`].
+    /// Options 51, 58 and 59 together, in the options field; gives their position for [`LeaseTimes::patch`].
     pub fn lease_times(&mut self, times: LeaseTimes) -> Result<usize, WriteError> {
         if LeaseTimes::BYTES > self.room() {
             return Err(WriteError::NoRoom {
                 code: code::LEASE_TIME,
             });
         }
-        let position = self.length;
-        self.put(&times.octets());
+        let position = self.options.at;
+        self.buffer[position..position + LeaseTimes::BYTES].copy_from_slice(&times.octets());
+        self.options.at += LeaseTimes::BYTES;
         Ok(position)
     }
 
-    fn put(&mut self, octets: &[u8]) {
-        self.buffer[self.length..self.length + octets.len()].copy_from_slice(octets);
-        self.length += octets.len();
+    /// One option of at most 255 octets into a field that has room for it.
+    fn put(&mut self, field: usize, code: u8, octets: &[u8]) {
+        let room = match field {
+            0 => &mut self.options,
+            1 => &mut self.file,
+            _ => &mut self.sname,
+        };
+        let end = room.at + 2 + octets.len();
+        let place = &mut self.buffer[room.at..end];
+        place[..2].copy_from_slice(&[code, octets.len() as u8]); // at most 255
+        place[2..].copy_from_slice(octets);
+        room.at = end;
     }
 
-    /// Ends the options and pads to 300 octets; gives the length of the message.
+    /// Ends the options of every field in use and pads to 300 octets; gives the length of the message.
     pub fn finish(self) -> usize {
-        let Self { buffer, length, .. } = self;
-        buffer[length] = code::END;
-        let end = (length + 1).max(MESSAGE_BYTES_MIN);
-        buffer[length + 1..end].fill(code::PAD);
+        let Self {
+            buffer,
+            options,
+            file,
+            sname,
+        } = self;
+        for room in [file, sname] {
+            // Padded already, by `overload`.
+            if room.at > 0 {
+                buffer[room.at] = code::END;
+            }
+        }
+        buffer[options.at] = code::END;
+        let end = (options.at + 1).max(MESSAGE_BYTES_MIN);
+        buffer[options.at + 1..end].fill(code::PAD);
         end
     }
 }
@@ -269,6 +373,69 @@ mod tests {
         let view = View::parse(&buffer[..length]).unwrap();
         assert_eq!(view.options().filter(|(code, _)| *code == 119).count(), 3);
         assert_eq!(view.option_joined(119, &mut [0; 1000]), Some(&long[..]));
+    }
+
+    #[test]
+    fn overloaded_fields_take_what_does_not_fit() {
+        let mut buffer = [0; 548];
+        let mut header = Header::new(OP_REPLY);
+        header.file[..4].copy_from_slice(b"boot");
+        header.sname[..4].copy_from_slice(b"name");
+        let mut writer = Writer::new(&mut buffer, 300, &header, MessageType::Ack).unwrap();
+        writer.overload(OVERLOAD_FILE | OVERLOAD_SNAME).unwrap();
+        assert_eq!(writer.room(), 53);
+        writer.reserve(4).unwrap();
+        writer.option(43, &[9; 61]).unwrap(); // sname, to its last octet
+        writer.option(12, &[7; 60]).unwrap(); // file
+        writer.option(15, &[8; 60]).unwrap(); // file still: 124 of 127
+        writer.option(6, &[5; 47]).unwrap(); // options: 49 of 53 - 4
+        assert!(writer.option(3, &[1]).is_ok(), "3 octets are left in file");
+        assert_eq!(writer.option(3, &[]), Err(WriteError::NoRoom { code: 3 }));
+        writer.release(4);
+        writer.option(82, &[4; 2]).unwrap();
+        let length = writer.finish();
+        assert_eq!(length, 300);
+        let view = View::parse(&buffer[..length]).unwrap();
+        let codes: Vec<u8> = view.options().map(|(code, _)| code).collect();
+        assert_eq!(codes, [53, 52, 6, 82, 12, 15, 3, 43], "file before sname");
+        assert_eq!((view.file(), view.sname()), (&b""[..], &b""[..]));
+        assert_eq!((buffer[235], buffer[107]), (code::END, code::END));
+    }
+
+    #[test]
+    fn a_long_option_goes_on_in_the_next_field() {
+        let long: Vec<u8> = (0..300).map(|n| n as u8).collect();
+        for (limit, bits, fits) in [
+            (500, OVERLOAD_FILE, true),
+            (500, OVERLOAD_SNAME, true),
+            (300, OVERLOAD_FILE | OVERLOAD_SNAME, false),
+            (400, OVERLOAD_SNAME, false),
+        ] {
+            let mut buffer = [0; 548];
+            let header = Header::new(OP_REPLY);
+            let mut writer = Writer::new(&mut buffer, limit, &header, MessageType::Ack).unwrap();
+            writer.overload(bits).unwrap();
+            assert_eq!(writer.option(119, &long).is_ok(), fits, "{limit} {bits}");
+            let length = writer.finish();
+            assert!(length <= limit);
+            let view = View::parse(&buffer[..length]).unwrap();
+            let mut room = crate::dhcp4::Joined::default();
+            let found = view.joined(&mut room).unwrap();
+            assert_eq!(found.option(119), fits.then_some(&long[..]));
+        }
+    }
+
+    #[test]
+    fn a_bootp_reply_has_no_message_type_and_300_octets() {
+        let mut buffer = [0xaa; 548];
+        let mut writer = Writer::bootp(&mut buffer, &Header::new(OP_REPLY), 0).unwrap();
+        assert_eq!(writer.room(), 59);
+        writer.address(1, Ipv4Addr::BROADCAST).unwrap();
+        assert!(writer.option(12, &[7; 60]).is_err());
+        assert_eq!(writer.finish(), 300);
+        let view = View::parse(&buffer[..300]).unwrap();
+        assert!(view.is_bootp());
+        assert_eq!(view.options().count(), 1);
     }
 
     #[test]

@@ -1,0 +1,167 @@
+//! Abuse: what one client, one relay's port and all strangers together may have, and servers nobody told us of.
+
+use wire::dhcp4::{MessageType, View};
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::{Ask, Engine, rules};
+use crate::clock::Ms;
+use crate::config::{Config, Link, Mode, Received};
+use crate::counters::{Drop, Sent};
+use crate::outbox::{Event, EventKind, Outbox};
+use crate::probe::FRESH;
+use crate::relay::circuit;
+
+impl Engine {
+    // ---------------------------------------------------------------- rates
+
+    pub(super) fn check_rates(
+        &mut self,
+        query: &View<'_>,
+        link: &Link,
+        now: Ms,
+    ) -> Result<(), Drop> {
+        // By hardware address where there is one: another client id costs its sender nothing.
+        let allowed = match query.mac() {
+            Some(mac) => self.clients.take((link.vlan, mac.0), now),
+            None => self.clients.take((link.vlan, query.client_id()), now),
+        };
+        if !allowed {
+            return Err(Drop::RateLimited);
+        }
+        match port(query) {
+            Some(port) if !self.ports.take(port, now) => Err(Drop::CircuitLimited),
+            _ => Ok(()),
+        }
+    }
+
+    /// The port that the client hangs on, if ports' addresses are counted. An error if it has all it may.
+    pub(super) fn check_port<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        kind: MessageType,
+    ) -> Result<Option<u64>, Drop> {
+        if !self.table.circuits.is_counting() {
+            return Ok(None);
+        }
+        let Some(port) = port(ask.query) else {
+            return Ok(None);
+        };
+        let hash = self.table.circuits.hash(port);
+        let wants_one = matches!(kind, MessageType::Discover | MessageType::Request)
+            && self.table.held_by(&ask.client).is_none()
+            && ask.host.is_none();
+        if wants_one && self.table.circuits.is_full(hash) {
+            return Err(Drop::CircuitFull);
+        }
+        Ok(Some(hash))
+    }
+
+    /// What the client holds now is its port's. A row from the region does not say which port: the first message
+    /// after an attach does.
+    pub(super) fn count_port<C: Config>(&mut self, ask: &Ask<'_, C>, port: u64) {
+        if let Some(slot) = self.table.held_by(&ask.client) {
+            self.table.set_circuit(slot, port);
+        }
+    }
+
+    // ---------------------------------------------------------------- strangers
+
+    /// A free address of the subnet; a known client may have that of an offer to a stranger.
+    pub(super) fn take_free<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        subnet: u32,
+        stranger: bool,
+    ) -> Option<u32> {
+        let vlan = ask.link.vlan;
+        let fresh = ask.now.minus(FRESH);
+        let allowed = |address| rules::is_allocatable(ask, address);
+        let found = self.table.allocate(vlan, subnet, fresh, allowed);
+        if found.is_some() || stranger {
+            return found;
+        }
+        let slot = self.table.evict_stranger_offer(vlan, subnet)?;
+        self.counters.count(Sent::OfferEvicted);
+        (self.is_dealable(slot) && allowed(self.table.address(slot))).then_some(slot)
+    }
+
+    /// Takes an offer to a stranger back for one to a known client.
+    pub(super) fn make_room_for_offer(&mut self, stranger: bool) -> bool {
+        let made = !stranger && self.table.evict_any_stranger_offer();
+        if made {
+            self.counters.count(Sent::OfferEvicted);
+        }
+        made
+    }
+
+    // ---------------------------------------------------------------- rogue servers
+
+    /// A broadcast REQUEST says which server its client chose (RFC 2131 §4.3.2).
+    pub(super) fn notice_choice<C: Config>(&mut self, ask: &Ask<'_, C>, out: &mut Outbox) {
+        if ask.received.destination.is_broadcast()
+            && ask.query.giaddr().is_unspecified()
+            && let Some(server) = ask.query.server_id()
+            && server != ask.link.server
+            // Ours on another link: the client was moved between DISCOVER and REQUEST.
+            && ask.config.link_of(server).is_none_or(|link| link.server != server)
+        {
+            self.notice_server(ask.link, server, ask.query, ask.now, out);
+        }
+    }
+
+    /// Somebody's OFFER or ACK that came to our port.
+    pub(super) fn notice_reply(
+        &mut self,
+        reply: &View<'_>,
+        received: &Received<'_>,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        if matches!(
+            reply.message_type(),
+            Some(MessageType::Offer | MessageType::Ack)
+        ) && reply.giaddr().is_unspecified()
+            && let Some(server) = reply.server_id()
+        {
+            self.notice_server(received.link, server, reply, now, out);
+        }
+    }
+
+    fn notice_server(
+        &mut self,
+        link: &Link,
+        server: Ipv4Addr,
+        message: &View<'_>,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        // Where somebody else deals the addresses, other servers are what the operator wants.
+        let expected = link.mode == Mode::Proxy
+            || server == link.server
+            || server.is_unspecified()
+            || link.peers.iter().any(|peer| peer.server == server);
+        if expected {
+            return;
+        }
+        self.counters.count(Sent::RogueServer);
+        if self.rogues.notice(link.vlan, server, now)
+            && !out.event(Event {
+                kind: EventKind::RogueServer,
+                vlan: link.vlan,
+                mac: message.mac(),
+                address: server,
+                lease: Duration::ZERO,
+            })
+        {
+            self.counters.count(Sent::EventLost);
+        }
+    }
+}
+
+/// The relay and the port that it says a message came in by (RFC 3046 §3.1).
+fn port<'a>(query: &View<'a>) -> Option<(Ipv4Addr, &'a [u8], &'a [u8])> {
+    let (circuit, remote) = circuit(query)?;
+    Some((query.giaddr(), circuit, remote))
+}
