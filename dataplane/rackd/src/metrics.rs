@@ -2,10 +2,11 @@
 //!
 //! Shards publish a copy of their plain counters once a second; nothing here is on a packet's path.
 
+mod dhcp;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
-use dhcp::{Drop, Sent};
 use lease::rack::Mode;
 use shard::SharedStats;
 use tokio::sync::watch;
@@ -13,26 +14,39 @@ use tokio::sync::watch;
 use crate::link::Status;
 use crate::work::{Counters, Metrics};
 
-/// The page, as it is whenever it is asked for.
-pub fn page(
+/// What the rack counts, as it is whenever it is asked for: names with their labels, and values.
+pub type Numbers = Arc<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
+
+pub fn numbers(
     shards: Vec<SharedStats>,
     status: watch::Receiver<Status>,
     work: Arc<Counters>,
-) -> Metrics {
+) -> Numbers {
+    Arc::new(move || {
+        let mut numbers = Vec::new();
+        for (index, shard) in shards.iter().enumerate() {
+            shard_lines(&mut numbers, index, &shard.get());
+        }
+        link_lines(&mut numbers, &status.borrow());
+        work_lines(&mut numbers, &work);
+        numbers
+    })
+}
+
+/// The page of these numbers.
+pub fn page(numbers: Numbers) -> Metrics {
     Arc::new(move || {
         let mut text = String::new();
-        for (index, shard) in shards.iter().enumerate() {
-            shard_lines(&mut text, index, &shard.get());
+        for (name, value) in numbers() {
+            // Writing to a String never fails.
+            let _ = writeln!(text, "muster_rack_{name} {value}");
         }
-        link_lines(&mut text, &status.borrow());
-        work_lines(&mut text, &work);
         text
     })
 }
 
-fn line(text: &mut String, name: &str, labels: &str, value: u64) {
-    // Writing to a String never fails.
-    let _ = writeln!(text, "muster_rack_{name}{labels} {value}");
+fn line(numbers: &mut Vec<(String, u64)>, name: &str, labels: &str, value: u64) {
+    numbers.push((format!("{name}{labels}"), value));
 }
 
 /// One line per named field: `lines!(text, labels, "tftp", counters, [requests, started])`.
@@ -42,7 +56,7 @@ macro_rules! lines {
     };
 }
 
-fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
+fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats) {
     let labels = &format!("{{shard=\"{index}\"}}");
     for (name, value) in [
         ("dhcp_addresses", stats.dhcp_usage.addresses),
@@ -55,28 +69,19 @@ fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
     ] {
         line(text, name, labels, value as u64);
     }
-    for (name, what) in [
-        ("dhcp_offers_total", Sent::Offer),
-        ("dhcp_acks_total", Sent::Ack),
-        ("dhcp_acks_from_memory_total", Sent::AckFromMemory),
-        ("dhcp_naks_total", Sent::Nak),
-        ("dhcp_grants_total", Sent::Grant),
-        ("dhcp_refused_other_client_total", Sent::RefusedOtherClient),
-    ] {
-        line(text, name, labels, stats.dhcp.sent(what));
+    for sent in dhcp::SENT {
+        line(text, &dhcp::name(*sent), labels, stats.dhcp.sent(*sent));
     }
-    line(
-        text,
-        "dhcp_dropped_total",
-        labels,
-        stats.dhcp.dropped_in_all(),
-    );
-    line(
-        text,
-        "dhcp_no_free_address_total",
-        labels,
-        stats.dhcp.dropped(Drop::NoFreeAddress),
-    );
+    for drop in dhcp::DROPS {
+        let reason = dhcp::reason(*drop);
+        let labels = format!("{{shard=\"{index}\",reason=\"{reason}\"}}");
+        line(
+            text,
+            "dhcp_dropped_total",
+            &labels,
+            stats.dhcp.dropped(*drop),
+        );
+    }
     lines!(
         text,
         labels,
@@ -87,6 +92,10 @@ fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
             dhcp_unreadable,
             dhcp_no_link,
             dhcp_no_slot,
+            dhcp_handed_over,
+            dhcp_hand_overs_refused,
+            dhcp_taken_over,
+            probes_lost,
             leases_refused,
             events_lost,
             wants_lost,
@@ -143,7 +152,7 @@ fn shard_lines(text: &mut String, index: usize, stats: &shard::Stats) {
     );
 }
 
-fn link_lines(text: &mut String, status: &Status) {
+fn link_lines(text: &mut Vec<(String, u64)>, status: &Status) {
     let attached = matches!(status.mode, Mode::Attached);
     for (name, value) in [
         ("regions_linked", status.regions.len() as u64),
@@ -195,8 +204,12 @@ fn link_lines(text: &mut String, status: &Status) {
     lines!(text, "", "event", status.events, [reported, dropped]);
 }
 
-fn work_lines(text: &mut String, work: &Counters) {
+fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {
     for (name, counter) in [
+        ("arp_asked_total", &work.arp.asked),
+        ("arp_in_use_total", &work.arp.in_use),
+        ("arp_failed_total", &work.arp.failed),
+        ("arp_refused_total", &work.arp.refused),
         ("power_asked_total", &work.power.asked),
         ("power_done_total", &work.power.done),
         ("power_failed_total", &work.power.failed),
@@ -228,11 +241,8 @@ mod tests {
         let (sender, status) = watch::channel(Status::default());
         let work = Arc::new(Counters::default());
         work.power.asked.add(7);
-        let page = page(
-            vec![SharedStats::default(), SharedStats::default()],
-            status,
-            work,
-        );
+        let shards = vec![SharedStats::default(), SharedStats::default()];
+        let page = page(numbers(shards, status, work));
         sender.send_modify(|status| status.machines = 3);
         let text = page();
         assert!(text.contains("muster_rack_machines 3\n"), "{text}");

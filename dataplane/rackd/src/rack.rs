@@ -19,6 +19,9 @@ use crate::{link, metrics, spool, work};
 
 /// How often a thread that ended by itself is noticed.
 const SUPERVISE: Duration = Duration::from_millis(500);
+/// Free addresses of each range kept probed ahead of demand, by all shards together, and by one at least.
+const PROBE_STOCK: usize = 32;
+const PROBE_STOCK_MIN: usize = 4;
 /// Threads get this long to end when the rack is told to.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -74,6 +77,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 
     let counters = Arc::<work::Counters>::default();
     let stats = shards.iter().map(|shard| shard.stats.clone()).collect();
+    let numbers = metrics::numbers(stats, status_of_rack, counters.clone());
     let work_context = work::Context {
         tls: tls_of_work,
         regions: regions_of_work,
@@ -85,7 +89,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         replaced,
         shards: mail.work,
         bell: mail.work_bell,
-        metrics: metrics::page(stats, status_of_rack, counters.clone()),
+        metrics: metrics::page(metrics::Numbers::clone(&numbers)),
         counters,
         mailboxes: mailboxes.clone(),
         inbox,
@@ -114,6 +118,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             tls,
             regions,
             status,
+            numbers,
             sockets: Box::new(move |interface| {
                 let opened = uring::open_link(interface, shard_count).map_err(io::Error::other)?;
                 Ok(opened.into_iter().map(|link| link.socket).collect())
@@ -158,6 +163,7 @@ fn start_shards(
     let any = |port| Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
     let places = Places {
         dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 67)),
+        proxy_dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 4011)),
         tftp: any(config.tftp_port),
         http: any(config.http_port),
     };
@@ -170,6 +176,10 @@ fn start_shards(
                 count,
                 http_port: config.http_port,
                 seed: rand::random(),
+                dhcp: dhcp::Limits {
+                    probe_stock: (PROBE_STOCK / count as usize).max(PROBE_STOCK_MIN),
+                    ..dhcp::Limits::default()
+                },
                 ..shard::Config::default()
             },
             limits: RingLimits::default(),

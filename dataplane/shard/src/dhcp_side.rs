@@ -1,33 +1,47 @@
 //! DHCP between the driver and the engine: frames and datagrams in, replies, lease writes and events out.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Instant;
 
-use dhcp::{Destination, EventKind, Out, Received, Reply};
-use lease::{Outcome, Refusal};
-use wire::dhcp4::{MessageType, View};
+use dhcp::{Config as _, Destination, EventKind, Out, Received, Reply};
+use lease::{Outcome, Refusal, VlanId};
+use wire::dhcp4::{Joined, MessageType, PROXY_PORT, View};
 use wire::ethernet::Mac;
 use wire::udp::{self, Checksum};
 
+use crate::choices::Choices;
 use crate::config::Config;
 use crate::driver::{Datagram, Driver, Service, Target, Train};
-use crate::lookup::{Core, Told};
-use crate::mailbox::ToLink;
+use crate::lookup::Core;
+use crate::mailbox::{Detail, HandOver, TO_LINK_MAX, ToLink, ToWork, Wish};
+use crate::trace;
 
 /// Replies between two flushes.
 const REPLIES_MAX: usize = 256;
-/// Boot choices remembered until their ACK.
-const CHOICES_MAX: usize = 4096;
+/// Room in the mailbox that is kept for leases: what other shards' clients sent does not take it.
+const KEPT_FOR_LEASES: usize = TO_LINK_MAX / 2;
 
 pub(crate) struct DhcpSide {
     pub engine: dhcp::Engine,
     outbox: dhcp::Outbox,
+    /// Where options that came in parts are put together.
+    joined: Joined,
     /// IPv4 identification of the next frame.
     identification: u16,
     /// What a client was told to boot in the REQUEST that its ACK will answer.
-    choices: HashMap<Mac, Told>,
+    choices: Choices,
     refused: Vec<dhcp::Ticket>,
+    shards: u32,
+}
+
+/// How a message came in.
+struct Arrival {
+    service: Service,
+    interface: u32,
+    source: SocketAddrV4,
+    destination: Ipv4Addr,
+    /// By another shard.
+    handed_over: bool,
 }
 
 impl DhcpSide {
@@ -39,9 +53,11 @@ impl DhcpSide {
         Self {
             engine: dhcp::Engine::new(shard, config.dhcp, config.seed, now),
             outbox: dhcp::Outbox::new(REPLIES_MAX),
+            joined: Joined::default(),
             identification: 0,
-            choices: HashMap::new(),
+            choices: Choices::new(config.seed),
             refused: Vec::new(),
+            shards: config.count,
         }
     }
 
@@ -80,7 +96,7 @@ impl DhcpSide {
                 Checksum::Verify
             };
             match udp::Datagram::parse_packet(octets, checksum) {
-                Ok(packet) => (packet.payload, *packet.source.ip(), *packet.target.ip()),
+                Ok(packet) => (packet.payload, packet.source, *packet.target.ip()),
                 Err(_) => {
                     core.counters.dhcp_unreadable += 1;
                     return;
@@ -91,16 +107,41 @@ impl DhcpSide {
                 core.counters.dhcp_unreadable += 1;
                 return;
             };
-            (octets, *from.ip(), local)
+            (octets, from, local)
         };
-        let Ok(query) = View::parse(payload) else {
+        let arrival = Arrival {
+            service: datagram.service,
+            interface: datagram.interface,
+            source,
+            destination,
+            handed_over: false,
+        };
+        self.on_message(&arrival, payload, core);
+    }
+
+    /// A message that another shard received and this one owns.
+    pub fn on_handed_over(&mut self, message: &HandOver, core: &mut Core) {
+        core.counters.dhcp_taken_over += 1;
+        let arrival = Arrival {
+            service: Service::Dhcp,
+            interface: message.interface,
+            source: message.source,
+            destination: message.destination,
+            handed_over: true,
+        };
+        self.on_message(&arrival, &message.octets, core);
+    }
+
+    fn on_message(&mut self, arrival: &Arrival, payload: &[u8], core: &mut Core) {
+        let parsed = View::parse(payload).and_then(|view| view.joined(&mut self.joined));
+        let Ok(query) = parsed else {
             core.counters.dhcp_unreadable += 1;
             return;
         };
         let snapshot = &*core.snapshot;
         // A relay's message comes in on whatever device leads to it.
         let link = snapshot
-            .link_by_interface(datagram.interface)
+            .link_by_interface(arrival.interface)
             .or_else(|| snapshot.link_by_address(query.giaddr()))
             .or_else(|| snapshot.link_by_address(query.ciaddr()));
         let Some(link) = link else {
@@ -109,24 +150,81 @@ impl DhcpSide {
         };
         let received = Received {
             link: &link.dhcp,
-            source,
-            destination,
+            source: *arrival.source.ip(),
+            destination: arrival.destination,
         };
-        let chosen = crate::lookup::boot_choice(&query, &link.dhcp, snapshot);
-        self.engine.on_message(
-            &query,
-            &received,
-            &chosen.reply(),
-            snapshot,
-            core.now,
-            &mut self.outbox,
-        );
-        if query.message_type() == Some(MessageType::Request)
+        let chosen = crate::lookup::boot_choice(&query, &received, snapshot);
+        let (boot, out) = (chosen.reply(), &mut self.outbox);
+        let dropped = if arrival.service == Service::ProxyDhcp {
+            self.engine.on_proxy_request(
+                &query,
+                &received,
+                arrival.source,
+                &boot,
+                snapshot,
+                core.now,
+                out,
+            )
+        } else {
+            self.engine
+                .on_message(&query, &received, &boot, snapshot, core.now, out)
+        };
+        let traced = query
+            .mac()
+            .filter(|mac| snapshot.is_traced(*mac, core.now))
+            .map(|mac| (mac, trace::received(&query, link.dhcp.vlan, dropped)));
+        let is_told = chosen.is_proxied || query.message_type() == Some(MessageType::Request);
+        if is_told
+            && dropped.is_none()
             && let Some(mac) = query.mac()
-            && (self.choices.len() < CHOICES_MAX || self.choices.contains_key(&mac))
-            && let Some(told) = chosen.into_told()
+            && let Some(told) = chosen.told()
         {
-            self.choices.insert(mac, told);
+            self.choices.put(mac, told);
+        }
+        // The kernel steers by MAC; a client that is known by its client id may be another shard's.
+        if dropped == Some(dhcp::Drop::OtherShard)
+            && !arrival.handed_over
+            && let Ok(owner) = dhcp::owner(&query, &received, snapshot, self.shards)
+        {
+            hand_over(owner, arrival, payload, core);
+        }
+        if let Some((mac, text)) = traced {
+            let address = Ipv4Addr::UNSPECIFIED.into();
+            core.event(trace::KIND, Some(mac.0), address, text);
+        }
+    }
+
+    pub fn on_probed(
+        &mut self,
+        vlan: VlanId,
+        address: Ipv4Addr,
+        probed: dhcp::Probed,
+        core: &mut Core,
+        driver: &mut impl Driver,
+    ) {
+        if !self.outbox.has_room() {
+            self.flush(core, driver);
+        }
+        self.engine
+            .on_probed(vlan, address, probed, core.now, &mut self.outbox);
+    }
+
+    /// Has the addresses asked for by ARP that the engine wants to know of.
+    fn ask_for_addresses(&mut self, core: &mut Core) {
+        while let Some(probe) = self.engine.next_probe(&*core.snapshot, core.now) {
+            let link = core.snapshot.link_by_vlan(probe.vlan);
+            let Some(interface) = link.and_then(|link| link.index) else {
+                let unknown = dhcp::Probed::Unknown;
+                let (vlan, address) = (probe.vlan, probe.address);
+                self.engine
+                    .on_probed(vlan, address, unknown, core.now, &mut self.outbox);
+                continue;
+            };
+            let ask = ToWork::Probe { probe, interface };
+            if core.mail.to_work.push(ask).is_err() {
+                // The engine counts it as unanswered.
+                core.counters.probes_lost += 1;
+            }
         }
     }
 
@@ -137,6 +235,7 @@ impl DhcpSide {
             match item {
                 Out::Reply(reply) => {
                     self.identification = self.identification.wrapping_add(1);
+                    trace_reply(&reply, buffer, core);
                     send(&reply, buffer, self.identification, core, driver);
                 }
                 Out::Lease { ticket, write } => {
@@ -151,15 +250,20 @@ impl DhcpSide {
                     }
                 }
                 Out::Event(event) => {
-                    let told = event.mac.and_then(|mac| self.choices.remove(&mac));
-                    let (mac, address) = (event.mac.map(|mac| mac.0), event.address.into());
-                    let detail = match event.kind {
-                        EventKind::Ack => format!("for {} s", event.lease.as_secs()),
-                        _ => String::new(),
+                    let told = match (event.kind, event.mac) {
+                        (EventKind::Ack | EventKind::Proxy, Some(mac)) => self.choices.take(mac),
+                        _ => None,
                     };
-                    core.event(event.kind.name(), mac, address, detail);
-                    if let (EventKind::Ack, Some(told)) = (event.kind, told) {
-                        core.event("BOOT_FILE", mac, address, told.to_string());
+                    // A stranger that boots from its disk is no machine of ours; its lease is written down already.
+                    let is_machine =
+                        told.is_some() || event.mac.is_some_and(|mac| core.snapshot.is_known(mac));
+                    if matches!(event.kind, EventKind::Ack | EventKind::Release) && !is_machine {
+                        continue;
+                    }
+                    let (mac, address) = (event.mac.map(|mac| mac.0), event.address.into());
+                    core.event(event.kind.name(), mac, address, detail(&event));
+                    if let Some(told) = told {
+                        core.event("BOOT_FILE", mac, address, told);
                     }
                 }
             }
@@ -170,6 +274,85 @@ impl DhcpSide {
             self.engine
                 .on_outcome(ticket, outcome, core.now, &mut self.outbox);
         }
+        self.ask_for_addresses(core);
+        while let Some(wish) = self.engine.next_wish() {
+            let wish = Wish {
+                borrower: core.config.index,
+                asked: 0,
+                wish,
+            };
+            // Wished again by the next client in need.
+            let _ = core.mail.to_link.push(ToLink::Wish(wish));
+        }
+    }
+
+    /// Another shard lacks an address.
+    pub fn on_wish(&mut self, wish: Wish, core: &mut Core) {
+        // Without room there would be no way to say what was given.
+        let lent = match core.mail.to_link.free_slots() {
+            0 => Vec::new(),
+            _ => self.engine.lend(&wish.wish, &*core.snapshot),
+        };
+        let answer = if lent.is_empty() {
+            ToLink::Wish(Wish {
+                asked: wish.asked + 1,
+                ..wish
+            })
+        } else {
+            ToLink::Lent {
+                shard: wish.borrower,
+                lent,
+            }
+        };
+        let _ = core.mail.to_link.push(answer);
+    }
+}
+
+fn trace_reply(reply: &Reply, buffer: &[u8], core: &mut Core) {
+    if core.snapshot.traces.is_empty() {
+        return;
+    }
+    let Ok(view) = View::parse(reply.payload(buffer)) else {
+        return;
+    };
+    let traced = view
+        .mac()
+        .filter(|mac| core.snapshot.is_traced(*mac, core.now));
+    if let Some(mac) = traced {
+        let text = trace::sent(&view);
+        let address = view.yiaddr().into();
+        core.event(trace::KIND, Some(mac.0), address, text);
+    }
+}
+
+fn detail(event: &dhcp::Event) -> Detail {
+    match event.kind {
+        EventKind::Ack => Detail::Lease {
+            secs: event.lease.as_secs(),
+        },
+        EventKind::AddressInUse => Detail::Plain("is used by this host, which has no lease for it"),
+        EventKind::RogueServer => {
+            Detail::Plain("is a DHCP server that nobody told us of; this client was answered by it")
+        }
+        _ => Detail::None,
+    }
+}
+
+/// Counted, and refused rather than in the way of leases.
+fn hand_over(shard: u32, arrival: &Arrival, payload: &[u8], core: &mut Core) {
+    if core.mail.to_link.free_slots() <= KEPT_FOR_LEASES {
+        core.counters.dhcp_hand_overs_refused += 1;
+        return;
+    }
+    let message = Box::new(HandOver {
+        interface: arrival.interface,
+        source: arrival.source,
+        destination: arrival.destination,
+        octets: payload.into(),
+    });
+    match core.mail.to_link.push(ToLink::HandOver { shard, message }) {
+        Ok(()) => core.counters.dhcp_handed_over += 1,
+        Err(_) => core.counters.dhcp_hand_overs_refused += 1,
     }
 }
 
@@ -210,13 +393,12 @@ fn send(
         )
     } else {
         let to = SocketAddrV4::new(reply.destination.ip(), reply.destination.port());
-        (
-            reply.payload(buffer),
-            Target::Dhcp {
-                from: reply.server,
-                to,
-            },
-        )
+        let from = reply.server;
+        let target = match reply.port {
+            PROXY_PORT => Target::ProxyDhcp { from, to },
+            _ => Target::Dhcp { from, to },
+        };
+        (reply.payload(buffer), target)
     };
     let train = Train {
         bytes: octets.len(),

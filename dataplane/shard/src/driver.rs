@@ -18,6 +18,10 @@ pub trait Driver {
     /// Sends what is queued, waits at most `wait` for something to happen, then appends what did, oldest first.
     fn poll(&mut self, wait: Duration, done: &mut Vec<Completion>) -> io::Result<()>;
 
+    /// The next poll may wait so long before it looks, if more is likely to come meanwhile: a wake-up costs as much as
+    /// several datagrams. A driver that cannot need not.
+    fn gather(&mut self, _time: Duration) {}
+
     /// Monotonic time, read once per poll.
     fn now(&self) -> Instant;
 
@@ -113,6 +117,8 @@ pub enum Service {
     DhcpFrame,
     /// The payload of a datagram to UDP 67: relays and renewals.
     Dhcp,
+    /// To UDP 4011: firmware on a link whose addresses somebody else hands out.
+    ProxyDhcp,
     /// To the TFTP request port.
     TftpRequest,
     /// To this shard's transfer port.
@@ -126,6 +132,8 @@ pub enum Target {
     Frame { interface: u32, mac: [u8; 6] },
     /// A DHCP message from UDP 67.
     Dhcp { from: Ipv4Addr, to: SocketAddrV4 },
+    /// A DHCP message from UDP 4011: firmware takes the answer from no other port.
+    ProxyDhcp { from: Ipv4Addr, to: SocketAddrV4 },
     /// From this shard's transfer port.
     Tftp { from: IpAddr, to: SocketAddr },
 }

@@ -11,6 +11,7 @@
 //! One turn: wait, receive, decide, send. It never awaits, never blocks, and takes nothing from a region but through
 //! its mailbox. A shard is one thread's; nothing in it is shared but the snapshot, the objects and the statistics.
 
+mod choices;
 mod config;
 mod dhcp_side;
 mod driver;
@@ -21,17 +22,19 @@ mod queries;
 mod snapshot;
 mod stats;
 mod tftp_side;
+mod trace;
 mod turn;
 
+pub use choices::Told;
 pub use config::Config;
 pub use driver::{
     Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
     StreamId, Target, Train,
 };
 pub use mailbox::{
-    Bell, BootQuery, Event, LinkMailbox, Receiver, Sender, ShardMailbox, TO_LINK_MAX, TO_SHARD_MAX,
-    TO_WORK_MAX, ToLink, ToShard, ToWork, WorkMailbox, mailboxes,
+    Bell, BootQuery, Detail, Event, HandOver, LinkMailbox, Receiver, Sender, ShardMailbox,
+    TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish, WorkMailbox, mailboxes,
 };
-pub use snapshot::{Link, Loader, Snapshot};
+pub use snapshot::{Link, Loader, Snapshot, Trace};
 pub use stats::{Counters, SharedStats, Stats};
 pub use turn::Shard;

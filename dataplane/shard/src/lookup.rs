@@ -13,8 +13,9 @@ use bytes::Bytes;
 use images::{Object, image_hash};
 use wire::dhcp4::View;
 
+use crate::choices::Told;
 use crate::config::Config;
-use crate::mailbox::{BootQuery, Event, ShardMailbox, ToLink, ToWork};
+use crate::mailbox::{BootQuery, Detail, Event, ShardMailbox, ToLink, ToWork};
 use crate::queries::{Answer, Queries, Waiter};
 use crate::snapshot::{Loader, Snapshot};
 use crate::stats::Counters;
@@ -270,13 +271,13 @@ impl Core {
         kind: &'static str,
         mac: Option<[u8; 6]>,
         address: IpAddr,
-        detail: String,
+        detail: impl Into<Detail>,
     ) {
         let event = Event {
             kind,
             mac,
             address,
-            detail,
+            detail: detail.into(),
             at: self.now,
         };
         if self.mail.to_link.push(ToLink::Event(event)).is_err() {
@@ -327,50 +328,27 @@ pub(crate) struct Choice<'a> {
     file: Option<BootFile>,
     hostname: &'a str,
     is_firmware: bool,
-}
-
-/// What a firmware client was told to boot.
-pub(crate) struct Told {
-    server: Ipv4Addr,
-    file: BootFile,
-}
-
-impl std::fmt::Display for Told {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "next server {}, boot file {} ({})",
-            self.server, self.file.file, self.file.method
-        )
-    }
+    /// Addresses are somebody else's there.
+    pub is_proxied: bool,
 }
 
 /// Chooses by firmware and by the subnet's disabled methods.
 pub(crate) fn boot_choice<'a>(
     query: &View<'_>,
-    link: &dhcp::Link,
+    received: &dhcp::Received<'_>,
     snapshot: &'a Snapshot,
 ) -> Choice<'a> {
     // A relayed client is on the relay's link, and is served from that link's address.
-    let link = match query.giaddr() {
-        relay if relay.is_unspecified() => link,
-        relay => snapshot
-            .link_by_address(relay)
-            .map_or(link, |link| &link.dhcp),
-    };
-    let inside = if query.giaddr().is_unspecified() {
-        link.server
-    } else {
-        query.giaddr()
-    };
-    let subnet = link.subnet_of(inside).or_else(|| link.subnets.first());
-    let disabled = subnet.map_or(&[][..], |subnet| &subnet.disabled_archs);
+    let home = dhcp::home(query, received, snapshot);
+    let link = home.map_or(received.link, |(link, _)| link);
+    let disabled = home.map_or(&[][..], |(_, subnet)| &subnet.disabled_archs);
     let machine = query.mac().and_then(|mac| snapshot.machine_by_mac(&mac.0));
     let firmware = Firmware::of(query);
     Choice {
         server: link.server,
         file: boot::boot_file(&firmware, IpAddr::V4(link.server), disabled),
         is_firmware: firmware.is_network_boot(),
+        is_proxied: link.mode == dhcp::Mode::Proxy,
         hostname: machine.map_or("", |machine| &machine.hostname),
     }
 }
@@ -388,14 +366,22 @@ impl Choice<'_> {
             file: file.file.as_str(),
             vendor_class: file.vendor_class.map(str::as_bytes),
             vendor_options: None,
+            vendor_identifying: file
+                .vendor_identifying
+                .as_ref()
+                .map(boot::VendorIdentifying::as_bytes),
             path_prefix: file.path_prefix.as_ref().map(|prefix| prefix.as_str()),
             hostname: self.hostname,
         }
     }
 
     /// What a firmware client is told; Linux's DHCP clients do not boot from it.
-    pub fn into_told(self) -> Option<Told> {
-        let (server, file) = (self.server, self.file?);
-        self.is_firmware.then_some(Told { server, file })
+    pub fn told(&self) -> Option<Told> {
+        let file = self.file.as_ref().filter(|_| self.is_firmware)?;
+        Some(Told {
+            server: self.server,
+            method: file.method,
+            file: file.file,
+        })
     }
 }

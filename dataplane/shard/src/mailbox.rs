@@ -9,16 +9,18 @@
 //! said that it is about to sleep, so that a busy thread costs its peers nothing. A full queue gives the message back:
 //! nothing here blocks, and nothing grows.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
 
-use lease::{Block, Outcome, Row, Write};
+use lease::{Block, Outcome, Row, VlanId, Write};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::choices::Told;
 use crate::driver::LinkSocket;
 
 /// Messages that fit a queue to a shard, from a shard to the link thread, and to the work thread.
@@ -53,6 +55,18 @@ pub enum ToShard {
     },
     /// Pieces or loaders arrived, or a fill failed: look at what waits.
     Progress,
+    /// A DHCP message that another shard received.
+    HandedOver(Box<HandOver>),
+    /// Another shard lacks an address: lend it one, or pass the wish on ([`ToLink::Wish`]).
+    Wish(Wish),
+    /// Addresses that another shard gave.
+    Lent(Vec<dhcp::Lent>),
+    /// The answer to a [`ToWork::Probe`].
+    Probed {
+        vlan: VlanId,
+        address: Ipv4Addr,
+        probed: dhcp::Probed,
+    },
     /// The packet sockets of this shard, in place of those it had.
     Links(Vec<LinkSocket>),
     /// Take nothing new, finish what runs, stop at the deadline at the latest.
@@ -76,6 +90,38 @@ pub enum ToLink {
         query: BootQuery,
     },
     Event(Event),
+    /// For that shard. Slow, for the few that the kernel cannot steer; dropped rather than kept waiting.
+    HandOver {
+        shard: u32,
+        message: Box<HandOver>,
+    },
+    /// For the next shard after `borrower + asked`, as a [`ToShard::Wish`]; it ends when it is back.
+    Wish(Wish),
+    /// For the borrower.
+    Lent {
+        shard: u32,
+        lent: Vec<dhcp::Lent>,
+    },
+}
+
+/// An address that a shard lacks, on its way around the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    pub borrower: u32,
+    /// Shards that had none.
+    pub asked: u32,
+    pub wish: dhcp::Wish,
+}
+
+/// A DHCP message that came to a shard that does not own its client.
+#[derive(Debug)]
+pub struct HandOver {
+    /// Kernel index of the device it came in on.
+    pub interface: u32,
+    pub source: SocketAddrV4,
+    pub destination: Ipv4Addr,
+    /// The UDP payload.
+    pub octets: Box<[u8]>,
 }
 
 /// A machine that the snapshot does not have.
@@ -99,8 +145,46 @@ pub struct Event {
     /// `None`: the rack finds the machine by its address.
     pub mac: Option<[u8; 6]>,
     pub address: IpAddr,
-    pub detail: String,
+    pub detail: Detail,
     pub at: Instant,
+}
+
+/// What an event says beside its kind, machine and address. Shards on a packet's way leave it unwritten: whoever
+/// reports it formats it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    None,
+    /// An ACK's.
+    Lease {
+        secs: u64,
+    },
+    BootFile(Told),
+    Plain(&'static str),
+    Text(Box<str>),
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Lease { secs } => write!(f, "for {secs} s"),
+            Self::BootFile(told) => told.fmt(f),
+            Self::Plain(text) => f.write_str(text),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<String> for Detail {
+    fn from(text: String) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<Told> for Detail {
+    fn from(told: Told) -> Self {
+        Self::BootFile(told)
+    }
 }
 
 /// What a shard asks of the work thread.
@@ -108,6 +192,12 @@ pub struct Event {
 pub enum ToWork {
     /// A client waits for this file.
     Want([u8; 32]),
+    /// Wants a [`ToShard::Probed`] in about half a second: whether anybody on this device uses the address.
+    Probe {
+        probe: dhcp::Probe,
+        /// Kernel index of the device.
+        interface: u32,
+    },
     /// A connection that is not the shard's, with the octets already read.
     HandOff {
         socket: OwnedFd,

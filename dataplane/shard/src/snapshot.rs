@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use dhcp::ReservationKey;
@@ -28,6 +29,15 @@ pub struct Snapshot {
     /// By path without a leading slash.
     pub loaders: Map<Arc<str>, Arc<Loader>>,
     pub settings: Arc<boot::Settings>,
+    /// Few, and mostly none.
+    pub traces: Arc<[Trace]>,
+}
+
+/// A machine each of whose DHCP messages is reported, for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    pub mac: Mac,
+    pub until: Instant,
 }
 
 /// A link of this rack and the device it is reached by.
@@ -129,6 +139,12 @@ impl Snapshot {
     pub fn clear_reservations(&mut self) {
         self.reservations.clear();
         self.reserved.clear();
+    }
+
+    pub fn is_traced(&self, mac: Mac, now: Instant) -> bool {
+        self.traces
+            .iter()
+            .any(|trace| trace.mac == mac && now < trace.until)
     }
 
     /// The MAC an address is set aside for.

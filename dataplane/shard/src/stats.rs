@@ -16,6 +16,12 @@ pub struct Counters {
     pub dhcp_no_slot: u64,
     /// Replies to a link whose device is gone.
     pub dhcp_no_device: u64,
+    /// Messages of clients that another shard owns: given to it, refused for want of room, and got from others.
+    pub dhcp_handed_over: u64,
+    pub dhcp_hand_overs_refused: u64,
+    pub dhcp_taken_over: u64,
+    /// Addresses to be asked for that found the mailbox full.
+    pub probes_lost: u64,
     /// Messages to the link and work threads that found the mailbox full.
     pub leases_refused: u64,
     pub events_lost: u64,

@@ -24,6 +24,8 @@ use crate::tftp_side::TftpHost;
 
 /// Longest sleep. Statistics are published at least so often.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// After a turn of DHCP alone the next look is not before this: no client notices, and a storm costs fewer wake-ups.
+const GATHER: Duration = Duration::from_micros(250);
 /// Messages taken per turn, so that mail cannot starve packets.
 const MAIL_PER_TURN_MAX: usize = 1024;
 /// Longest request or acknowledgement looked at (RFC 2347: 512).
@@ -42,6 +44,18 @@ pub struct Shard<D> {
     woken: Vec<Waiter>,
     draining: Option<Instant>,
     stopped: bool,
+}
+
+/// DHCP clients wait for seconds; transfers wait for each datagram.
+fn is_dhcp_only(done: &[Completion]) -> bool {
+    let is_dhcp = |completion: &Completion| match completion {
+        Completion::Datagram(datagram) => {
+            matches!(datagram.service, Service::DhcpFrame | Service::Dhcp)
+        }
+        Completion::Mail => true,
+        _ => false,
+    };
+    !done.is_empty() && done.iter().all(is_dhcp)
 }
 
 impl<D: Driver> Shard<D> {
@@ -108,6 +122,9 @@ impl<D: Driver> Shard<D> {
             };
             self.on_mail(message);
         }
+        if is_dhcp_only(&done) {
+            self.driver.gather(GATHER);
+        }
         for completion in done.drain(..) {
             self.on_completion(completion);
         }
@@ -167,6 +184,24 @@ impl<D: Driver> Shard<D> {
                 self.core.woken.extend(waiters);
             }
             ToShard::Progress => self.core.wake_waiting(),
+            ToShard::HandedOver(message) => {
+                if self.draining.is_none() {
+                    self.dhcp.on_handed_over(&message, &mut self.core);
+                    if !self.dhcp.has_room() {
+                        self.dhcp.flush(&mut self.core, &mut self.driver);
+                    }
+                }
+            }
+            ToShard::Wish(wish) => self.dhcp.on_wish(wish, &mut self.core),
+            ToShard::Lent(lent) => self.dhcp.engine.take(&lent),
+            ToShard::Probed {
+                vlan,
+                address,
+                probed,
+            } => {
+                let (core, driver) = (&mut self.core, &mut self.driver);
+                self.dhcp.on_probed(vlan, address, probed, core, driver);
+            }
             ToShard::Links(links) => self.driver.set_links(links),
             ToShard::Drain { deadline } => {
                 self.draining = Some(deadline);
@@ -219,7 +254,7 @@ impl<D: Driver> Shard<D> {
 
     fn on_datagram(&mut self, datagram: Datagram) {
         match datagram.service {
-            Service::DhcpFrame | Service::Dhcp => {
+            Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => {
                 if self.draining.is_none() {
                     let octets = self.driver.bytes(&datagram.buffer);
                     self.dhcp.on_datagram(&datagram, octets, &mut self.core);

@@ -317,7 +317,7 @@ impl Script {
 
     fn event(&mut self) -> (&'static str, Option<[u8; 6]>, String) {
         match self.next_to_link() {
-            ToLink::Event(event) => (event.kind, event.mac, event.detail),
+            ToLink::Event(event) => (event.kind, event.mac, event.detail.to_string()),
             other => panic!("{other:?}"),
         }
     }
@@ -715,4 +715,35 @@ fn a_drain_finishes_what_runs() {
             .is_empty()
     );
     assert!(script.shard.is_stopped());
+}
+
+#[test]
+fn on_a_proxied_link_firmware_is_told_what_to_boot_on_both_ports() {
+    let mut snapshot = snapshot();
+    let mut link = snapshot.link_by_vlan(5001).unwrap().clone();
+    link.dhcp.mode = dhcp::Mode::Proxy;
+    snapshot.set_links(vec![link]);
+    let mut script = Script::new(snapshot);
+    let left = script.frame(&discover(MessageType::Discover, None));
+    assert_eq!(
+        dhcp_reply(&left),
+        (MessageType::Offer, Ipv4Addr::UNSPECIFIED)
+    );
+    assert_eq!(script.event().0, "PROXY_DHCP");
+    let (kind, mac, detail) = script.event();
+    assert_eq!((kind, mac), ("BOOT_FILE", Some(MAC.0)));
+    assert!(detail.contains("lpxelinux.0"), "{detail}");
+
+    let query = discover(MessageType::Request, None);
+    let left = script.datagram(Service::ProxyDhcp, &query);
+    let [Left::Datagram(target, octets)] = &left[..] else {
+        panic!("{left:?}")
+    };
+    let (from, to) = (SERVER, SocketAddrV4::new([10, 99, 0, 9].into(), 2070));
+    assert_eq!(*target, Target::ProxyDhcp { from, to });
+    let view = View::parse(octets).unwrap();
+    assert_eq!(view.message_type(), Some(MessageType::Ack));
+    assert_eq!(view.file(), b"lpxelinux.0");
+    // The same to port 67 is the other server's business.
+    assert!(script.frame(&query).is_empty());
 }

@@ -78,12 +78,22 @@ impl Reaped {
 /// The submission side with what it needs, apart from the tables it serves.
 pub(crate) struct Queue {
     ring: IoUring,
+    /// The kernel can gather (6.12 on).
+    gathers: bool,
     enters: u64,
 }
 
+/// Completions that end a gathering wait early.
+const GATHERED_MAX: usize = 64;
+
 impl Queue {
     pub fn new(ring: IoUring) -> Self {
-        Self { ring, enters: 0 }
+        let gathers = ring.params().is_feature_min_timeout();
+        Self {
+            ring,
+            gathers,
+            enters: 0,
+        }
     }
 
     /// Calls into the kernel so far.
@@ -137,8 +147,14 @@ impl Queue {
         self.push_plain(&opcode::AsyncCancel2::new(builder).build().user_data(answer))
     }
 
-    /// Submits, waits at most `wait` for one completion, and copies all there are into `reaped`.
-    pub fn reap(&mut self, wait: Duration, reaped: &mut Vec<Reaped>) -> io::Result<()> {
+    /// Submits, waits at most `wait` for one completion, and copies all there are into `reaped`. A wait lasts `gather`
+    /// at least, unless [`GATHERED_MAX`] completions came: each wake-up costs as much as several datagrams.
+    pub fn reap(
+        &mut self,
+        wait: Duration,
+        gather: Duration,
+        reaped: &mut Vec<Reaped>,
+    ) -> io::Result<()> {
         let result = if wait.is_zero() || !self.ring.completion().is_empty() {
             let queued = !self.ring.submission().is_empty();
             let waiting = self.ring.submission().taskrun() || self.ring.submission().cq_overflow();
@@ -152,7 +168,16 @@ impl Queue {
             self.enters += 1;
             let time = Timespec::from(wait);
             let args = SubmitArgs::new().timespec(&time);
-            self.ring.submitter().submit_with_args(1, &args).map(drop)
+            let gather = gather.min(wait).as_micros() as u32; // far below an hour
+            let (want, args) = if gather > 0 && self.gathers {
+                (GATHERED_MAX, args.min_wait_usec(gather))
+            } else {
+                (1, args)
+            };
+            self.ring
+                .submitter()
+                .submit_with_args(want, &args)
+                .map(drop)
         };
         match result {
             Ok(()) => {}

@@ -103,6 +103,8 @@ struct Memory {
 
 pub struct Ring {
     queue: Queue,
+    /// For the next poll.
+    gather: Duration,
     memory: ManuallyDrop<Memory>,
     sockets: Slab<Socket>,
     /// Packet sockets by device.
@@ -112,6 +114,7 @@ pub struct Ring {
     bell_armed: bool,
     /// Sockets for each way out.
     dhcp: Option<u32>,
+    proxy_dhcp: Option<u32>,
     transfer: Option<u32>,
     transfer_ipv6: bool,
     /// Sockets whose receive ended and is to be armed again.
@@ -166,6 +169,7 @@ impl Ring {
         template.msg_controllen = CONTROL_BYTES;
         let mut ring = Self {
             queue: Queue::new(ring),
+            gather: Duration::ZERO,
             memory: ManuallyDrop::new(Memory {
                 sets,
                 small: Slots::new(limits.small_slots, SMALL_SLOT_BYTES),
@@ -179,6 +183,7 @@ impl Ring {
             bell,
             bell_armed: false,
             dhcp: None,
+            proxy_dhcp: None,
             transfer: None,
             transfer_ipv6: false,
             unarmed: Vec::new(),
@@ -191,6 +196,9 @@ impl Ring {
         };
         if let Some(fd) = sockets.dhcp {
             ring.dhcp = Some(ring.add_socket(fd, Service::Dhcp, 0));
+        }
+        if let Some(fd) = sockets.proxy_dhcp {
+            ring.proxy_dhcp = Some(ring.add_socket(fd, Service::ProxyDhcp, 0));
         }
         if let Some(fd) = sockets.tftp {
             ring.add_socket(fd, Service::TftpRequest, 0);
@@ -242,7 +250,7 @@ impl Ring {
                 continue;
             }
             let set = match socket.service {
-                Service::DhcpFrame | Service::Dhcp => SET_DHCP,
+                Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
                 Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
             };
             let group = self.memory.sets[set].group();
@@ -353,7 +361,7 @@ impl Ring {
             }
         }
         let set_index = match service {
-            Service::DhcpFrame | Service::Dhcp => SET_DHCP,
+            Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
             Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
         };
         let memory = &mut *self.memory;
@@ -495,7 +503,8 @@ impl Driver for Ring {
             }
         };
         let mut reaped = std::mem::take(&mut self.reaped);
-        let result = self.queue.reap(wait, &mut reaped);
+        let gather = std::mem::take(&mut self.gather);
+        let result = self.queue.reap(wait, gather, &mut reaped);
         self.now = Instant::now();
         for completion in reaped.drain(..) {
             self.on_reaped(completion, done);
@@ -507,6 +516,10 @@ impl Driver for Ring {
             .send_files(self.limits.file_bytes_per_poll, &mut self.queue, done);
         memory.streams.end_lingering(self.now, &mut self.queue);
         result
+    }
+
+    fn gather(&mut self, time: Duration) {
+        self.gather = time;
     }
 
     fn now(&self) -> Instant {
@@ -538,6 +551,7 @@ impl Driver for Ring {
         let (socket, ipv6) = match target {
             Target::Frame { interface, .. } => (self.links.get(interface).copied(), false),
             Target::Dhcp { .. } => (self.dhcp, false),
+            Target::ProxyDhcp { .. } => (self.proxy_dhcp, false),
             Target::Tftp { .. } => (self.transfer, self.transfer_ipv6),
         };
         let Some(fd) = socket
@@ -674,7 +688,7 @@ impl Drop for Ring {
             let mut reaped = Vec::new();
             if self
                 .queue
-                .reap(Duration::from_millis(10), &mut reaped)
+                .reap(Duration::from_millis(10), Duration::ZERO, &mut reaped)
                 .is_err()
             {
                 break;

@@ -93,7 +93,7 @@ impl Slots {
         let mut control = ControlWriter::new(&mut slot.control.0);
         let name_bytes = match *target {
             Target::Frame { interface, mac } => put_link_address(interface, mac, &mut slot.name.0),
-            Target::Dhcp { from, to } => {
+            Target::Dhcp { from, to } | Target::ProxyDhcp { from, to } => {
                 control.source(IpAddr::V4(from), ipv6, 0);
                 put_address(to.into(), ipv6, &mut slot.name.0)
             }

@@ -4,6 +4,7 @@
 //! |-------------|---------------------------------------|---------------------------------------------|
 //! | DHCP, local | AF_PACKET SOCK_DGRAM, one per link and shard | fanout by chaddr ([`open_link`])     |
 //! | DHCP, rest  | UDP 67, one per shard, reuseport      | filter and group program by chaddr          |
+//! | proxyDHCP   | UDP 4011, one per shard, reuseport    | the kernel's hash of the 4-tuple            |
 //! | TFTP        | UDP 69, one per shard, reuseport      | the kernel's hash of the 4-tuple            |
 //! | TFTP data   | UDP, one port per shard               | the shard that owns the port                |
 //! | HTTP        | TCP, one listener per shard, reuseport | the kernel's hash of the 4-tuple           |
@@ -29,6 +30,7 @@ use crate::filter;
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
     pub dhcp: Option<SocketAddrV4>,
+    pub proxy_dhcp: Option<SocketAddrV4>,
     pub tftp: Option<SocketAddr>,
     pub http: Option<SocketAddr>,
 }
@@ -39,6 +41,7 @@ impl Default for Places {
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Self {
             dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 67)),
+            proxy_dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 4011)),
             tftp: Some(any(69)),
             http: Some(any(5248)),
         }
@@ -49,6 +52,7 @@ impl Default for Places {
 #[derive(Debug)]
 pub struct ShardSockets {
     pub dhcp: Option<OwnedFd>,
+    pub proxy_dhcp: Option<OwnedFd>,
     pub tftp: Option<OwnedFd>,
     /// The port that all transfers of this shard are sent from.
     pub transfer: Option<OwnedFd>,
@@ -68,7 +72,7 @@ pub struct SocketError {
 }
 
 /// Octets the kernel keeps of a burst. Without privilege it is cut to net.core.rmem_max.
-const RECEIVE_BYTES: usize = 4 << 20;
+const BUFFER_BYTES: usize = 4 << 20;
 const BACKLOG: c_int = 4096;
 /// A machine that lost its power in mid-download must not hold its connection: its next boot uses the same port.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,6 +84,7 @@ pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketErr
     for shard in 0..shards {
         let mut sockets = ShardSockets {
             dhcp: None,
+            proxy_dhcp: None,
             tftp: None,
             transfer: None,
             http: None,
@@ -88,6 +93,9 @@ pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketErr
         };
         if let Some(place) = places.dhcp {
             sockets.dhcp = Some(open_dhcp(place, shard, shards)?.into());
+        }
+        if let Some(place) = places.proxy_dhcp {
+            sockets.proxy_dhcp = Some(open_datagram(place.into(), true)?.into());
         }
         if let Some(place) = tftp_place {
             let socket = open_datagram(place, true)?;
@@ -143,8 +151,9 @@ pub fn open_link(interface: u32, shards: u32) -> Result<Vec<LinkSocket>, SocketE
         ] {
             set(&fd, libc::SOL_PACKET, name, &1i32).map_err(fault(action, what()))?;
         }
-        receive_buffer(&fd);
-        bind_link(&fd, interface).map_err(fault("binding to the device", what()))?;
+        large_buffers(&fd);
+        bind_link(&fd, interface, libc::ETH_P_IP)
+            .map_err(fault("binding to the device", what()))?;
         let joined = match group {
             None => join_first(&fd, shards).map(|id| group = Some(id)),
             Some(id) => set(&fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &fanout(id, 0)),
@@ -198,11 +207,54 @@ fn join_first(fd: &OwnedFd, shards: u32) -> io::Result<u16> {
     }
 }
 
-fn bind_link(fd: &OwnedFd, interface: u32) -> io::Result<()> {
+/// A socket for whole ARP frames on one device, and the device's hardware address: to ask whether an address is used.
+pub fn open_arp(interface: u32) -> Result<(OwnedFd, [u8; 6]), SocketError> {
+    let what = || format!("device {interface}");
+    let socket = Socket::new(Domain::PACKET, Type::RAW.cloexec().nonblocking(), None)
+        .map_err(fault("opening a packet socket", what()))?;
+    let fd: OwnedFd = socket.into();
+    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1i32)
+        .map_err(fault("ignoring outgoing packets", what()))?;
+    bind_link(&fd, interface, libc::ETH_P_ARP).map_err(fault("binding to the device", what()))?;
+    let mac = hardware_address(&fd).map_err(fault("asking for the hardware address", what()))?;
+    Ok((fd, mac))
+}
+
+/// The Ethernet address of the device that a packet socket is bound to.
+fn hardware_address(fd: &OwnedFd) -> io::Result<[u8; 6]> {
+    let mut address = libc::sockaddr_ll {
+        sll_family: 0,
+        sll_protocol: 0,
+        sll_ifindex: 0,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` and `length` are valid for writes for the call, and `length` says the size of `address`.
+    let result = unsafe {
+        libc::getsockname(
+            fd.as_raw_fd(),
+            (&raw mut address).cast::<libc::sockaddr>(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if address.sll_hatype != libc::ARPHRD_ETHER || address.sll_halen != 6 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let [a, b, c, d, e, f, ..] = address.sll_addr;
+    Ok([a, b, c, d, e, f])
+}
+
+fn bind_link(fd: &OwnedFd, interface: u32, protocol: c_int) -> io::Result<()> {
     let index = c_int::try_from(interface).map_err(|_| io::ErrorKind::InvalidInput)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_protocol: (protocol as u16).to_be(),
         sll_ifindex: index,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -243,7 +295,7 @@ fn open_dhcp(place: SocketAddrV4, shard: u32, shards: u32) -> Result<Socket, Soc
         &filter::udp_filter(shard, shards),
     )
     .map_err(fault("attaching the DHCP filter", place))?;
-    receive_buffer(&socket);
+    large_buffers(&socket);
     socket
         .bind(&SocketAddr::from(place).into())
         .map_err(fault("binding", place))?;
@@ -270,7 +322,7 @@ fn open_datagram(place: SocketAddr, shared: bool) -> Result<Socket, SocketError>
         set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &free)
             .map_err(fault("allowing fragments", place))?;
     }
-    receive_buffer(&socket);
+    large_buffers(&socket);
     socket
         .bind(&place.into())
         .map_err(fault("binding", place))?;
@@ -343,22 +395,16 @@ fn local_address(socket: &Socket, what: &'static str) -> Result<SocketAddr, Sock
         .map_err(fault("asking for the address", what))
 }
 
-/// As much as we may; a smaller one only loses more of a burst.
-fn receive_buffer(fd: &impl AsRawFd) {
-    if set(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_RCVBUFFORCE,
-        &(RECEIVE_BYTES as c_int),
-    )
-    .is_err()
-    {
-        let _ = set(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUF,
-            &(RECEIVE_BYTES as c_int),
-        );
+/// As much as we may. A smaller one loses more of a burst; a full send buffer sends a datagram through a kernel worker.
+fn large_buffers(fd: &impl AsRawFd) {
+    for (forced, plain) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    ] {
+        let bytes = BUFFER_BYTES as c_int;
+        if set(fd, libc::SOL_SOCKET, forced, &bytes).is_err() {
+            let _ = set(fd, libc::SOL_SOCKET, plain, &bytes);
+        }
     }
 }
 

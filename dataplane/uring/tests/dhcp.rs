@@ -189,11 +189,18 @@ fn read(payload: &[u8], to: Ipv4Addr) -> Seen {
 }
 
 fn rack(shards: u32) -> Rack {
+    rack_in_mode(shards, dhcp::Mode::Serve)
+}
+
+fn rack_in_mode(shards: u32, mode: dhcp::Mode) -> Rack {
     let index = interface_index("ve0").unwrap();
     let mut snapshot = Snapshot::default();
-    snapshot.set_links(vec![dhcp_link(VLAN, index)]);
+    let mut link = dhcp_link(VLAN, index);
+    link.dhcp.mode = mode;
+    snapshot.set_links(vec![link]);
     let places = Places {
         dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 67)),
+        proxy_dhcp: Some(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 4011)),
         tftp: None,
         http: None,
     };
@@ -320,6 +327,7 @@ fn a_broadcast_is_answered_once_by_its_shard() {
         assert!(
             event
                 .detail
+                .to_string()
                 .contains("boot file bootx64.efi (uefi_amd64_tftp)"),
             "{event:?}"
         );
@@ -439,6 +447,42 @@ fn a_checksum_left_to_hardware_is_not_missed() {
             (!replies.is_empty()).then_some(replies)
         });
         assert_eq!(replies.len(), 1);
+        rack.stop();
+    });
+}
+
+/// Firmware beside somebody else's DHCP: its DISCOVER by broadcast, then port 4011, which answers from itself.
+#[test]
+fn port_4011_answers_from_port_4011() {
+    in_network(|| {
+        ip("addr add 10.99.0.2/24 dev lo");
+        let rack = rack_in_mode(2, dhcp::Mode::Proxy);
+        let mut wire = Wire::open("ve1");
+        let none = Ipv4Addr::UNSPECIFIED;
+        wire.broadcast(&message(MessageType::Discover, mac(1), false, none, None));
+        let offers = wire.replies();
+        assert_eq!(offers.len(), 1);
+        assert_eq!(
+            (offers[0].kind, offers[0].address),
+            (MessageType::Offer, none)
+        );
+        assert_eq!(
+            (offers[0].to, &offers[0].bootfile[..]),
+            (Ipv4Addr::BROADCAST, &b"bootx64.efi"[..])
+        );
+
+        let client: Ipv4Addr = [10, 99, 0, 2].into();
+        let socket = UdpSocket::bind(SocketAddrV4::new(client, 0)).unwrap();
+        let patience = Some(Duration::from_millis(1000));
+        socket.set_read_timeout(patience).unwrap();
+        let request = message(MessageType::Request, mac(1), false, none, None);
+        socket.send_to(&request, "10.99.0.1:4011").unwrap();
+        let mut buffer = [0; 2048];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, "10.99.0.1:4011".parse().unwrap());
+        let ack = read(&buffer[..length], client);
+        assert_eq!((ack.kind, ack.address), (MessageType::Ack, none));
+        assert_eq!(ack.bootfile, b"bootx64.efi");
         rack.stop();
     });
 }

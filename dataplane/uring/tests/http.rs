@@ -84,6 +84,7 @@ fn a_half_closed_client_is_answered() {
     assert!(
         event
             .detail
+            .to_string()
             .ends_with(&format!("squashfs {} octets by HTTP", 3 * MIB)),
         "{event:?}"
     );
@@ -229,7 +230,7 @@ fn a_fill_in_progress_is_streamed_piece_by_piece() {
         .collect();
     let wanted = rack.next_to_work(|message| match message {
         ToWork::Want(sha256) => Some(sha256),
-        ToWork::HandOff { .. } => None,
+        ToWork::HandOff { .. } | ToWork::Probe { .. } => None,
     });
     assert_eq!(wanted, [1; 32]);
     assert!(object.set_filling());
@@ -312,7 +313,7 @@ fn a_handed_off_connection_keeps_its_octets() {
                 local,
                 read,
             } => Some((socket, peer, local, read)),
-            ToWork::Want(_) => None,
+            ToWork::Want(_) | ToWork::Probe { .. } => None,
         });
         assert_eq!(
             (peer.ip(), local.port()),

@@ -116,7 +116,7 @@ fn curl_downloads_by_tftp() {
             out.stdout.len()
         );
         let event = rack.event("LOADER_SERVED");
-        assert_eq!(event.detail, "lpxelinux.0 500000 octets by TFTP");
+        assert_eq!(event.detail.to_string(), "lpxelinux.0 500000 octets by TFTP");
         assert_eq!(event.address, std::net::IpAddr::from([127, 0, 0, 1]));
     }
     rack.stop();
@@ -237,7 +237,7 @@ fn an_unknown_machine_costs_one_call() {
     assert!(!scripts[0].is_empty() && scripts[0] == scripts[1]);
     assert_eq!(ask().unwrap(), scripts[0]);
     assert_eq!(
-        rack.event("BOOT_PARAMETERS").detail,
+        rack.event("BOOT_PARAMETERS").detail.to_string(),
         "local from the region"
     );
     while let Some(message) = rack.link[0].from_shard.pop() {

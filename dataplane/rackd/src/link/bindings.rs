@@ -1,5 +1,6 @@
 //! Keeps the map of which MAC holds which address now: what the metadata proxy attests with, and how events find their
-//! machine. Bounded by the addresses of the rack's blocks.
+//! machine. Bounded by the addresses of the rack's blocks, and those of its peers' blocks whose bindings it has extended since
+//! it attached.
 
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLockWriteGuard};

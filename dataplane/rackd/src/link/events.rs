@@ -1,6 +1,7 @@
 //! Shard events on their way to a region: gathered, sent in batches, the oldest dropped when none is taken.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use shard::Event;
@@ -15,6 +16,10 @@ const GATHER: Duration = Duration::from_millis(200);
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Calls of one batch before it is given up.
 const TRIES_MAX: u32 = 3;
+/// Each shard notices a strange DHCP server by itself; the rack tells of it once in this time.
+const ROGUE_AGAIN: Duration = Duration::from_secs(590);
+/// Strange servers remembered, the last ones told of.
+const ROGUES_MAX: usize = 64;
 
 #[derive(Default)]
 pub(super) struct Events {
@@ -23,6 +28,7 @@ pub(super) struct Events {
     sent: Vec<Event>,
     tries: u32,
     due: Option<Instant>,
+    rogues: VecDeque<(IpAddr, Instant)>,
     pub counters: Counters,
 }
 
@@ -34,12 +40,27 @@ pub struct Counters {
 
 impl Events {
     pub fn push(&mut self, event: Event, now: Instant) {
+        if event.kind == dhcp::EventKind::RogueServer.name() && self.is_told(event.address, now) {
+            return;
+        }
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
             self.counters.dropped += 1;
         }
         self.waiting.push_back(event);
         self.due.get_or_insert(now + GATHER);
+    }
+
+    /// Whether another shard told of this server a moment ago; it counts as told from now on.
+    fn is_told(&mut self, server: IpAddr, now: Instant) -> bool {
+        let lately = |at: Instant| now < at + ROGUE_AGAIN;
+        self.rogues.retain(|(_, at)| lately(*at));
+        let told = self.rogues.iter().any(|(other, _)| *other == server);
+        if !told {
+            self.rogues.truncate(ROGUES_MAX - 1);
+            self.rogues.push_front((server, now));
+        }
+        told
     }
 
     /// When `take` may have something.
@@ -93,7 +114,7 @@ mod tests {
             kind: "DHCP_ACK",
             mac: None,
             address,
-            detail: String::new(),
+            detail: shard::Detail::None,
             at: Instant::now(),
         }
     }
@@ -112,6 +133,26 @@ mod tests {
         assert_eq!(events.take(later + RETRY_AFTER).unwrap().len(), 2);
         events.finish(true, later);
         assert_eq!((events.counters.reported, events.due()), (2, None));
+    }
+
+    #[test]
+    fn all_shards_together_tell_of_a_strange_server_once() {
+        let (mut events, now) = (Events::default(), Instant::now());
+        let rogue = |n| Event {
+            kind: "ROGUE_DHCP_SERVER",
+            ..event(n)
+        };
+        for shard in 0..8 {
+            events.push(rogue(1), now + Duration::from_millis(shard));
+        }
+        events.push(rogue(2), now);
+        assert_eq!(events.waiting.len(), 2);
+        events.push(rogue(1), now + Duration::from_secs(600));
+        assert_eq!(events.waiting.len(), 3);
+        for n in 0..1000 {
+            events.push(rogue(n), now);
+        }
+        assert_eq!(events.rogues.len(), ROGUES_MAX);
     }
 
     #[test]

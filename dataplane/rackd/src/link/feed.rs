@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use capnp::Error;
@@ -279,7 +280,9 @@ impl Image {
                 self.snapshot.loaders.insert(path.into(), loader);
             }
             Which::Settings(settings) => {
-                self.snapshot.settings = Arc::new(machine::settings(settings?)?);
+                let settings = settings?;
+                self.snapshot.settings = Arc::new(machine::settings(settings)?);
+                self.snapshot.traces = words::traces(settings.get_traces()?, Instant::now())?;
             }
             Which::Reservation(reservation) => {
                 if let Some(reservation) = words::reservation(reservation?)? {

@@ -80,6 +80,12 @@ impl Leases {
             .map(|at| at.saturating_sub(now.boot))
     }
 
+    /// How long a batch of leases will not leave yet, full ones apart. `None`: one would at once.
+    pub fn gathers(&self, now: Now) -> Option<Duration> {
+        let left = self.machine.batch_due().checked_sub(now.boot)?;
+        (!left.is_zero()).then_some(left)
+    }
+
     pub fn tick(&mut self, now: Now, shards: &mut Shards) {
         if self.machine.next_tick().is_some_and(|at| at <= now.boot) {
             self.handle(Input::Tick, now, shards);
@@ -302,7 +308,10 @@ impl Leases {
             return;
         };
         match (&write.kind, outcome) {
-            (WriteKind::Grant { client, .. }, Outcome::Durable { remaining }) => {
+            (
+                WriteKind::Grant { client, .. } | WriteKind::Extend { client, .. },
+                Outcome::Durable { remaining },
+            ) => {
                 self.bound(&write, client, sent + remaining, now);
             }
             (WriteKind::Reclaim { .. } | WriteKind::Quarantine { .. }, Outcome::Done) => {

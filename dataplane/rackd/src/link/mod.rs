@@ -51,6 +51,7 @@ pub use feed::Counters as FeedCounters;
 pub use identity::IdentityError;
 pub use interfaces::Interface;
 
+use crate::metrics::Numbers;
 use crate::work::fill::Letter;
 use crate::work::power::Ask;
 use crate::work::{Bindings, Region};
@@ -103,6 +104,8 @@ pub struct Ports {
     /// The linked regiond processes, the preferred one first.
     pub regions: watch::Sender<Arc<[Region]>>,
     pub status: watch::Sender<Status>,
+    /// What the rack counts, for a region that asks.
+    pub numbers: Numbers,
     pub sockets: OpenSockets,
     pub interfaces: ReadInterfaces,
 }

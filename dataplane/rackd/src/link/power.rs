@@ -1,4 +1,4 @@
-//! `Rack.power` and `Rack.ping`: the region's calls, handed to the work thread and answered when it is done.
+//! `Rack.power`, handed to the work thread and answered when it is done; `Rack.ping` and `Rack.stats`, answered at once.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use rpc::muster_capnp as wire;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::metrics::Numbers;
 use crate::work::power::Ask;
 
 const DEADLINE_MAX: Duration = Duration::from_secs(600);
@@ -21,6 +22,7 @@ pub(super) struct RackCalls {
     pub asks: mpsc::Sender<Ask>,
     /// When the region last called: it pings, so silence means that the link is dead.
     pub heard: Rc<Cell<Instant>>,
+    pub numbers: Numbers,
 }
 
 impl wire::rack::Server for RackCalls {
@@ -64,6 +66,25 @@ impl wire::rack::Server for RackCalls {
     ) -> Result<(), Error> {
         self.heard.set(Instant::now());
         Ok(())
+    }
+
+    async fn stats(
+        self: Rc<Self>,
+        _: wire::rack::StatsParams,
+        results: wire::rack::StatsResults,
+    ) -> Result<(), Error> {
+        self.heard.set(Instant::now());
+        put_stats(&(self.numbers)(), results);
+        Ok(())
+    }
+}
+
+fn put_stats(numbers: &[(String, u64)], mut results: wire::rack::StatsResults) {
+    let mut list = results.get().init_stats(numbers.len() as u32);
+    for (i, (name, value)) in numbers.iter().enumerate() {
+        let mut builder = list.reborrow().get(i as u32);
+        builder.set_name(name);
+        builder.set_value(*value);
     }
 }
 

@@ -19,6 +19,7 @@ use super::interfaces::Interface;
 use super::power::RackCalls;
 use super::thread::Happening;
 use super::wire::{self, Welcome};
+use crate::metrics::Numbers;
 use crate::work::power::Ask;
 
 const PROTOCOL: u16 = 1;
@@ -45,6 +46,7 @@ pub(super) struct Shared {
     pub tls: RefCell<Arc<ClientConfig>>,
     pub interfaces: RefCell<Vec<Interface>>,
     pub asks: mpsc::Sender<Ask>,
+    pub numbers: Numbers,
     pub happenings: mpsc::UnboundedSender<Happening>,
     /// Changes when the links must say hello anew.
     pub refresh: watch::Sender<u64>,
@@ -149,6 +151,7 @@ async fn hello(
     let calls = RackCalls {
         asks: shared.asks.clone(),
         heard: Rc::clone(heard),
+        numbers: Numbers::clone(&shared.numbers),
     };
     let calls: rack::Client = capnp_rpc::new_client(calls);
     let mut request = connection.door.hello_request();

@@ -55,6 +55,16 @@ impl Shards {
         }
     }
 
+    /// Drops and counts what would have to wait: its sender's client asks again.
+    pub fn send_if_room(&mut self, shard: usize, message: ToShard) {
+        let Some(end) = self.ends.get_mut(shard) else {
+            return;
+        };
+        if !end.flush() || end.to.push(message).is_err() {
+            self.dropped += 1;
+        }
+    }
+
     /// `message` is made once for each.
     pub fn send_all(&mut self, mut message: impl FnMut() -> ToShard) {
         for shard in 0..self.ends.len() {

@@ -26,6 +26,7 @@ use super::region::{self, LinkId, Shared};
 use super::shards::{Ringing, Shards};
 use super::wire::{self, Welcome};
 use super::{LinkContext, LinkFailed, Ports, Status, bindings, enrol, machine, tls};
+use crate::metrics::Numbers;
 use crate::work::Region;
 
 /// Mailbox messages taken before the other tasks of this thread get their turn.
@@ -150,6 +151,7 @@ impl Thread {
             tls: RefCell::new(tls),
             interfaces: RefCell::new(interfaces),
             asks: ports.power.clone(),
+            numbers: Numbers::clone(&ports.numbers),
             happenings: told,
             refresh: tokio::sync::watch::Sender::new(0),
             live: RefCell::default(),
@@ -204,8 +206,13 @@ impl Thread {
         while !cancel.is_cancelled() {
             let waits = self.shards.flush();
             let wait = self.wait(waits);
-            self.bell.bell().park();
-            if self.shards.is_empty() {
+            // Soon after a batch of leases nothing leaves before the next is due: shards need not ring until then.
+            let gathers = self.leases.gathers(Now::read());
+            if gathers.is_none() {
+                self.bell.bell().park();
+            }
+            if gathers.is_some() || self.shards.is_empty() {
+                let wait = wait.min(gathers.unwrap_or(wait));
                 tokio::select! {
                     biased;
                     () = cancel.cancelled() => {}
@@ -349,6 +356,18 @@ impl Thread {
                 self.leases
                     .request(shard, ticket, write, Now::read(), &mut self.shards);
             }
+            ToLink::HandOver { shard, message } => {
+                let message = ToShard::HandedOver(message);
+                self.shards.send_if_room(shard as usize, message);
+            }
+            ToLink::Wish(wish) => {
+                let count = self.shards.count() as u32; // far below
+                if wish.asked + 1 < count {
+                    let next = (wish.borrower + wish.asked + 1) % count;
+                    self.shards.send(next as usize, ToShard::Wish(wish));
+                }
+            }
+            ToLink::Lent { shard, lent } => self.shards.send(shard as usize, ToShard::Lent(lent)),
             ToLink::BootConfig { ticket, query } => self.on_boot_query(shard, ticket, query),
             ToLink::Event(mut event) => {
                 let now = Instant::now();

@@ -18,6 +18,10 @@ use wire::heartbeat_reply::Which as Beat;
 use super::connect::Endpoint;
 use super::interfaces::Interface;
 
+/// Machines followed at once, and for how long.
+const TRACES_MAX: usize = 16;
+const TRACE_MAX: Duration = Duration::from_secs(86_400);
+
 fn bad(what: &str) -> Error {
     Error::failed(format!("malformed {what}"))
 }
@@ -404,6 +408,21 @@ pub(super) fn reservation(
     }))
 }
 
+/// The machines to be followed from `now` on; what is over the limit is left out.
+pub(super) fn traces(
+    readers: capnp::struct_list::Reader<'_, wire::trace::Owned>,
+    now: std::time::Instant,
+) -> Result<Arc<[shard::Trace]>, Error> {
+    let trace = |reader: wire::trace::Reader<'_>| {
+        let left = Duration::from_millis(reader.get_remaining_ms()).min(TRACE_MAX);
+        Ok(shard::Trace {
+            mac: ::wire::ethernet::Mac(mac(reader.get_mac()?)?),
+            until: now + left,
+        })
+    };
+    readers.iter().take(TRACES_MAX).map(trace).collect()
+}
+
 // ---------------------------------------------------------------- queries and events
 
 pub(super) fn put_query(
@@ -429,7 +448,7 @@ pub(super) fn put_event(
     }
     builder.set_address(&octets(event.address));
     builder.set_ago_ms(millis(now.saturating_duration_since(event.at)));
-    builder.set_detail(&event.detail);
+    builder.set_detail(event.detail.to_string());
 }
 
 #[cfg(test)]
@@ -485,6 +504,32 @@ mod tests {
         assert_eq!(
             quarantine.get_kind().unwrap(),
             wire::LeaseWriteKind::Quarantine
+        );
+    }
+
+    #[test]
+    fn few_machines_are_followed_and_none_for_ever() {
+        let mut message = capnp::message::Builder::new_default();
+        let settings = message.init_root::<wire::settings::Builder<'_>>();
+        let mut list = settings.init_traces(20);
+        for n in 0..20 {
+            let mut trace = list.reborrow().get(n);
+            trace.set_mac(&[2, 0, 0, 0, 0, n as u8]);
+            trace.set_remaining_ms(if n == 0 { u64::MAX } else { 1_000 });
+        }
+        let now = std::time::Instant::now();
+        let read: wire::settings::Reader<'_> = message.get_root_as_reader().unwrap();
+        let traces = traces(read.get_traces().unwrap(), now).unwrap();
+        assert_eq!(traces.len(), TRACES_MAX);
+        assert_eq!(traces[0].until, now + TRACE_MAX);
+        assert_eq!(traces[1].until, now + Duration::from_secs(1));
+        let mac = ::wire::ethernet::Mac([2, 0, 0, 0, 0, 1]);
+        let mut snapshot = shard::Snapshot::default();
+        snapshot.traces = traces;
+        assert!(snapshot.is_traced(mac, now));
+        assert!(
+            !snapshot.is_traced(mac, now + Duration::from_secs(2)),
+            "it ends by itself"
         );
     }
 

@@ -1,5 +1,5 @@
 //! The rack's work thread: everything that may wait for somebody else. BMC power ([`power`]), image fills
-//! ([`fill`]) and the metadata proxy ([`proxy`]), all on one current-thread runtime.
+//! ([`fill`]), the metadata proxy ([`proxy`]) and ARP probes ([`arp`]), all on one current-thread runtime.
 //!
 //! The runtime is `tokio_uring::start`: tokio for sockets and timers, and the ring for the image cache,
 //! so that writing gigabytes to a disk neither blocks the thread nor needs a pool of blocking threads.
@@ -10,6 +10,7 @@
 //! [`Bindings`] (which client has which address) with the link thread that keeps them, and its counters
 //! with everybody.
 
+pub mod arp;
 pub mod disk;
 pub mod fetch;
 pub mod fill;
@@ -82,6 +83,7 @@ pub struct Inbox {
     pub power: mpsc::Receiver<power::Ask>,
     pub fills: mpsc::Receiver<fill::Letter>,
     pub connections: mpsc::Receiver<proxy::HandedOff>,
+    pub probes: mpsc::Receiver<arp::Ask>,
 }
 
 /// The sending ends; cheap to clone.
@@ -90,21 +92,25 @@ pub struct Mailboxes {
     pub power: mpsc::Sender<power::Ask>,
     pub fills: mpsc::Sender<fill::Letter>,
     pub connections: mpsc::Sender<proxy::HandedOff>,
+    pub probes: mpsc::Sender<arp::Ask>,
 }
 
 pub fn mailboxes() -> (Mailboxes, Inbox) {
     let (power, power_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
     let (fills, fills_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
     let (connections, connections_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
+    let (probes, probes_inbox) = mpsc::channel(MAILBOX_LETTERS_MAX);
     let mailboxes = Mailboxes {
         power,
         fills,
         connections,
+        probes,
     };
     let inbox = Inbox {
         power: power_inbox,
         fills: fills_inbox,
         connections: connections_inbox,
+        probes: probes_inbox,
     };
     (mailboxes, inbox)
 }
@@ -126,6 +132,7 @@ impl Counter {
 /// What the thread has done, for `/metrics` and for tests.
 #[derive(Debug, Default)]
 pub struct Counters {
+    pub arp: arp::Counters,
     pub power: power::Counters,
     pub fill: fill::Counters,
     pub proxy: proxy::Counters,
@@ -167,7 +174,10 @@ async fn serve(context: Context) {
         counters.clone(),
     );
     let filling = tokio::task::spawn_local(filler.run(inbox.fills));
-    let messages = shards::run(shards, bell, mailboxes, progress, counters.clone());
+    let (answers, probed) = mpsc::channel(MAILBOX_LETTERS_MAX);
+    let probing = arp::run(inbox.probes, answers, counters.clone());
+    let probing = tokio::task::spawn_local(probing);
+    let messages = shards::run(shards, bell, mailboxes, progress, probed, counters.clone());
     let messages = tokio::task::spawn_local(messages);
     let mut ending = JoinSet::new();
     ending.spawn_local(power::run(inbox.power, counters.clone()));
@@ -183,6 +193,7 @@ async fn serve(context: Context) {
     // Fills go on after the next start. Operations and connections may end by themselves, as far as the
     // grace goes and nobody sends more.
     messages.abort();
+    probing.abort();
     filling.abort();
     let (fill, power, proxy) = (&counted.fill, &counted.power, &counted.proxy);
     tracing::info!(

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use shard::{Bell, ToShard, ToWork, WorkMailbox};
 use tokio::net::unix::pipe;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use super::arp::{Answer, Ask};
 use super::fill::Letter;
 use super::proxy::{self, HandedOff};
 use super::{Counter, Counters as WorkCounters, Mailboxes};
@@ -35,6 +36,7 @@ pub async fn run(
     bell: Arc<Bell>,
     mailboxes: Mailboxes,
     progress: Arc<Notify>,
+    mut probed: mpsc::Receiver<Answer>,
     counters: Arc<WorkCounters>,
 ) {
     let ringing = match listen(&bell) {
@@ -54,6 +56,10 @@ pub async fn run(
                         return;
                     }
                 }
+                Some(answer) = probed.recv() => {
+                    bell.unpark();
+                    tell(&mut shards, answer);
+                }
                 () = progress.notified() => {
                     bell.unpark();
                     for shard in &mut shards {
@@ -65,13 +71,16 @@ pub async fn run(
             }
         }
         bell.unpark();
-        for shard in &mut shards {
+        for (index, shard) in shards.iter_mut().enumerate() {
             for _ in 0..MESSAGES_PER_TURN_MAX {
                 let Some(message) = shard.from_shard.pop() else {
                     break;
                 };
-                take(message, &mailboxes, &counters);
+                take(index, message, &mailboxes, &counters);
             }
+        }
+        while let Ok(answer) = probed.try_recv() {
+            tell(&mut shards, answer);
         }
         tokio::task::yield_now().await;
     }
@@ -94,11 +103,32 @@ async fn wait(ringing: &pipe::Receiver) -> io::Result<()> {
     }
 }
 
-fn take(message: ToWork, mailboxes: &Mailboxes, counters: &WorkCounters) {
+/// A full queue: the shard takes it for unanswered.
+fn tell(shards: &mut [WorkMailbox], answer: Answer) {
+    if let Some(shard) = shards.get_mut(answer.shard) {
+        let _ = shard.to_shard.push(ToShard::Probed {
+            vlan: answer.probe.vlan,
+            address: answer.probe.address,
+            probed: answer.probed,
+        });
+    }
+}
+
+fn take(shard: usize, message: ToWork, mailboxes: &Mailboxes, counters: &WorkCounters) {
     match message {
         ToWork::Want(sha256) => {
             counters.shards.wants.add(1);
             if mailboxes.fills.try_send(Letter::Wanted(sha256)).is_err() {
+                counters.shards.refused.add(1);
+            }
+        }
+        ToWork::Probe { probe, interface } => {
+            let ask = Ask {
+                shard,
+                probe,
+                interface,
+            };
+            if mailboxes.probes.try_send(ask).is_err() {
                 counters.shards.refused.add(1);
             }
         }
@@ -165,13 +195,13 @@ mod tests {
                 },
             )
         };
-        take(ToWork::Want([7; 32]), &mailboxes, &counters);
+        take(0, ToWork::Want([7; 32]), &mailboxes, &counters);
         assert!(matches!(inbox.fills.try_recv(), Ok(Letter::Wanted(sha256)) if sha256 == [7; 32]));
-        take(hand_off().1, &mailboxes, &counters);
+        take(0, hand_off().1, &mailboxes, &counters);
         assert_eq!(inbox.connections.try_recv().unwrap().read, b"GET");
         inbox.connections.close();
         let (mut client, message) = hand_off();
-        take(message, &mailboxes, &counters);
+        take(0, message, &mailboxes, &counters);
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");

@@ -47,6 +47,7 @@ impl Default for Setup {
             shards: 1,
             places: Places {
                 dhcp: None,
+                proxy_dhcp: None,
                 tftp: Some(any),
                 http: Some(any),
             },

@@ -1,0 +1,254 @@
+//! Asks by ARP whether anybody uses an address that a shard is about to deal in (RFC 5227 §2.1.1).
+//!
+//! Two probes, a quarter of a second apart, and half a second of listening: a host that answers later is caught by its
+//! client's own check and a DECLINE. A device's socket is open only while something is asked on it, so that the ARP
+//! of a large network costs the rack nothing.
+//!
+//! Who is asked: everybody on the device's wire. What says "in use": any ARP packet whose sender claims the address.
+//! Not here: which addresses are asked for, and what becomes of one that is in use (`dhcp`).
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use dhcp::{Probe, Probed};
+use rustix::net::{SendFlags, send};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use wire::arp;
+use wire::ethernet::Mac;
+
+use super::{Counter, Counters as WorkCounters};
+
+/// From the first probe to the second, and to the verdict.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+const LISTEN: Duration = Duration::from_millis(500);
+/// Addresses asked for at one time, on all devices together.
+const ASKED_MAX: usize = 1024;
+/// A device without questions keeps its socket so long.
+const IDLE: Duration = Duration::from_secs(2);
+/// A frame with an ARP packet, padded.
+const FRAME_BYTES_MAX: usize = 128;
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub asked: Counter,
+    pub in_use: Counter,
+    /// No socket, or the device did not take the frame.
+    pub failed: Counter,
+    /// Refused: too many at a time.
+    pub refused: Counter,
+}
+
+/// A question of a shard's.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub shard: usize,
+    pub probe: Probe,
+    /// Kernel index of the device.
+    pub interface: u32,
+}
+
+/// Its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    pub shard: usize,
+    pub probe: Probe,
+    pub probed: Probed,
+}
+
+type Key = (u32, Ipv4Addr);
+
+/// What is asked, shared with the tasks that listen.
+type Asked = Rc<RefCell<HashMap<Key, (usize, Probe)>>>;
+
+struct Device {
+    socket: Rc<OwnedFd>,
+    mac: Mac,
+    /// Ends with the device.
+    listener: JoinHandle<()>,
+    used: Instant,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+struct Prober {
+    asked: Asked,
+    devices: HashMap<u32, Device>,
+    /// When each is asked again, and when each is found unused. In order: the waits are always the same.
+    again: VecDeque<(Instant, Key)>,
+    ends: VecDeque<(Instant, Key)>,
+    answers: mpsc::Sender<Answer>,
+    counters: std::sync::Arc<WorkCounters>,
+}
+
+/// Serves until nobody can ask any more. On a `LocalSet`.
+pub async fn run(
+    mut asks: mpsc::Receiver<Ask>,
+    answers: mpsc::Sender<Answer>,
+    counters: std::sync::Arc<WorkCounters>,
+) {
+    let mut prober = Prober {
+        asked: Asked::default(),
+        devices: HashMap::new(),
+        again: VecDeque::new(),
+        ends: VecDeque::new(),
+        answers,
+        counters,
+    };
+    loop {
+        let wait = prober.next_due();
+        tokio::select! {
+            ask = asks.recv() => match ask {
+                Some(ask) => prober.begin(ask),
+                None => return,
+            },
+            () = sleep_until(wait) => prober.on_time(Instant::now()),
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Prober {
+    fn next_due(&self) -> Option<Instant> {
+        let first = |queue: &VecDeque<(Instant, Key)>| queue.front().map(|(at, _)| *at);
+        let idle = self.devices.values().map(|device| device.used + IDLE).min();
+        [first(&self.again), first(&self.ends), idle]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn begin(&mut self, ask: Ask) {
+        let key = (ask.interface, ask.probe.address);
+        if self.asked.borrow().len() >= ASKED_MAX || self.asked.borrow().contains_key(&key) {
+            self.counters.arp.refused.add(1);
+            return; // the shard takes it for unanswered
+        }
+        self.counters.arp.asked.add(1);
+        self.asked.borrow_mut().insert(key, (ask.shard, ask.probe));
+        let now = Instant::now();
+        if let Err(error) = self.send(key, now) {
+            tracing::warn!(device = ask.interface, address = %ask.probe.address, %error, "an ARP probe");
+            self.counters.arp.failed.add(1);
+            return finish(&self.asked, &self.answers, key, Probed::Unknown);
+        }
+        self.again.push_back((now + AGAIN_AFTER, key));
+        self.ends.push_back((now + LISTEN, key));
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        while let Some((_, key)) = self.again.pop_front_if(|(at, _)| *at <= now) {
+            // Answered, or failed: then the first one's verdict stands.
+            if self.asked.borrow().contains_key(&key) {
+                let _ = self.send(key, now);
+            }
+        }
+        while let Some((_, key)) = self.ends.pop_front_if(|(at, _)| *at <= now) {
+            finish(&self.asked, &self.answers, key, Probed::Unused);
+        }
+        self.devices.retain(|_, device| now < device.used + IDLE);
+    }
+
+    fn send(&mut self, (interface, address): Key, now: Instant) -> io::Result<()> {
+        let device = self.device(interface)?;
+        device.used = now;
+        let frame = arp::probe(device.mac, address);
+        let sent = send(&*device.socket, &frame, SendFlags::DONTWAIT)?;
+        if sent < frame.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(())
+    }
+
+    fn device(&mut self, interface: u32) -> io::Result<&mut Device> {
+        use std::collections::hash_map::Entry;
+        match self.devices.entry(interface) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let (socket, mac) = uring::open_arp(interface).map_err(io::Error::other)?;
+                // A second descriptor of it, read as a pipe is read.
+                let readable =
+                    pipe::Receiver::from_owned_fd_unchecked(socket.as_fd().try_clone_to_owned()?)?;
+                let listener = Listener {
+                    interface,
+                    own: Mac(mac),
+                    asked: Rc::clone(&self.asked),
+                    answers: self.answers.clone(),
+                    counters: self.counters.clone(),
+                };
+                Ok(place.insert(Device {
+                    socket: Rc::new(socket),
+                    mac: Mac(mac),
+                    listener: tokio::task::spawn_local(listener.run(readable)),
+                    used: Instant::now(),
+                }))
+            }
+        }
+    }
+}
+
+struct Listener {
+    interface: u32,
+    own: Mac,
+    asked: Asked,
+    answers: mpsc::Sender<Answer>,
+    counters: std::sync::Arc<WorkCounters>,
+}
+
+impl Listener {
+    /// Until the device is gone or the socket closes.
+    async fn run(self, socket: pipe::Receiver) {
+        let mut frame = [0; FRAME_BYTES_MAX];
+        loop {
+            if socket.readable().await.is_err() {
+                return;
+            }
+            match socket.try_read(&mut frame) {
+                Ok(length) => self.on_frame(&frame[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The device went down: what is asked ends by itself.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn on_frame(&self, frame: &[u8]) {
+        let Some(sender) = arp::sender(frame) else {
+            return;
+        };
+        let key = (self.interface, sender.address);
+        if sender.mac != self.own && self.asked.borrow().contains_key(&key) {
+            self.counters.arp.in_use.add(1);
+            finish(&self.asked, &self.answers, key, Probed::InUse(sender.mac));
+        }
+    }
+}
+
+fn finish(asked: &Asked, answers: &mpsc::Sender<Answer>, key: Key, probed: Probed) {
+    if let Some((shard, probe)) = asked.borrow_mut().remove(&key) {
+        // A full mailbox: the shard takes it for unanswered.
+        let _ = answers.try_send(Answer {
+            shard,
+            probe,
+            probed,
+        });
+    }
+}

@@ -1,0 +1,92 @@
+//! What clients were told to boot, from their REQUEST until the ACK that answers it.
+//!
+//! A fixed table: a client that hashes to a place another one waits in takes it, and the event log misses one line.
+
+use std::fmt;
+use std::hash::BuildHasher;
+use std::net::Ipv4Addr;
+
+use boot::Text;
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
+use wire::ethernet::Mac;
+
+/// Places, a power of two; a storm has a few hundred clients between REQUEST and ACK.
+const PLACES: usize = 4096;
+
+/// What a firmware client was told to boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub server: Ipv4Addr,
+    /// MAAS's name of the boot method.
+    pub method: &'static str,
+    pub file: Text,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "next server {}, boot file {} ({})",
+            self.server, self.file, self.method
+        )
+    }
+}
+
+pub(crate) struct Choices {
+    places: Box<[Option<(Mac, Told)>]>,
+    hasher: SeedableRandomState,
+}
+
+impl Choices {
+    /// `seed` must be random: strangers choose their MACs.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            places: vec![None; PLACES].into(),
+            hasher: SeedableRandomState::with_seed(seed, SharedSeed::global_fixed()),
+        }
+    }
+
+    fn place(&mut self, mac: Mac) -> &mut Option<(Mac, Told)> {
+        let at = self.hasher.hash_one(mac.0) as usize & (PLACES - 1);
+        &mut self.places[at]
+    }
+
+    pub fn put(&mut self, mac: Mac, told: Told) {
+        *self.place(mac) = Some((mac, told));
+    }
+
+    pub fn take(&mut self, mac: Mac) -> Option<Told> {
+        let place = self.place(mac);
+        let (_, told) = (*place).filter(|(other, _)| *other == mac)?;
+        *place = None;
+        Some(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_is_taken_once_by_its_own_client() {
+        let mut choices = Choices::new(7);
+        let told = Told {
+            server: Ipv4Addr::new(10, 0, 0, 1),
+            method: "pxe",
+            file: Text::format(format_args!("lpxelinux.0")).unwrap(),
+        };
+        let mac = |number: u32| {
+            let [a, b, c, d] = number.to_be_bytes();
+            Mac([2, 0, a, b, c, d])
+        };
+        choices.put(mac(1), told);
+        assert_eq!(choices.take(mac(2)), None);
+        assert_eq!(choices.take(mac(1)), Some(told));
+        assert_eq!(choices.take(mac(1)), None);
+        for number in 0..100_000 {
+            choices.put(mac(number), told);
+        }
+        assert_eq!(choices.take(mac(99_999)), Some(told));
+    }
+}
