@@ -1,0 +1,78 @@
+//! A shard of a rack: the real DHCP engine, or one without any caution.
+
+use std::time::Duration;
+
+use lease::{Block, Outcome, Row, Write};
+
+use crate::engine::EngineShard;
+use crate::message::{Answer, Query};
+use crate::naive::NaiveShard;
+use crate::rng::Rng;
+
+/// Names a shard's write until its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ticket {
+    Engine(dhcp::Ticket),
+    Naive(u64),
+}
+
+/// What a shard wants done.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    Answer(Answer),
+    Write { ticket: Option<Ticket>, write: Write },
+}
+
+/// What the link thread says to its shards.
+#[derive(Clone, Debug)]
+pub(crate) enum Word {
+    Attached {
+        blocks: std::rc::Rc<[Block]>,
+        rows: std::rc::Rc<[Row]>,
+        sent: Duration,
+        until: Duration,
+    },
+    Outcome {
+        ticket: Ticket,
+        outcome: Outcome,
+        sent: Duration,
+    },
+    Until(Duration),
+    Forget,
+}
+
+pub(crate) enum Shard {
+    Engine(Box<EngineShard>),
+    Naive(NaiveShard),
+}
+
+impl Shard {
+    /// Times are the rack's CLOCK_BOOTTIME.
+    pub fn hear(&mut self, word: Word, now: Duration, wishes: &mut Vec<Wish>) {
+        match self {
+            Self::Engine(shard) => shard.hear(word, now, wishes),
+            Self::Naive(shard) => shard.hear(word, now, wishes),
+        }
+    }
+
+    pub fn query(&mut self, query: &Query, now: Duration, rng: &mut Rng, wishes: &mut Vec<Wish>) {
+        match self {
+            Self::Engine(shard) => shard.query(query, now, wishes),
+            Self::Naive(shard) => shard.query(query, now, rng, wishes),
+        }
+    }
+
+    pub fn tick(&mut self, now: Duration, wishes: &mut Vec<Wish>) {
+        match self {
+            Self::Engine(shard) => shard.tick(now, wishes),
+            Self::Naive(_) => {}
+        }
+    }
+
+    pub fn next_tick(&self) -> Option<Duration> {
+        match self {
+            Self::Engine(shard) => shard.next_tick(),
+            Self::Naive(_) => None,
+        }
+    }
+}
