@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{in_namespace, on_host, run};
 use crate::instance::{Lab, rack_process};
 use crate::process::Process;
+
+/// For the end of a killed server's last processes, and the recovery of its data.
+const DATABASE_LIMIT: Duration = Duration::from_secs(30);
 
 impl Lab {
     /// Whether regiond was started and has not been killed.
@@ -90,6 +94,32 @@ impl Lab {
             text.trim()
         );
         Ok(())
+    }
+
+    /// SIGKILL to PostgreSQL's postmaster; its children end when they notice. [`Lab::start_database`] brings it back.
+    pub fn kill_database(&self) -> Result<()> {
+        let file = self.database_folder().join("data/postmaster.pid");
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        let number = text.lines().next().unwrap_or_default().trim();
+        let pid = number.parse().ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.with_context(|| format!("{} holds no process id", file.display()))?;
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+            .context("killing the postmaster")
+    }
+
+    /// Starts PostgreSQL after [`Lab::kill_database`], as whatever supervises it would: again and again, because while
+    /// one process of the old server lives the new one refuses.
+    pub fn start_database(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            // With no server, `restart` is a start with the options of the last time.
+            match self.restart_database("immediate") {
+                Err(error) if start.elapsed() > DATABASE_LIMIT => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Lines of the answer to `sql`, columns parted by `|`. Works without regiond, too.

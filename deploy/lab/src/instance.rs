@@ -103,6 +103,8 @@ pub struct Lab {
     pub(crate) processes: Vec<Process>,
     /// Model machines made so far.
     pub(crate) models: usize,
+    /// Hosts of DHCP tests made so far.
+    pub(crate) dhcp_hosts: usize,
 }
 
 impl Lab {
@@ -190,6 +192,7 @@ impl Lab {
             machines: Vec::new(),
             processes: Vec::new(),
             models: 0,
+            dhcp_hosts: 0,
         };
         lab.start_advertising()?;
         lab.create_machines(config)?;
@@ -385,8 +388,13 @@ impl Lab {
 
     /// Tells the region of the machines' VLAN, its subnet and range, and switches DHCP on at rack 1.
     pub fn define_network(&self) -> Result<()> {
+        let vlan = self.define_subnet()?;
+        self.switch_dhcp_on(&vlan)
+    }
+
+    /// The first half of it: VLAN, subnet and range. Returns the VLAN's path in the API.
+    pub fn define_subnet(&self) -> Result<String> {
         let region = &self.region;
-        let rack = self.racks.first().context("there is no rack yet")?;
         let fabric = region.post("fabrics/", "", &[("name", "machines")])?;
         let fabric_id = number(&fabric, "id")?;
         let vlan = match fabric.get("vlans").and_then(|vlans| vlans.get(0)) {
@@ -415,10 +423,14 @@ impl Lab {
                 ("subnet", &subnet_id),
             ],
         )?;
-        region.put(
-            &format!("fabrics/{fabric_id}/vlans/{vid}/"),
-            &[("dhcp_on", "true"), ("primary_rack", &rack.system_id)],
-        )?;
+        Ok(format!("fabrics/{fabric_id}/vlans/{vid}/"))
+    }
+
+    /// The second half.
+    pub fn switch_dhcp_on(&self, vlan: &str) -> Result<()> {
+        let rack = self.racks.first().context("there is no rack yet")?;
+        let on = [("dhcp_on", "true"), ("primary_rack", &rack.system_id)];
+        self.region.put(vlan, &on)?;
         Ok(())
     }
 
@@ -439,7 +451,11 @@ impl Lab {
             .arg("--initrd")
             .arg(image.initrd());
         run(import.arg("--squashfs").arg(image.squashfs())).context("importing the image")?;
+        self.import_loaders(binaries)
+    }
 
+    /// Gives the region the boot loaders only: DHCP answers firmware with their names.
+    pub fn import_loaders(&self, binaries: &Path) -> Result<()> {
         let folder = self.folder.join("loaders");
         loaders::gather(&folder)?;
         let mut import = self.muster(binaries, &["image", "import-loaders", "--dir"])?;
@@ -475,6 +491,10 @@ impl Lab {
 
     pub fn machines(&self) -> &[Machine] {
         &self.machines
+    }
+
+    pub fn network(&self) -> &BootNetwork {
+        &self.network
     }
 
     pub fn names(&self) -> &Names {

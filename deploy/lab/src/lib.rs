@@ -21,11 +21,13 @@
 //! `cargo xtask` installs. It does not build programs, and does not decide what a test expects.
 
 mod command;
+mod dhcp_host;
 mod faults;
 pub mod host;
 pub mod image;
 mod instance;
 pub mod kvm;
+mod load;
 pub mod loaders;
 mod machine;
 mod model_machine;
@@ -37,7 +39,9 @@ pub mod reaper;
 mod region;
 pub mod usage;
 
+pub use dhcp_host::{CLIENT_INTERFACE, DhcpHost, RELAY_INTERFACES, RelayHost, ServerPair};
 pub use instance::{Lab, LabConfig, Rack, Summary};
+pub use load::LOAD_INTERFACE;
 pub use machine::Machine;
 pub use model_machine::{BmcKind, ModelMachine, ModelSetup, Progress};
 pub use oauth::ApiKey;

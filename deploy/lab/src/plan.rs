@@ -113,6 +113,11 @@ impl BootNetwork {
         self.host(number + 1)
     }
 
+    /// The router with a relay agent, where a test has one: above all racks.
+    pub fn relay(&self) -> Ipv4Net {
+        self.host(RACKS_MAX + 3)
+    }
+
     fn host(&self, offset: usize) -> Ipv4Net {
         nth(self.subnet, offset)
     }
@@ -124,6 +129,14 @@ pub const MGMT: Ipv4Net = net([10, 98, 0, 0], 24);
 pub const BMC: Ipv4Net = net([10, 97, 0, 0], 24);
 /// The prefix that the router advertisements announce on the machines' VLAN.
 pub const BOOT_V6: &str = "fd99::";
+
+/// The subnet behind a test's relay.
+pub const BEHIND: Ipv4Net = net([10, 96, 0, 0], 24);
+
+/// The relay's own address there.
+pub fn behind_gateway() -> Ipv4Net {
+    nth(BEHIND, 1)
+}
 
 pub fn region_mgmt() -> Ipv4Net {
     nth(MGMT, 1)
@@ -214,6 +227,11 @@ pub fn rack_links(number: usize, racks: usize) -> RackLinks {
 /// MAC of a machine's NIC: 0 boots, 1 is the second one. QEMU's own prefix.
 pub fn machine_mac(machine: usize, nic: u8) -> String {
     format!("52:54:00:4d:{nic:02x}:{machine:02x}")
+}
+
+/// MAC of a test's DHCP client.
+pub fn client_mac(client: usize) -> String {
+    format!("52:54:00:c1:{:02x}:{:02x}", client >> 8, client & 0xff)
 }
 
 const fn net(octets: [u8; 4], prefix: u8) -> Ipv4Net {

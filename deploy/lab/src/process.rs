@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -51,6 +51,44 @@ impl Process {
                 bail!("{} ended ({status}); {}", self.name, last_words(&self.log))
             }
         }
+    }
+
+    /// SIGTERM, and the end of it within `limit`; its exit status.
+    pub fn terminate(mut self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(rustix::process::Signal::TERM)?;
+        self.wait_end(limit)
+    }
+
+    /// Waits for its own end.
+    pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let start = Instant::now();
+        loop {
+            let ended = self.child.try_wait();
+            if let Some(status) = ended.with_context(|| format!("looking after {}", self.name))? {
+                return Ok(status);
+            }
+            if start.elapsed() > limit {
+                let seconds = limit.as_secs();
+                bail!(
+                    "{} did not end within {seconds} s; {}",
+                    self.name,
+                    last_words(&self.log)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Of the program itself: nothing stands between it and us.
+    pub fn pid(&self) -> Result<rustix::process::Pid> {
+        let pid = i32::try_from(self.child.id()).context("a process id is an i32")?;
+        rustix::process::Pid::from_raw(pid).context("no process has id 0")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        rustix::process::kill_process(self.pid()?, signal)
+            .with_context(|| format!("signalling {}", self.name))
     }
 
     /// SIGKILL, and the end of it.

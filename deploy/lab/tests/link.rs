@@ -124,6 +124,7 @@ impl Rack {
                 tls: watch::Sender::new(None),
                 regions: watch::Sender::new(Arc::from([])),
                 status,
+                numbers: Arc::new(Vec::new),
                 sockets: Box::new(|_| Ok(vec![std::fs::File::open("/dev/null")?.into()])),
                 interfaces: Box::new(|| {
                     Ok(vec![Interface {

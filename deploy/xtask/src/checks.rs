@@ -11,9 +11,12 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lab::{BootNetwork, Firmware, Lab, LabConfig};
 
+use crate::clients;
 use crate::commissioning;
 use crate::database::TestDatabase;
+use crate::differential;
 use crate::faults;
+use crate::kills;
 use crate::packages;
 use crate::screen::Screen;
 use crate::workspace::{self, Profile};
@@ -26,7 +29,7 @@ pub struct Test {
     /// Only these stages, for a quick look.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Stage>,
-    /// Of the faults, only the cases whose name has one of these in it.
+    /// Of the stages with cases, only those whose name has one of these in it.
     #[arg(long, value_name = "WORDS")]
     case: Vec<String>,
     /// The part of this stage that needs root; everything is built.
@@ -46,6 +49,12 @@ enum Stage {
     Lab,
     /// What breaks while region, rack and model machines work
     Faults,
+    /// Real DHCP clients, and a relay agent
+    Clients,
+    /// The same DHCP exchanges with Kea
+    Differential,
+    /// SIGKILL to rackd, regiond and PostgreSQL under DHCP load
+    Kills,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +82,9 @@ impl Test {
         if let Some(stage) = self.prepared {
             let score = match stage {
                 Stage::Faults => faults::run(&self.case)?,
+                Stage::Clients => clients::run(&self.case)?,
+                Stage::Differential => differential::run(&self.case)?,
+                Stage::Kills => kills::run(&self.case)?,
                 _ => in_the_lab()?,
             };
             return Ok(if score.failed == 0 {
@@ -102,7 +114,10 @@ impl Test {
                 ]),
                 Stage::Tests => tests(),
                 Stage::Lab => lab_stage(),
-                Stage::Faults => self.faults_stage(),
+                Stage::Faults => self.rooted(stage, faults::run),
+                Stage::Clients => self.rooted(stage, clients::run),
+                Stage::Differential => self.rooted(stage, differential::run),
+                Stage::Kills => self.rooted(stage, kills::run),
             };
             let score = score.unwrap_or_else(|error| {
                 println!("{stage:?}: {error:#}");
@@ -115,7 +130,7 @@ impl Test {
         for (stage, time, score) in times {
             let name = format!("{stage:?}");
             println!(
-                "{name:8} {:>6.0} s  {} passed, {} failed",
+                "{name:12} {:>6.0} s  {} passed, {} failed",
                 time.as_secs_f64(),
                 score.passed,
                 score.failed
@@ -131,12 +146,14 @@ impl Test {
 }
 
 impl Test {
-    fn faults_stage(&self) -> Result<Score> {
+    /// A stage with cases: builds as the user, runs as root.
+    fn rooted(&self, stage: Stage, run: fn(&[String]) -> Result<Score>) -> Result<Score> {
         workspace::build(Profile::Dev)?;
         if workspace::is_root() {
-            return faults::run(&self.case);
+            return run(&self.case);
         }
-        let mut arguments: Vec<String> = ["test", "--prepared", "faults"].map(str::to_owned).into();
+        let name = format!("{stage:?}").to_lowercase();
+        let mut arguments = vec!["test".to_owned(), "--prepared".to_owned(), name];
         arguments.extend(self.case.iter().map(|case| format!("--case={case}")));
         let done = workspace::as_root(&arguments)?;
         Ok(Score::of(done == ExitCode::SUCCESS))

@@ -1,10 +1,11 @@
 //! The fault stage of `cargo xtask test`: region, rack and machines together, while something breaks.
 //!
-//! One lab with one rack serves all cases; the machines are models (see `lab::ModelMachine`), a new one for each case.
+//! One lab with one rack serves all cases but that of two racks (`pair`); the machines are models (see `lab::ModelMachine`), a new one for each case.
 //! Every wait is for something that is seen, and has an end. What a crate's own tests show is not shown again here.
 
 mod bench;
 mod network;
+mod pair;
 mod power;
 mod restarts;
 pub mod soak;
@@ -19,6 +20,7 @@ use lab::{BootNetwork, Firmware, Lab, LabConfig, ModelSetup};
 use crate::checks::{Score, finish_logs};
 use crate::workspace::{self, Profile};
 use bench::Bench;
+pub use bench::Random;
 
 /// All cases whose name contains one of `filters`, or all; needs root and everything built.
 pub fn run(filters: &[String]) -> Result<Score> {
@@ -48,8 +50,9 @@ pub fn run(filters: &[String]) -> Result<Score> {
         "no program panicked, no lease was in conflict",
         trust::nothing_odd,
     );
-    let score = bench.end();
+    let mut score = bench.end();
     finish_logs(&logs, score);
+    score.add(pair::run(filters)?);
     Ok(score)
 }
 

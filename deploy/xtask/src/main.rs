@@ -2,12 +2,18 @@
 //!
 //! `demo` shows a commissioning from nothing, `test` proves everything, `lab` keeps a lab for load tools.
 
+mod bench;
 mod checks;
+mod clients;
 mod commissioning;
 mod database;
 mod demo;
+mod dhcp_lab;
+mod differential;
 mod faults;
+mod fuzz;
 mod inventory;
+mod kills;
 mod packages;
 mod screen;
 mod standing;
@@ -40,10 +46,19 @@ enum Command {
     /// A lab that stays: region and racks for load tools and for having a look.
     #[command(subcommand)]
     Lab(standing::Command),
+    /// Side by side with peers: what a lease, a datagram, a commit costs.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Random inputs to parsers and engines, for as long as asked (nightly Rust, cargo-fuzz).
+    Fuzz(fuzz::Fuzz),
     /// Build the ephemeral image into the cache, unless it is there.
     Image,
     /// Install the Debian packages that lab and build need, where they are missing.
-    Packages,
+    Packages {
+        /// Those of the benches, too.
+        #[arg(long)]
+        bench: bool,
+    },
 }
 
 /// Where machines boot.
@@ -83,7 +98,10 @@ fn main() -> ExitCode {
             println!("{}", image.folder.display());
             ExitCode::SUCCESS
         }),
-        Command::Packages => packages::ensure().map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => command.run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Packages { bench: false } => packages::ensure().map(|()| ExitCode::SUCCESS),
+        Command::Packages { bench: true } => packages::ensure_bench().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

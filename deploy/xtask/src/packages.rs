@@ -71,6 +71,30 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ),
     ("dnsmasq-base", "/usr/sbin/dnsmasq", "router advertisements"),
     (
+        "isc-dhcp-client",
+        "/usr/sbin/dhclient",
+        "a DHCP client, in tests",
+    ),
+    ("udhcpc", "/usr/sbin/udhcpc", "a DHCP client, in tests"),
+    ("busybox", "/usr/bin/busybox", "its ARP check, in tests"),
+    ("dhcpcd-base", "/usr/sbin/dhcpcd", "a DHCP client, in tests"),
+    (
+        "systemd",
+        "/usr/lib/systemd/systemd-networkd",
+        "a DHCP client, in tests",
+    ),
+    (
+        "isc-dhcp-relay",
+        "/usr/sbin/dhcrelay",
+        "a relay agent, in tests",
+    ),
+    (
+        "kea-dhcp4-server",
+        "/usr/sbin/kea-dhcp4",
+        "the DHCP server that ours is compared with",
+    ),
+    ("kea-admin", "/usr/sbin/perfdhcp", "DHCP load"),
+    (
         "mmdebstrap",
         "/usr/bin/mmdebstrap",
         "builds the ephemeral image",
@@ -83,13 +107,32 @@ const PACKAGES: &[(&str, &str, &str)] = &[
     ("zstd", "/usr/bin/zstd", "builds the ephemeral image"),
     ("cpio", "/usr/bin/cpio", "builds the ephemeral image"),
 ];
+/// What only `cargo xtask bench` needs, too.
+const BENCH_PACKAGES: &[(&str, &str, &str)] = &[
+    (
+        "isc-dhcp-server",
+        "/usr/sbin/dhcpd",
+        "a DHCP server to compare with",
+    ),
+    ("nftables", "/usr/sbin/nft", "broadcasts to perfdhcp"),
+];
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const CLUSTERS: &str = "/etc/postgresql";
 
 /// Installs what is missing.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
+    ensure_all(false)
+}
+
+/// The same, with what benches need.
+pub fn ensure_bench() -> Result<()> {
+    ensure_all(true)
+}
+
+fn ensure_all(bench: bool) -> Result<()> {
+    let bench_packages = if bench { BENCH_PACKAGES } else { &[] };
+    let wanted = || PACKAGES.iter().chain(bench_packages);
+    let missing: Vec<&str> = wanted()
         .filter(|(package, file, _)| !is_there(package, file))
         .map(|(package, _, _)| *package)
         .collect();
@@ -97,17 +140,16 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     eprintln!("these Debian packages are needed and missing:");
-    for (package, _, purpose) in PACKAGES
-        .iter()
-        .filter(|(package, ..)| missing.contains(package))
-    {
+    for (package, _, purpose) in wanted().filter(|(package, ..)| missing.contains(package)) {
         eprintln!("    {package:24} {purpose}");
     }
     if !Path::new("/usr/bin/apt-get").exists() {
         bail!("there is no apt-get here: install their like by hand, or use Debian 12");
     }
     if !workspace::is_root() {
-        let done = workspace::as_root(&["packages".to_owned()])?;
+        let mut arguments = vec!["packages".to_owned()];
+        arguments.extend(bench.then(|| "--bench".to_owned()));
+        let done = workspace::as_root(&arguments)?;
         ensure!(done == ExitCode::SUCCESS, "installing the packages failed");
         return Ok(());
     }
@@ -118,8 +160,7 @@ pub fn ensure() -> Result<()> {
     drop(policy);
     done?;
     remove_new_clusters(&had_clusters);
-    let left: Vec<&str> = PACKAGES
-        .iter()
+    let left: Vec<&str> = wanted()
         .filter(|(p, file, _)| !is_there(p, file))
         .map(|(p, ..)| *p)
         .collect();

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: machines commission while programs die at random moments, round after round.
+//! `cargo xtask soak`: machines commission while programs die at random moments, round after round; then the same
+//! programs die under DHCP load.
 //!
 //! The choices come from a seed, which is printed; what happens when is the machine's own, so a seed does not replay a
 //! run exactly. A round that fails ends the run, with the logs kept.
@@ -13,7 +14,8 @@ use serde_json::json;
 
 use super::bench::{Bench, Known, Random};
 use super::trust;
-use crate::checks::finish_logs;
+use crate::checks::{Score, finish_logs};
+use crate::kills;
 use crate::packages;
 use crate::workspace::{self, Profile};
 
@@ -25,8 +27,12 @@ const NODE_TIMEOUT_MIN: u32 = 1;
 
 #[derive(Args)]
 pub struct Soak {
+    /// How long machines commission under faults; 0: not at all.
     #[arg(long, default_value_t = 30)]
     minutes: u64,
+    /// How often each program is killed under DHCP load; 0: not at all.
+    #[arg(long, default_value_t = 30)]
+    kills: usize,
     /// Of the random choices [default: the clock]
     #[arg(long)]
     seed: Option<u64>,
@@ -52,6 +58,25 @@ impl Soak {
             None => clock.context("the clock stands before 1970")?.as_secs(),
         };
         println!("seed {seed}");
+        let mut score = Score::default();
+        if self.minutes > 0 {
+            score.add(self.machines(seed)?);
+        }
+        if self.kills > 0 && score.failed == 0 {
+            score.add(kills::rounds(self.kills, seed, &[])?);
+        }
+        println!(
+            "{} passed, {} failed (seed {seed})",
+            score.passed, score.failed
+        );
+        Ok(if score.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    fn machines(&self, seed: u64) -> Result<Score> {
         let mut random = Random(seed.max(1));
         let (mut bench, logs) = super::bench("soak", Vec::new(), &[])?;
         bench.lab.query(&format!(
@@ -72,16 +97,8 @@ impl Soak {
             trust::nothing_odd,
         );
         let score = bench.end();
-        println!(
-            "{} passed, {} failed (seed {seed})",
-            score.passed, score.failed
-        );
         finish_logs(&logs, score);
-        Ok(if score.failed == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(score)
     }
 }
 
