@@ -78,7 +78,11 @@ interface Session {
 interface Rack {
   power @0 (operation :PowerOperation) -> (report :PowerReport);
   ping @1 () -> ();
+  stats @2 () -> (stats :List(Stat));
+  # What the rack counts, as its metrics page has it.
 }
+
+struct Stat { name @0 :Text; value @1 :UInt64; }   # name: "dhcp_acks_total{shard=\"0\"}"
 
 # ---------------------------------------------------------------- leases (docs/protocols.md, Leases)
 
@@ -185,7 +189,7 @@ struct FeedItem {
     file @3 :File;
     loader @4 :Loader;
     settings @5 :Settings;
-    reservation @6 :Reservation;    # "reservation:<vlan>:<mac>"
+    reservation @6 :Reservation;    # "reservation:<vlan>:<address>"
   }
 }
 
@@ -292,6 +296,12 @@ struct Settings {
   logHost @1 :Text;
   logPort @2 :UInt16;
   enlist @3 :Bool;                  # unknown machines may enlist
+  traces @4 :List(Trace);           # at most 16
+}
+
+struct Trace {                      # a machine each of whose DHCP messages is reported (DHCP_TRACE)
+  mac @0 :Data;
+  remainingMs @1 :UInt64;
 }
 
 # ---------------------------------------------------------------- boot and events
