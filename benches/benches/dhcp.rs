@@ -30,13 +30,20 @@ fn parse(criterion: &mut Criterion) {
     group.bench_function("view", |bench| {
         bench.iter(|| {
             let view = View::parse(black_box(DISCOVER)).expect("a captured message");
-            black_box((view.message_type(), view.mac(), view.arch(), view.requested_address()))
+            black_box((
+                view.message_type(),
+                view.mac(),
+                view.arch(),
+                view.requested_address(),
+            ))
         });
     });
     group.bench_function("view, every option", |bench| {
         bench.iter(|| {
             let view = View::parse(black_box(DISCOVER)).expect("a captured message");
-            view.options().map(|(code, octets)| usize::from(code) + octets.len()).sum::<usize>()
+            view.options()
+                .map(|(code, octets)| usize::from(code) + octets.len())
+                .sum::<usize>()
         });
     });
     group.bench_function("dhcproto", |bench| {
@@ -84,7 +91,10 @@ fn engine(now: Instant) -> (Engine, Fixed) {
         mac_rate: Rate::UNLIMITED,
         ..Limits::default()
     };
-    (Engine::new(Shard { index: 0, count: 1 }, limits, 42, now), config())
+    (
+        Engine::new(Shard { index: 0, count: 1 }, limits, 42, now),
+        config(),
+    )
 }
 
 fn decide(criterion: &mut Criterion) {
@@ -93,8 +103,11 @@ fn decide(criterion: &mut Criterion) {
     let clients: Vec<Mac> = (0..CLIENTS).map(mac).collect();
     let address = |number: u8| common::ip(100 + number);
     let discovers: Vec<Vec<u8>> = clients.iter().map(|mac| discover(*mac).octets()).collect();
-    let requests: Vec<Vec<u8>> =
-        clients.iter().zip(0..).map(|(mac, number)| request(*mac, address(number)).octets()).collect();
+    let requests: Vec<Vec<u8>> = clients
+        .iter()
+        .zip(0..)
+        .map(|(mac, number)| request(*mac, address(number)).octets())
+        .collect();
     let boot = BootReply::default();
 
     let mut group = criterion.benchmark_group("decide");
@@ -114,8 +127,10 @@ fn decide(criterion: &mut Criterion) {
             source: Ipv4Addr::UNSPECIFIED,
             destination: Ipv4Addr::BROADCAST,
         };
-        let views: Vec<View> =
-            messages.iter().map(|octets| View::parse(octets).expect("our own message")).collect();
+        let views: Vec<View> = messages
+            .iter()
+            .map(|octets| View::parse(octets).expect("our own message"))
+            .collect();
         let mut out = Outbox::new(64);
         let mut next = views.iter().cycle();
         group.bench_function(name, |bench| {
@@ -129,21 +144,24 @@ fn decide(criterion: &mut Criterion) {
     }
 
     group.throughput(Throughput::Elements(CLIENTS.into()));
-    group.bench_function("100 DORAs of new clients, each with its grant and the outcome", |bench| {
-        bench.iter_batched_ref(
-            || {
-                let (mut engine, config) = engine(now);
-                engine.attach(&[block(CLIENTS.into())], &[], until, now, &config, now);
-                (engine, config, Outbox::new(64))
-            },
-            |(engine, config, out)| {
-                for client in &clients {
-                    dora(engine, config, out, *client, now);
-                }
-            },
-            BatchSize::LargeInput,
-        );
-    });
+    group.bench_function(
+        "100 DORAs of new clients, each with its grant and the outcome",
+        |bench| {
+            bench.iter_batched_ref(
+                || {
+                    let (mut engine, config) = engine(now);
+                    engine.attach(&[block(CLIENTS.into())], &[], until, now, &config, now);
+                    (engine, config, Outbox::new(64))
+                },
+                |(engine, config, out)| {
+                    for client in &clients {
+                        dora(engine, config, out, *client, now);
+                    }
+                },
+                BatchSize::LargeInput,
+            );
+        },
+    );
     group.finish();
 }
 
@@ -162,7 +180,9 @@ fn dora(engine: &mut Engine, config: &Fixed, out: &mut Outbox, client: Mac, now:
     let Some(Out::Reply(offer)) = items.next() else {
         panic!("no OFFER");
     };
-    let offered = View::parse(offer.payload(buffer)).expect("our own OFFER").yiaddr();
+    let offered = View::parse(offer.payload(buffer))
+        .expect("our own OFFER")
+        .yiaddr();
     drop(items);
 
     let octets = request(client, offered).octets();
@@ -176,7 +196,10 @@ fn dora(engine: &mut Engine, config: &Fixed, out: &mut Outbox, client: Mac, now:
         remaining: Duration::from_secs(1_200),
     };
     engine.on_outcome(ticket.expect("a grant"), durable, now, out);
-    let acked = out.drain().0.any(|item| matches!(item, Out::Reply(reply) if reply.kind == MessageType::Ack));
+    let acked = out
+        .drain()
+        .0
+        .any(|item| matches!(item, Out::Reply(reply) if reply.kind == MessageType::Ack));
     assert!(acked, "no ACK");
 }
 

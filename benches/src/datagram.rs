@@ -96,25 +96,31 @@ pub struct Run {
 pub fn measure(name: &'static str, engine: Engine, round: u32, requests: u64) -> Result<Run> {
     let at = free_port()?;
     let over = Arc::new(AtomicBool::new(false));
-    let server = std::thread::Builder::new().name("server".to_owned()).spawn({
-        let over = Arc::clone(&over);
-        move || -> Result<Meter> {
-            go_first();
-            stay_on(SERVER_CORE)?;
-            let mut meter = Meter::new(requests / 10, requests);
-            let served = engine(at, &mut meter);
-            over.store(true, Ordering::Release);
-            served.map(|()| meter)
-        }
-    });
+    let server = std::thread::Builder::new()
+        .name("server".to_owned())
+        .spawn({
+            let over = Arc::clone(&over);
+            move || -> Result<Meter> {
+                go_first();
+                stay_on(SERVER_CORE)?;
+                let mut meter = Meter::new(requests / 10, requests);
+                let served = engine(at, &mut meter);
+                over.store(true, Ordering::Release);
+                served.map(|()| meter)
+            }
+        });
     let server = server.context("starting the server's thread")?;
     go_first();
     stay_on(CLIENT_CORE)?;
     let loaded = epoll::load(at, &over);
-    let meter = server.join().map_err(|_| anyhow!("{name}: the server panicked"))?;
+    let meter = server
+        .join()
+        .map_err(|_| anyhow!("{name}: the server panicked"))?;
     let meter = meter.with_context(|| format!("serving with {name}"))?;
     loaded?;
-    let (cpu, time) = meter.taken.with_context(|| format!("{name} ended too early"))?;
+    let (cpu, time) = meter
+        .taken
+        .with_context(|| format!("{name} ended too early"))?;
     let measured = meter.count - meter.warm_up;
     Ok(Run {
         engine: name,
@@ -156,7 +162,9 @@ mod tests {
             match measure(name, *engine, 1, 2_000) {
                 Ok(run) => assert!(run.requests >= 2_000 && run.cpu_ns > 0.0, "{run:?}"),
                 // A sandbox without io_uring, or without locked memory for glommio.
-                Err(error) if *name == "epoll" || *name == "blocking" => panic!("{name}: {error:#}"),
+                Err(error) if *name == "epoll" || *name == "blocking" => {
+                    panic!("{name}: {error:#}")
+                }
                 Err(error) => eprintln!("skipped: {name}: {error:#}"),
             }
         }

@@ -54,7 +54,9 @@ fn main() -> Result<()> {
 }
 
 async fn bench(folder: &Path, quick: bool) -> Result<()> {
-    let mut cluster = Cluster::start(folder).await.context("starting PostgreSQL")?;
+    let mut cluster = Cluster::start(folder)
+        .await
+        .context("starting PostgreSQL")?;
     let done = measure(&cluster.url(), folder, quick).await;
     cluster.stop().await.context("stopping PostgreSQL")?;
     done
@@ -70,7 +72,10 @@ async fn measure(url: &str, folder: &Path, quick: bool) -> Result<()> {
         // Of small batches enough to be measured, of large ones no more than there are addresses.
         let most: usize = if quick { 2_000 } else { 10_000 };
         let commits = (most / size).clamp(4, 400);
-        ensure!(addresses.len() >= commits * size, "the blocks have too few addresses");
+        ensure!(
+            addresses.len() >= commits * size,
+            "the blocks have too few addresses"
+        );
         let all = addresses.split_off(addresses.len() - commits * size);
         for kind in ["grant", "extend"] {
             let mut times = Vec::new();
@@ -106,7 +111,10 @@ async fn site(pool: &PgPool) -> Result<Vec<Block>> {
                insert into vlan (fabric_id, vid, dhcp_on, primary_rack) select id, 0, true, 'ra' from fabric where name = 'f';
                insert into subnet (vlan_id, name, cidr)
                    select v.id, 's', '10.0.0.0/16' from vlan v where v.primary_rack = 'ra'";
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.context("making a site")?;
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(pool)
+        .await
+        .context("making a site")?;
     let mut tx = pool.begin().await?;
     let range: i32 = sqlx::query_scalar(
         "insert into iprange (subnet_id, type, start_ip, end_ip)
@@ -115,9 +123,14 @@ async fn site(pool: &PgPool) -> Result<Vec<Block>> {
     .fetch_one(&mut *tx)
     .await
     .context("making a range")?;
-    store::lease::ensure_blocks(&mut tx, range).await.context("cutting blocks")?;
+    store::lease::ensure_blocks(&mut tx, range)
+        .await
+        .context("cutting blocks")?;
     tx.commit().await?;
-    match store::lease::attach(pool, "ra", SPOOL, 0).await.context("attaching")? {
+    match store::lease::attach(pool, "ra", SPOOL, 0)
+        .await
+        .context("attaching")?
+    {
         AttachReply::Attached(attachment) => Ok(attachment.blocks),
         other => bail!("the rack is not attached: {other:?}"),
     }
@@ -135,7 +148,9 @@ fn addresses(blocks: &[Block]) -> Vec<(Block, Ipv4Addr)> {
             all.insert(std::cmp::Reverse(address), block.clone());
         }
     }
-    all.into_iter().map(|(address, block)| (block, address.0)).collect()
+    all.into_iter()
+        .map(|(address, block)| (block, address.0))
+        .collect()
 }
 
 async fn commit(pool: &PgPool, seq: u64, rows: &[(Block, Ipv4Addr)]) -> Result<()> {
@@ -156,33 +171,50 @@ async fn commit(pool: &PgPool, seq: u64, rows: &[(Block, Ipv4Addr)]) -> Result<(
         }
     });
     let batch = Batch {
-        key: BatchKey { spool_id: SPOOL, seq },
+        key: BatchKey {
+            spool_id: SPOOL,
+            seq,
+        },
         drained: false,
         writes: writes.collect(),
     };
-    let outcomes = store::lease::commit(pool, "ra", &batch).await.context("committing")?;
-    let refused = outcomes.iter().find(|outcome| !matches!(outcome, Outcome::Durable { .. }));
+    let outcomes = store::lease::commit(pool, "ra", &batch)
+        .await
+        .context("committing")?;
+    let refused = outcomes
+        .iter()
+        .find(|outcome| !matches!(outcome, Outcome::Durable { .. }));
     ensure!(refused.is_none(), "a grant was answered {refused:?}");
     Ok(())
 }
 
 /// Nanoseconds that the server in `folder` and all its processes have taken.
 fn database_cpu(folder: &Path) -> Result<u64> {
-    let pid = std::fs::read_to_string(folder.join("data/postmaster.pid")).context("PostgreSQL's pid file")?;
+    let pid = std::fs::read_to_string(folder.join("data/postmaster.pid"))
+        .context("PostgreSQL's pid file")?;
     let head = pid.lines().next().unwrap_or_default().trim().to_owned();
     let mut all = 0;
-    for entry in std::fs::read_dir("/proc").context("reading /proc")?.flatten() {
+    for entry in std::fs::read_dir("/proc")
+        .context("reading /proc")?
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.bytes().all(|octet| octet.is_ascii_digit()) {
             continue;
         }
-        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let read =
+            |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
         // proc_pid_stat(5): behind the name, which is in parentheses, state and parent.
         let stat = read("stat");
-        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        let parent = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1));
         if name == head || parent == Some(head.as_str()) {
             let times = read("schedstat");
-            let taken = times.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
+            let taken = times
+                .split_whitespace()
+                .next()
+                .and_then(|ns| ns.parse::<u64>().ok());
             all += taken.unwrap_or_default();
         }
     }

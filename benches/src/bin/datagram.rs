@@ -16,7 +16,11 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let (rounds, requests) = if arguments.quick { (2, 50_000) } else { (5, 150_000) };
+    let (rounds, requests) = if arguments.quick {
+        (2, 50_000)
+    } else {
+        (5, 150_000)
+    };
     for round in 1..=rounds {
         for (name, engine) in ENGINES {
             if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {

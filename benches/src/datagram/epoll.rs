@@ -24,7 +24,9 @@ pub fn serve(at: SocketAddr, meter: &mut Meter) -> Result<()> {
     loop {
         many.receive(&socket)?;
         if many.lengths.is_empty() {
-            epoll.wait(&mut events, EpollTimeout::NONE).context("waiting")?;
+            epoll
+                .wait(&mut events, EpollTimeout::NONE)
+                .context("waiting")?;
             continue;
         }
         many.send_back(&socket)?;
@@ -40,7 +42,9 @@ pub fn serve_blocking(at: SocketAddr, meter: &mut Meter) -> Result<()> {
     let mut octets = [0; 2048];
     loop {
         let (length, peer) = socket.recv_from(&mut octets).context("receiving")?;
-        socket.send_to(&octets[..length], peer).context("answering")?;
+        socket
+            .send_to(&octets[..length], peer)
+            .context("answering")?;
         if meter.add(1) {
             return Ok(());
         }
@@ -51,7 +55,9 @@ pub fn serve_blocking(at: SocketAddr, meter: &mut Meter) -> Result<()> {
 pub fn load(at: SocketAddr, over: &AtomicBool) -> Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("the load's socket")?;
     socket.connect(at).context("connecting")?;
-    socket.set_read_timeout(Some(LOST_AFTER)).context("a time limit")?;
+    socket
+        .set_read_timeout(Some(LOST_AFTER))
+        .context("a time limit")?;
     let mut many = Many::default();
     while !over.load(Ordering::Acquire) {
         many.fill();
@@ -109,7 +115,8 @@ impl Many {
 
     /// What is there; nothing where nothing is.
     fn receive(&mut self, socket: &UdpSocket) -> Result<()> {
-        self.receive_with(socket, MsgFlags::MSG_DONTWAIT).context("receiving")
+        self.receive_with(socket, MsgFlags::MSG_DONTWAIT)
+            .context("receiving")
     }
 
     /// At least one, within the socket's limit.
@@ -121,8 +128,11 @@ impl Many {
         self.lengths.clear();
         self.peers.clear();
         let mut headers = MultiHeaders::<SockaddrIn>::preallocate(IN_FLIGHT, None);
-        let mut slices: Vec<[IoSliceMut; 1]> =
-            self.octets.iter_mut().map(|octets| [IoSliceMut::new(octets)]).collect();
+        let mut slices: Vec<[IoSliceMut; 1]> = self
+            .octets
+            .iter_mut()
+            .map(|octets| [IoSliceMut::new(octets)])
+            .collect();
         match recvmmsg(raw(socket), &mut headers, slices.iter_mut(), flags, None) {
             Ok(messages) => {
                 for message in messages {
@@ -147,7 +157,11 @@ impl Many {
     fn send(&self, socket: &UdpSocket, peers: &[Option<SockaddrIn>]) -> io::Result<()> {
         let count = self.lengths.len();
         let nobody = [None; IN_FLIGHT];
-        let peers = if peers.is_empty() { &nobody[..count] } else { peers };
+        let peers = if peers.is_empty() {
+            &nobody[..count]
+        } else {
+            peers
+        };
         let mut headers = MultiHeaders::<SockaddrIn>::preallocate(count, None);
         let slices: Vec<[IoSlice; 1]> = self
             .octets
@@ -155,7 +169,14 @@ impl Many {
             .zip(&self.lengths)
             .map(|(octets, length)| [IoSlice::new(&octets[..*length])])
             .collect();
-        sendmmsg(raw(socket), &mut headers, slices.iter(), peers, [], MsgFlags::empty())?;
+        sendmmsg(
+            raw(socket),
+            &mut headers,
+            slices.iter(),
+            peers,
+            [],
+            MsgFlags::empty(),
+        )?;
         Ok(())
     }
 }

@@ -15,7 +15,8 @@ pub fn glommio(at: SocketAddr, meter: &mut Meter) -> Result<()> {
         .make()
         .map_err(|error| anyhow!("glommio's executor: {error}"))?;
     executor.run(async {
-        let socket = glommio::net::UdpSocket::bind(at).map_err(|error| anyhow!("binding: {error}"))?;
+        let socket =
+            glommio::net::UdpSocket::bind(at).map_err(|error| anyhow!("binding: {error}"))?;
         let mut octets = [0; BUFFER];
         loop {
             let received = socket.recv_from(&mut octets).await;
@@ -39,7 +40,10 @@ pub fn tokio(at: SocketAddr, meter: &mut Meter) -> Result<()> {
         let mut octets = [0; BUFFER];
         loop {
             let (length, peer) = socket.recv_from(&mut octets).await.context("receiving")?;
-            socket.send_to(&octets[..length], peer).await.context("answering")?;
+            socket
+                .send_to(&octets[..length], peer)
+                .await
+                .context("answering")?;
             if meter.add(1) {
                 return Ok(());
             }
@@ -62,12 +66,17 @@ fn tokio_uring(at: SocketAddr, meter: &mut Meter, tasks: usize) -> Result<()> {
     let result = tokio_uring::start({
         let shared = Rc::clone(&shared);
         async move {
-            let socket = Rc::new(tokio_uring::net::UdpSocket::bind(at).await.context("binding")?);
+            let socket = Rc::new(
+                tokio_uring::net::UdpSocket::bind(at)
+                    .await
+                    .context("binding")?,
+            );
             let over = Rc::new(Cell::new(false));
             let done = Rc::new(tokio::sync::Notify::new());
             let failure = Rc::new(RefCell::new(None));
             for _ in 0..tasks {
-                let (socket, shared, over) = (Rc::clone(&socket), Rc::clone(&shared), Rc::clone(&over));
+                let (socket, shared, over) =
+                    (Rc::clone(&socket), Rc::clone(&shared), Rc::clone(&over));
                 let (done, failure) = (Rc::clone(&done), Rc::clone(&failure));
                 tokio_uring::spawn(async move {
                     let mut octets = vec![0; BUFFER];

@@ -22,7 +22,10 @@ pub fn serve(at: SocketAddr, meter: &mut Meter) -> Result<()> {
         http: None,
     };
     let sockets = uring::open(&places, 1).context("opening the socket")?;
-    let sockets = sockets.into_iter().next().context("one shard has sockets")?;
+    let sockets = sockets
+        .into_iter()
+        .next()
+        .context("one shard has sockets")?;
     let bell = Bell::new().context("a bell")?;
     let mut ring = Ring::new(RingLimits::default(), sockets, bell).context("a ring")?;
     let mut done = Vec::new();

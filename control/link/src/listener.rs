@@ -183,6 +183,7 @@ fn local_pool(setup: &Setup) -> PgPool {
         .options([
             ("synchronous_commit", "on"),
             ("TimeZone", "UTC"),
+            ("jit", "off"),
             ("idle_in_transaction_session_timeout", "30s"),
         ]);
     PgPoolOptions::new()

@@ -660,7 +660,10 @@ async fn a_rack_says_what_it_counts_and_one_that_cannot_is_told_apart() {
         // A rack of a version without the call.
         let client = Client::open(region.connect(Some(&old)).await.unwrap());
         let asleep = Rc::new(Cell::new(false));
-        let _session = client.hello_as(capnp_rpc::new_client(Sleeper { asleep })).await.unwrap();
+        let _session = client
+            .hello_as(capnp_rpc::new_client(Sleeper { asleep }))
+            .await
+            .unwrap();
         let error = region.racks.stats(&old.rack).await.unwrap_err();
         assert!(matches!(error, LinkError::Refused(_)), "{error:?}");
     })

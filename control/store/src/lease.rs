@@ -1,9 +1,10 @@
 //! Address blocks and leases (docs/ARCHITECTURE.md, Leases): the region's end of the lease protocol over PostgreSQL.
 //!
 //! What a write, an attach and a heartbeat do is decided by `lease::region`, on rows that are locked here; time is the database's
-//! `now()`, the start of the transaction. In six files: this one commits batches; `session` attaches racks, takes their
+//! `now()`, the start of the transaction. In eight files: this one commits batches; `session` attaches racks, takes their
 //! heartbeats and watches the database's identity; `block` cuts ranges and moves blocks; `binding` answers who has what;
-//! `grant` is the short way of the common batch; `liveness` says which racks are heard.
+//! `grant` is the short way of the common batch; `liveness` says which racks are heard;
+//! `history` and `usage` are what operators see.
 //!
 //! Locks are taken in one order: a rack's session, then blocks by id, then addresses in order.
 

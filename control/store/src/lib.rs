@@ -98,6 +98,8 @@ pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreErr
                 // An answer to a machine or a rack is a promise: durable before it is given.
                 connection.execute("set synchronous_commit = on").await?;
                 connection.execute("set time zone 'UTC'").await?;
+                // Compiling a statement costs more than any of ours takes.
+                connection.execute("set jit = off").await?;
                 Ok(())
             })
         })

@@ -24,9 +24,7 @@ use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
 use crate::clock::{Ms, Scale, trusted};
-use crate::config::{
-    BootReply, Config, Link, Mode, Received, Reservation, ReservationKey, Subnet,
-};
+use crate::config::{BootReply, Config, Link, Mode, Received, Reservation, ReservationKey, Subnet};
 use crate::counters::{Counters, Drop, Sent};
 use crate::destination::reply_destination;
 use crate::identity::shard_of;
@@ -39,8 +37,8 @@ use crate::reply::{self, Terms};
 use crate::rogue::Rogues;
 use crate::table::{Binding, State, Table};
 
-pub use lend::{Lent, Wish};
 use lend::Wishes;
+pub use lend::{Lent, Wish};
 
 /// Which part of the rack's clients and addresses is this engine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,10 +173,7 @@ impl Engine {
         let mut order: Vec<&Block> = blocks.iter().collect();
         order.sort_by_key(|block| (block.vlan, block.first));
         for block in order {
-            let room = self
-                .limits
-                .addresses_max
-                .saturating_sub(self.table.len());
+            let room = self.limits.addresses_max.saturating_sub(self.table.len());
             let added = match block.first {
                 IpAddr::V4(first) if block.count as usize <= room => self.table.add_run(
                     block.id,

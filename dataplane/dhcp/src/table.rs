@@ -153,9 +153,10 @@ impl Pool {
         (self.dealable() + self.stranger_offers.length) * 4 < self.usable()
     }
 
-    /// Ended leases of strangers are wanted back.
+    /// Ended leases of strangers are wanted back: from three quarters of their half on. At the whole of it somebody
+    /// would go without an address for every few that come back.
     pub fn is_low_for_strangers(&self) -> bool {
-        self.dealable() * 4 < self.usable() || self.is_full_of_strangers()
+        self.dealable() * 4 < self.usable() || self.strangers * 8 >= self.usable() * 3
     }
 
     /// Clients that the region does not know hold their half.

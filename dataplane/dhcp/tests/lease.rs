@@ -290,6 +290,22 @@ fn a_full_range_comes_back_within_a_second() {
 }
 
 #[test]
+fn strangers_addresses_come_back_before_their_half_is_full() {
+    for (ended, want) in [(2, 0), (3, 3)] {
+        let rows: Vec<Row> = (0..ended)
+            .map(|n| row(ip(100 + n), mac(n + 1), -120_000))
+            .collect();
+        let strangers = (1..=8).map(mac).collect();
+        let config = Fixed {
+            strangers,
+            ..config()
+        };
+        let mut rack = Rack::with_rows(config, 8, &rows);
+        assert_eq!(rack.at(1).tick().writes.len(), want, "{ended} of 4");
+    }
+}
+
+#[test]
 fn what_was_released_is_reclaimed_first_and_nothing_before_its_minute() {
     let ended = |n: u8, remaining_ms, released| Row {
         released,

@@ -38,7 +38,8 @@ fn set_alive(rack: &mut Rack, alive: bool) {
 fn client_of(own: bool) -> Mac {
     let answers = |mac: &Mac| rack(true).send(&discover(*mac)).reply().is_some();
     let mut macs = (1..200).map(mac);
-    macs.find(|mac| answers(mac) == own).expect("about half of them are")
+    macs.find(|mac| answers(mac) == own)
+        .expect("about half of them are")
 }
 
 fn durable(secs_left: u64) -> Outcome {
@@ -69,21 +70,34 @@ fn the_other_answers_the_second_repeat_or_when_the_peer_is_dead() {
     let mut rack = rack(true);
     for at in [0, 4] {
         let step = rack.at(at).send(&discover(client));
-        assert_eq!((step.reply(), step.dropped), (None, Some(Drop::PeerAnswers)), "at {at} s");
+        assert_eq!(
+            (step.reply(), step.dropped),
+            (None, Some(Drop::PeerAnswers)),
+            "at {at} s"
+        );
     }
-    assert_eq!(rack.at(12).send(&discover(client)).reply(), Some((Offer, ip(100))));
+    assert_eq!(
+        rack.at(12).send(&discover(client)).reply(),
+        Some((Offer, ip(100)))
+    );
     assert_eq!(
         rack.at(20).send(&discover(client)).reply(),
         Some((Offer, ip(100))),
         "and the rest of the boot"
     );
 
-    let other = (1..200).map(mac).rfind(|other| rack.send(&discover(*other)).reply().is_none());
+    let other = (1..200)
+        .map(mac)
+        .rfind(|other| rack.send(&discover(*other)).reply().is_none());
     let other = other.expect("a client of the peer's");
     set_alive(&mut rack, false);
     assert!(rack.send(&discover(other)).reply().is_some(), "at once");
     set_alive(&mut rack, true);
-    assert_eq!(rack.at(100).send(&discover(other)).reply(), None, "let back in");
+    assert_eq!(
+        rack.at(100).send(&discover(other)).reply(),
+        None,
+        "let back in"
+    );
 }
 
 #[test]
@@ -97,7 +111,10 @@ fn a_client_that_chose_the_peer_does_not_wait_for_it() {
         ..request(client, ip(150))
     };
     let step = rack.at(5).send(&chosen);
-    assert_eq!((step.reply(), step.dropped), (None, Some(Drop::OtherServer)));
+    assert_eq!(
+        (step.reply(), step.dropped),
+        (None, Some(Drop::OtherServer))
+    );
     // iPXE asks anew, after the ROM.
     for at in [10, 14] {
         assert_eq!(rack.at(at).send(&discover(client)).reply(), None);
@@ -129,7 +146,10 @@ fn what_both_racks_know_one_says() {
     for (own, alive) in [(true, true), (false, false)] {
         let (mut rack, client) = reserved(own, alive);
         assert_eq!(rack.send(&discover(client)).reply(), Some((Offer, ip(20))));
-        assert_eq!(rack.send(&init_reboot(client, ip(20))).reply(), Some((Ack, ip(20))));
+        assert_eq!(
+            rack.send(&init_reboot(client, ip(20))).reply(),
+            Some((Ack, ip(20)))
+        );
         assert_eq!(
             rack.send(&init_reboot(client, ip(21))).reply(),
             Some((Nak, NONE))
@@ -141,7 +161,10 @@ fn what_both_racks_know_one_says() {
         ..message(Inform, client)
     };
     let (mut rack, client) = reserved(false, true);
-    assert_eq!(rack.send(&inform(client, false)).dropped, Some(Drop::PeerAnswers));
+    assert_eq!(
+        rack.send(&inform(client, false)).dropped,
+        Some(Drop::PeerAnswers)
+    );
     assert_eq!(rack.send(&inform(client, true)).reply(), Some((Ack, NONE)));
 }
 
@@ -156,9 +179,15 @@ fn an_address_set_aside_in_a_range_is_its_blocks_owners_to_give() {
         // In the peer's: it gives it, and only if it can't does the client get another.
         let mut rack = self::rack(true);
         rack.config.reservations.push(reservation(client, ip(155)));
-        assert_eq!(rack.send(&discover(client)).dropped, Some(Drop::PeerAnswers));
+        assert_eq!(
+            rack.send(&discover(client)).dropped,
+            Some(Drop::PeerAnswers)
+        );
         rack.at(4).send(&discover(client));
-        assert_eq!(rack.at(8).send(&discover(client)).reply(), Some((Offer, ip(100))));
+        assert_eq!(
+            rack.at(8).send(&discover(client)).reply(),
+            Some((Offer, ip(100)))
+        );
         let mut rack = self::rack(false);
         rack.config.reservations.push(reservation(client, ip(155)));
         assert_eq!(rack.send(&discover(client)).reply(), Some((Offer, ip(100))));
@@ -199,7 +228,10 @@ fn a_survivor_extends_through_the_region_and_acks_from_its_answer() {
         // Less is left than a lease: the ACK does not outlast it.
         let step = rack.outcome(ticket, durable(100));
         let lease = step.replies[0].lease();
-        assert!((500..=539).contains(&lease), "{lease}: the earlier end still holds");
+        assert!(
+            (500..=539).contains(&lease),
+            "{lease}: the earlier end still holds"
+        );
     }
 }
 
@@ -208,7 +240,10 @@ fn a_live_peers_clients_are_its_own_until_they_ask_a_third_time() {
     let mut rack = rack(true);
     for at in [0, 4] {
         let step = rack.at(at).send(&rebind(mac(1), ip(150)));
-        assert_eq!((step.writes.len(), step.dropped), (0, Some(Drop::PeerAnswers)));
+        assert_eq!(
+            (step.writes.len(), step.dropped),
+            (0, Some(Drop::PeerAnswers))
+        );
     }
     assert_eq!(rack.at(12).send(&rebind(mac(1), ip(150))).writes.len(), 1);
 }
@@ -225,10 +260,16 @@ fn the_owner_that_is_back_gets_its_clients_back() {
     assert_eq!(step.reply(), Some((Ack, ip(150))));
     for message in [rebind, init_reboot] {
         let step = rack.at(525).send(&message(mac(1), ip(150)));
-        assert_eq!((step.reply(), step.dropped), (None, Some(Drop::PeerAnswers)));
+        assert_eq!(
+            (step.reply(), step.dropped),
+            (None, Some(Drop::PeerAnswers))
+        );
     }
     let step = rack.at(650).send(&renew(mac(1), ip(150)));
-    assert_eq!((step.writes.len(), step.dropped), (0, Some(Drop::PeerAnswers)));
+    assert_eq!(
+        (step.writes.len(), step.dropped),
+        (0, Some(Drop::PeerAnswers))
+    );
 }
 
 #[test]
@@ -264,7 +305,11 @@ fn anything_but_a_durable_end_is_silence() {
         // It may ask again, and nobody else has got the address.
         let again = rack.send(&rebind(mac(1), ip(150)));
         assert_eq!(again.writes.len(), 1, "{outcome:?}");
-        assert_eq!(rack.outcome(ticket, durable(1_200)).reply(), None, "an old answer");
+        assert_eq!(
+            rack.outcome(ticket, durable(1_200)).reply(),
+            None,
+            "an old answer"
+        );
     }
 }
 
@@ -274,7 +319,10 @@ fn a_survivor_never_allocates_a_peers_address_nor_says_no() {
     let wanting = discover(mac(1)).with(50, &ip(150).octets());
     assert_eq!(rack.send(&wanting).reply(), Some((Offer, ip(100))));
     // Named, it says that it never offered this.
-    assert_eq!(rack.send(&request(mac(2), ip(150))).reply(), Some((Nak, NONE)));
+    assert_eq!(
+        rack.send(&request(mac(2), ip(150))).reply(),
+        Some((Nak, NONE))
+    );
     for client in 2..5 {
         let step = rack.send(&rebind(mac(client), ip(160 + client)));
         let (ticket, _) = *step.write();
@@ -283,7 +331,10 @@ fn a_survivor_never_allocates_a_peers_address_nor_says_no() {
     }
     // A wrong network is everybody's to say.
     let elsewhere = Ipv4Addr::new(10, 55, 0, 1);
-    assert_eq!(rack.send(&init_reboot(mac(6), elsewhere)).reply(), Some((Nak, NONE)));
+    assert_eq!(
+        rack.send(&init_reboot(mac(6), elsewhere)).reply(),
+        Some((Nak, NONE))
+    );
     // And for its own block it is the owner.
     rack.boot(mac(7));
     let held = rack.send(&init_reboot(mac(7), ip(105)));
@@ -301,20 +352,32 @@ fn repeats_join_the_extend_and_two_clients_do_not_share_one() {
     };
     assert_eq!(rack.send(&again).writes.len(), 0);
     let other = rack.send(&rebind(mac(2), ip(150)));
-    assert_eq!((other.writes.len(), other.dropped), (0, Some(Drop::NoRecord)));
+    assert_eq!(
+        (other.writes.len(), other.dropped),
+        (0, Some(Drop::NoRecord))
+    );
     let step = rack.outcome(ticket, durable(1_200));
     assert_eq!(step.replies.len(), 1);
     assert_eq!(step.replies[0].view().xid(), 7, "the latest is answered");
     let other = rack.send(&rebind(mac(2), ip(150)));
-    assert_eq!((other.writes.len(), other.dropped), (0, Some(Drop::NoRecord)));
+    assert_eq!(
+        (other.writes.len(), other.dropped),
+        (0, Some(Drop::NoRecord))
+    );
     // Ended, it may be the other's: the region knows.
-    assert_eq!(rack.at(1_300).send(&rebind(mac(2), ip(150))).writes.len(), 1);
+    assert_eq!(
+        rack.at(1_300).send(&rebind(mac(2), ip(150))).writes.len(),
+        1
+    );
 }
 
 #[test]
 fn a_mute_rack_is_no_survivor_and_a_forgetful_one_asks_again() {
     let mut rack = Rack::unattached(config_of(0, false));
-    assert_eq!(rack.send(&rebind(mac(1), ip(150))).dropped, Some(Drop::Mute));
+    assert_eq!(
+        rack.send(&rebind(mac(1), ip(150))).dropped,
+        Some(Drop::Mute)
+    );
     rack.attach(10, &[]);
     let step = rack.send(&rebind(mac(1), ip(150)));
     let (ticket, _) = *step.write();
@@ -339,7 +402,10 @@ fn extends_have_a_limit_and_those_nobody_answers_are_given_up() {
         assert_eq!(ask(&mut rack, n).writes.len(), 1, "{n}");
     }
     assert_eq!(ask(&mut rack, 1_024).dropped, Some(Drop::PendingFull));
-    assert!(rack.send(&discover(mac(1))).reply().is_some(), "grants have their own room");
+    assert!(
+        rack.send(&discover(mac(1))).reply().is_some(),
+        "grants have their own room"
+    );
     rack.at(200).tick();
     assert_eq!(ask(&mut rack, 1_024).writes.len(), 1);
 }

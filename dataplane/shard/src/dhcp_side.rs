@@ -32,6 +32,7 @@ pub(crate) struct DhcpSide {
     choices: Choices,
     refused: Vec<dhcp::Ticket>,
     shards: u32,
+    traced: trace::Budget,
 }
 
 /// How a message came in.
@@ -58,6 +59,7 @@ impl DhcpSide {
             choices: Choices::new(config.seed),
             refused: Vec::new(),
             shards: config.count,
+            traced: trace::Budget::new(now),
         }
     }
 
@@ -189,8 +191,7 @@ impl DhcpSide {
             hand_over(owner, arrival, payload, core);
         }
         if let Some((mac, text)) = traced {
-            let address = Ipv4Addr::UNSPECIFIED.into();
-            core.event(trace::KIND, Some(mac.0), address, text);
+            tell(&mut self.traced, mac, Ipv4Addr::UNSPECIFIED, text, core);
         }
     }
 
@@ -235,7 +236,7 @@ impl DhcpSide {
             match item {
                 Out::Reply(reply) => {
                     self.identification = self.identification.wrapping_add(1);
-                    trace_reply(&reply, buffer, core);
+                    trace_reply(&reply, buffer, &mut self.traced, core);
                     send(&reply, buffer, self.identification, core, driver);
                 }
                 Out::Lease { ticket, write } => {
@@ -308,7 +309,7 @@ impl DhcpSide {
     }
 }
 
-fn trace_reply(reply: &Reply, buffer: &[u8], core: &mut Core) {
+fn trace_reply(reply: &Reply, buffer: &[u8], budget: &mut trace::Budget, core: &mut Core) {
     if core.snapshot.traces.is_empty() {
         return;
     }
@@ -319,9 +320,16 @@ fn trace_reply(reply: &Reply, buffer: &[u8], core: &mut Core) {
         .mac()
         .filter(|mac| core.snapshot.is_traced(*mac, core.now));
     if let Some(mac) = traced {
-        let text = trace::sent(&view);
-        let address = view.yiaddr().into();
-        core.event(trace::KIND, Some(mac.0), address, text);
+        tell(budget, mac, view.yiaddr(), trace::sent(&view), core);
+    }
+}
+
+/// An event of a traced machine.
+fn tell(budget: &mut trace::Budget, mac: Mac, address: Ipv4Addr, text: String, core: &mut Core) {
+    if budget.take(core.now) {
+        core.event(trace::KIND, Some(mac.0), address.into(), text);
+    } else {
+        core.counters.events_lost += 1;
     }
 }
 

@@ -4,11 +4,41 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use wire::dhcp4::View;
 
 /// `model::EventType` name.
 pub(crate) const KIND: &str = "DHCP_TRACE";
+
+/// Traced messages that are told of in one second; the rest are counted as lost events. A machine that floods the rack while
+/// somebody follows it must not flood the event log.
+const PER_SECOND_MAX: u32 = 64;
+
+/// How many messages may still be told of in this second.
+pub(crate) struct Budget {
+    since: Instant,
+    used: u32,
+}
+
+impl Budget {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            used: 0,
+        }
+    }
+
+    /// Whether one more may be told of.
+    pub fn take(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(now);
+        }
+        let may = self.used < PER_SECOND_MAX;
+        self.used += u32::from(may);
+        may
+    }
+}
 
 /// A message that came; `dropped`: why it got no answer. What is answered later (a grant waits for its commit) is traced
 /// when it leaves.
@@ -72,6 +102,16 @@ mod tests {
         octets.extend(options);
         octets.push(255);
         octets
+    }
+
+    #[test]
+    fn a_flood_is_told_of_in_part() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let told = |budget: &mut Budget, at| (0..1000).filter(|_| budget.take(at)).count();
+        assert_eq!(told(&mut budget, start), 64);
+        assert_eq!(told(&mut budget, start + Duration::from_millis(999)), 0);
+        assert_eq!(told(&mut budget, start + Duration::from_secs(1)), 64);
     }
 
     #[test]

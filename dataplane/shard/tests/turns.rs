@@ -425,6 +425,36 @@ fn dhcp_waits_for_its_attach_and_for_the_commit() {
     );
 }
 
+/// Whoever follows a machine sees each of its messages, why one got no answer, and what was sent; until the time is over.
+#[test]
+fn a_traced_machine_is_told_of_message_by_message() {
+    let mut snapshot = snapshot();
+    snapshot.traces = Arc::new([shard::Trace {
+        mac: MAC,
+        until: Instant::now() + Duration::from_secs(60),
+    }]);
+    let mut script = Script::new(snapshot);
+    script.frame(&discover(MessageType::Discover, None));
+    let (kind, mac, detail) = script.event();
+    assert_eq!((kind, mac), ("DHCP_TRACE", Some(MAC.0)));
+    assert!(
+        detail.starts_with("got DISCOVER") && detail.ends_with("no answer: Mute"),
+        "{detail}"
+    );
+    script.attach();
+    script.frame(&discover(MessageType::Discover, None));
+    let (_, _, detail) = script.event();
+    assert!(detail.ends_with("taken"), "{detail}");
+    let (kind, _, detail) = script.event();
+    assert!(
+        kind == "DHCP_TRACE" && detail.starts_with("sent OFFER"),
+        "{detail}"
+    );
+    script.after(Duration::from_secs(61));
+    script.frame(&discover(MessageType::Discover, None));
+    assert!(script.link.from_shard.pop().is_none(), "its time is over");
+}
+
 /// A full mailbox drops the lease, and the client's next REQUEST tries again.
 #[test]
 fn a_full_mailbox_loses_nothing_that_matters() {

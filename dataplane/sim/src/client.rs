@@ -71,6 +71,9 @@ pub(crate) struct Client {
     /// What it asks for, and of whom.
     wanted: Option<(Ipv4Addr, Ipv4Addr)>,
     held: Option<Held>,
+    /// What it last held; a stale client asks for it again.
+    last: Option<(Ipv4Addr, Ipv4Addr)>,
+    stale: bool,
     turn: u64,
 }
 
@@ -99,6 +102,8 @@ impl Client {
             tries: 0,
             wanted: None,
             held: None,
+            last: None,
+            stale: rng.permille(plan.stale),
             turn: 0,
         }
     }
@@ -138,7 +143,7 @@ impl World<'_> {
                     self.begin_exchange(index, Phase::Rebooting);
                     self.send_request(index);
                 } else {
-                    self.begin_anew(index);
+                    self.come_back(index);
                 }
             }
             Phase::Init => self.discover(index),
@@ -147,14 +152,14 @@ impl World<'_> {
             Phase::Requesting | Phase::Rebooting if client.tries < REQUESTS_MAX => {
                 self.send_request(index);
             }
-            Phase::Rebooting if client.trusting && !ended => {
+            Phase::Rebooting if client.trusting && client.held.is_some() && !ended => {
                 note!(self, "client {index} goes on with its old lease");
                 self.bound(index);
             }
             Phase::Requesting | Phase::Rebooting => self.begin_anew(index),
             Phase::Bound | Phase::Renewing | Phase::Rebinding if ended => {
                 note!(self, "client {index}: its lease has ended");
-                self.begin_anew(index);
+                self.come_back(index);
             }
             Phase::Bound => {
                 self.begin_exchange(index, Phase::Renewing);
@@ -181,6 +186,20 @@ impl World<'_> {
         self.clients[index].held = None;
         self.oracle.let_go(index);
         self.discover(index);
+    }
+
+    /// Without a lease.
+    fn come_back(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        let last = client.last.take().filter(|_| client.stale);
+        if last.is_none() {
+            return self.begin_anew(index);
+        }
+        client.held = None;
+        self.oracle.let_go(index);
+        self.begin_exchange(index, Phase::Rebooting);
+        self.clients[index].wanted = last;
+        self.send_request(index);
     }
 
     fn discover(&mut self, index: usize) {
@@ -323,6 +342,7 @@ impl World<'_> {
             From::Arrival => self.now,
         };
         let lasts = client.lasts(lease);
+        client.last = Some((answer.address, answer.server));
         client.held = Some(Held {
             address: answer.address,
             server: answer.server,
@@ -374,7 +394,7 @@ impl World<'_> {
                 self.switch_off(index, wait);
             }
             2 => {
-                let wait = self.rng.skewed(5 * lease);
+                let wait = self.rng.skewed(5 * lease + ms(180_000));
                 self.switch_off(index, wait);
             }
             // It forgets its address: another system boots.

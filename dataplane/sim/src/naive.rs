@@ -114,6 +114,9 @@ impl NaiveShard {
     // ---------------------------------------------------------------- queries
 
     pub fn query(&mut self, query: &Query, now: Duration, rng: &mut Rng, wishes: &mut Vec<Wish>) {
+        if rng.permille(200) {
+            self.reclaim_any(now, rng, wishes);
+        }
         let client = lease_client(query.client, query.vlan);
         match query.kind {
             Kind::Discover => {
@@ -139,6 +142,23 @@ impl NaiveShard {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn reclaim_any(&mut self, now: Duration, rng: &mut Rng, wishes: &mut Vec<Wish>) {
+        let ended: Vec<Ipv4Addr> = self
+            .bound
+            .iter()
+            .filter(|(_, bound)| bound.end <= now)
+            .map(|(address, _)| *address)
+            .collect();
+        if ended.is_empty() {
+            return;
+        }
+        let address = rng.pick(&ended);
+        if let Some(bound) = self.bound.get(&address) {
+            let kind = WriteKind::Reclaim { client: bound.client.clone() };
+            self.ask(address, kind, Asked::Reclaim { address }, wishes);
         }
     }
 

@@ -23,11 +23,12 @@ enum Fault {
     PromoteLossy,
     Intend,
     Give,
+    Replay,
     Disk,
     Relay,
 }
 
-fn weights(plan: &Plan) -> [(Fault, u64); 18] {
+fn weights(plan: &Plan) -> [(Fault, u64); 19] {
     use Fault::*;
     [
         (Crash, plan.crash),
@@ -46,6 +47,7 @@ fn weights(plan: &Plan) -> [(Fault, u64); 18] {
         (PromoteLossy, plan.promote_lossy),
         (Intend, plan.intend),
         (Give, plan.give),
+        (Replay, plan.replay),
         (Disk, plan.disk),
         (Relay, plan.relay_down),
     ]
@@ -110,6 +112,7 @@ impl World<'_> {
                 let nth = self.rng.index(8);
                 self.give(rack, nth);
             }
+            Fault::Replay => self.replay(),
             Fault::Disk => self.racks[rack].disk.fails_until = until,
             Fault::Relay => self.relay_down_until = until,
         }

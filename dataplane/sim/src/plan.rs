@@ -96,6 +96,8 @@ plan! {
     retry_ms = 4_000;
     /// Clients that count a lease from the ACK's arrival.
     sloppy = 300;
+    /// Clients that come back to an address whose lease is over (§3.2 would have them begin anew).
+    stale = 300;
     /// Acknowledged addresses that somebody else turns out to use.
     decline = 20;
     /// Clients' clocks are wrong by at most this much (parts per million).
@@ -113,6 +115,8 @@ plan! {
     link_double = 5;
     late = 10;
     late_ms = 120_000;
+    /// The same for batches alone: a lock that is waited for.
+    late_batch = 0;
     /// A transaction waits this long for its locks, at most; its `now()` is of before.
     lock_ms = 200;
     /// An fsync takes up to this.
@@ -153,6 +157,8 @@ plan! {
     /// A block is meant for another rack; a rack yields one.
     intend = 2;
     give = 1;
+    /// Requests of any time before run again.
+    replay = 1;
     /// The spool's disk fails for a while.
     disk = 1;
     relay_down = 1;
@@ -214,7 +220,7 @@ impl Plan {
         plan
     }
 
-    fn weights_mut(&mut self) -> [&mut u64; 15] {
+    fn weights_mut(&mut self) -> [&mut u64; 16] {
         [
             &mut self.crash,
             &mut self.wipe,
@@ -230,6 +236,7 @@ impl Plan {
             &mut self.step,
             &mut self.intend,
             &mut self.give,
+            &mut self.replay,
             &mut self.disk,
         ]
     }

@@ -49,6 +49,11 @@ pub(crate) struct Request {
     call: Call,
 }
 
+/// Requests kept for [`World::replay`].
+const HISTORY_MAX: usize = 1_024;
+/// Of them, run again at a time, at most.
+const REPLAYED_MAX: u64 = 6;
+
 /// Longer than the machine's patience: then a call that was not answered has failed.
 fn limit_of(call: &Call) -> Duration {
     match call {
@@ -79,6 +84,12 @@ impl World<'_> {
         let healed = site.cut_until[region];
         let (sent, region_life) = (self.now, self.regions[region].life);
         let request = Request { rack, life, link, region, region_life, sent, call };
+        if self.plan.replay > 0 && !matches!(request.call, Call::Heartbeat(..)) {
+            if self.history.len() >= HISTORY_MAX {
+                self.history.pop_front();
+            }
+            self.history.push_back(request.clone());
+        }
         if healed > self.now {
             // TCP delivers it when it can, if the connection lives that long.
             let wait = self.rng.between(ms(1), ms(400));
@@ -91,7 +102,12 @@ impl World<'_> {
             let wait = self.rng.skewed(ms(self.plan.late_ms));
             self.after(wait, Event::Request(request.clone()));
         }
+        let stuck = matches!(request.call, Call::Batch(..)) && self.rng.permille(self.plan.late_batch);
         match self.way() {
+            Some(_) if stuck && !self.quiet => {
+                let wait = self.rng.skewed(ms(self.plan.late_ms));
+                self.after(wait, Event::Request(request));
+            }
             Some(wait) => self.after(wait, Event::Request(request)),
             None => self.after(limit, give_up),
         }
@@ -109,6 +125,19 @@ impl World<'_> {
         } else {
             self.rng.between(Duration::from_micros(150), Duration::from_micros(2_000))
         })
+    }
+
+    /// Requests of any time before come out of some buffer now, and run again.
+    pub fn replay(&mut self) {
+        for _ in 0..1 + self.rng.below(REPLAYED_MAX) {
+            if self.history.is_empty() {
+                return;
+            }
+            let nth = self.rng.index(self.history.len());
+            let request = self.history[nth].clone();
+            let wait = self.rng.between(ms(0), ms(20));
+            self.after(wait, Event::Request(request));
+        }
     }
 
     /// The transaction runs.

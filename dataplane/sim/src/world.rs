@@ -146,6 +146,8 @@ pub(crate) struct World<'p> {
     pub racks: Vec<Site>,
     pub clients: Vec<Client>,
     pub relay_down_until: Duration,
+    /// What racks asked for, the newest last.
+    pub history: VecDeque<Request>,
     /// The database has lost commits that a rack may still count on until then.
     pub lost_until: Duration,
     pub quiet: bool,
@@ -175,6 +177,7 @@ impl<'p> World<'p> {
             regions: [Region::default(); 2],
             racks,
             relay_down_until: Duration::ZERO,
+            history: VecDeque::new(),
             lost_until: Duration::ZERO,
             quiet: false,
             oracle: Oracle::new(plan),

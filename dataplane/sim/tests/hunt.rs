@@ -16,6 +16,7 @@ fn hunt() {
     let t = std::time::Instant::now();
     let mut by = std::collections::BTreeMap::new();
     let mut first = None;
+    if let Ok(seed) = std::env::var("SEED") { sim::trace(seed.parse().unwrap(), &broken).iter().for_each(|l| println!("{l}")); return; }
     for seed in 0..n {
         if let Err(f) = run(seed, &broken) {
             let key: String = f.what.chars().take(4).collect();

@@ -43,6 +43,16 @@ impl Command {
     }
 }
 
+/// Builds what measures: the programs of the crate `benches`.
+fn build_programs() -> Result<()> {
+    let status = workspace::cargo()?
+        .args(["build", "--release", "--package", "benches", "--bins"])
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "the build failed ({status})");
+    Ok(())
+}
+
 fn codec() -> Result<ExitCode> {
     let status = workspace::cargo()?
         .args(["bench", "--package", "benches", "--bench", "dhcp"])

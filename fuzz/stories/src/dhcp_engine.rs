@@ -335,9 +335,7 @@ impl Story {
             destination: message.destination,
         };
         let shard = owner(&view, &received, site, self.shards).unwrap_or(0);
-        let Station {
-            engine, out, ..
-        } = &mut stations[shard as usize];
+        let Station { engine, out, .. } = &mut stations[shard as usize];
         let before = (check::waits(engine), check::replies(engine));
         let dropped = engine.counters().dropped_in_all();
         let to_proxy =
@@ -440,7 +438,7 @@ impl Story {
                             ticket,
                             write,
                         }),
-                        Out::Event(_) => {}
+                        _ => {}
                     }
                 }
                 let Station { engine, tally, .. } = station;

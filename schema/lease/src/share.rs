@@ -192,7 +192,10 @@ impl<'a, R: Copy + Eq> Sharing<'a, R> {
         let own = self.blocks.iter().zip(&self.intended);
         let own = own.filter(|(_, at)| **at == Some(rack));
         let (used, all) = own.fold((0, 0), |(used, all), (block, _)| {
-            (used + u64::from(block.used), all + u64::from(block.addresses))
+            (
+                used + u64::from(block.used),
+                all + u64::from(block.addresses),
+            )
         });
         (100 * all)
             .saturating_sub(100 * used)
@@ -240,7 +243,12 @@ mod tests {
         for (case, before, racks, want) in [
             ("nobody serves", "aab", &[][..], "---"),
             ("a lone rack", "-b-", &[A][..], "aaa"),
-            ("twenty new", "--------------------", &[A, B], "aaaaaaaaabbbbbbbbb--"),
+            (
+                "twenty new",
+                "--------------------",
+                &[A, B],
+                "aaaaaaaaabbbbbbbbb--",
+            ),
             ("seven", "-------", &[A, B], "aaabbb-"),
             ("two", "--", &[A, B], "ab"),
             ("one is the primary's", "-", &[A, B], "a"),
@@ -248,7 +256,12 @@ mod tests {
             // The last ones go, and a tenth is held back again.
             ("a second rack comes", "aaaaaaaaaa", &[A, B], "aaaa--bbbb"),
             ("the first one goes", "aaaabbbb--", &[B], "bbbbbbbbbb"),
-            ("another comes in its place", "aaaaxxxx--", &[A, B], "aaaabb--bb"),
+            (
+                "another comes in its place",
+                "aaaaxxxx--",
+                &[A, B],
+                "aaaabb--bb",
+            ),
             ("nothing to change", "abababab--", &[A, B], "abababab--"),
         ] {
             assert_eq!(shared(before, &[], racks), want, "{case}");
@@ -269,12 +282,25 @@ mod tests {
 
     #[test]
     fn shares_are_45_percent_to_the_nearest_block() {
-        for (blocks, want) in [(1, [1, 0]), (2, [1, 1]), (3, [1, 1]), (7, [3, 3]), (10, [4, 4])] {
-            assert_eq!([0, 1].map(|index| least(blocks, 2, index)), want, "{blocks}");
+        for (blocks, want) in [
+            (1, [1, 0]),
+            (2, [1, 1]),
+            (3, [1, 1]),
+            (7, [3, 3]),
+            (10, [4, 4]),
+        ] {
+            assert_eq!(
+                [0, 1].map(|index| least(blocks, 2, index)),
+                want,
+                "{blocks}"
+            );
         }
         for blocks in [20_usize, 100, 2_800, 4_096] {
             let each = least(blocks, 2, 0);
-            assert!((2 * 100 * each).abs_diff(90 * blocks) <= 100, "{each} of {blocks}");
+            assert!(
+                (2 * 100 * each).abs_diff(90 * blocks) <= 100,
+                "{each} of {blocks}"
+            );
         }
     }
 
@@ -295,7 +321,11 @@ mod tests {
         assert_eq!(shared(two, &used, &[A, B]), two, "10 % are free");
         used[8] = 7;
         assert_eq!(shared(two, &used, &[A, B]), "aaaaaaaaabbbbbbbbba-");
-        assert_eq!(shared(two, &used, &[dead, B]), two, "a dead one is given nothing");
+        assert_eq!(
+            shared(two, &used, &[dead, B]),
+            two,
+            "a dead one is given nothing"
+        );
         assert_eq!(
             shared(two, &full(18), &[A, B]),
             "aaaaaaaaabbbbbbbbbab",
@@ -305,7 +335,11 @@ mod tests {
         let handed = "aaaaaaaaabbbbbbbbba-";
         used[18] = 1;
         assert_eq!(shared(handed, &used, &[A, B]), handed);
-        assert_eq!(shared(handed, &full(6), &[A, B]), handed, "33 % would be free");
+        assert_eq!(
+            shared(handed, &full(6), &[A, B]),
+            handed,
+            "33 % would be free"
+        );
         assert_eq!(shared(handed, &full(5), &[A, B]), two, "44 % are");
     }
 

@@ -19,9 +19,9 @@ use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use ::lease::{BlockId, Client, ClientKey, Epoch, Outcome, Refusal, VlanId, Write, WriteKind};
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
-use ::lease::{BlockId, Client, ClientKey, Epoch, Outcome, Refusal, VlanId, Write, WriteKind};
 use wire::ethernet::Mac;
 
 use super::{Ask, Engine, mac_of};
@@ -131,7 +131,12 @@ impl Engine {
             }
             _ => is_winner(link, &ask.client, ask.mac),
         };
-        if ours || self.peers.waiting.is_due(&ask.client, ask.now, &mut self.counters) {
+        if ours
+            || self
+                .peers
+                .waiting
+                .is_due(&ask.client, ask.now, &mut self.counters)
+        {
             Ok(())
         } else {
             Err(Drop::PeerAnswers)
@@ -166,9 +171,11 @@ fn weight(rack: u64, client: &Client, mac: Option<Mac>) -> u64 {
         (None, ClientKey::Mac(mac)) => &mac[..],
         (None, ClientKey::ClientId(id) | ClientKey::DuidIaid(id)) => id,
     };
-    let hash = octets.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, octet| {
-        (hash ^ u64::from(*octet)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = octets
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, octet| {
+            (hash ^ u64::from(*octet)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
     let mut mixed = hash ^ rack;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -278,11 +285,19 @@ impl Engine {
         let known = durable.left(ask.now) >= lease.given || writing.is_some();
         let gone = ask.link.peers.iter().any(|peer| !peer.alive);
         let now_ours = gone || (to_us && known);
-        if !now_ours && !self.peers.waiting.is_due(&ask.client, ask.now, &mut self.counters)
+        if !now_ours
+            && !self
+                .peers
+                .waiting
+                .is_due(&ask.client, ask.now, &mut self.counters)
         {
             // §4.3.2: no record of this client, so silence.
             let alone = ask.link.peers.is_empty();
-            return Err(if alone { Drop::NoRecord } else { Drop::PeerAnswers });
+            return Err(if alone {
+                Drop::NoRecord
+            } else {
+                Drop::PeerAnswers
+            });
         }
         if durable.left(ask.now) >= lease.given {
             let lease = lease.given.min(until_left);
@@ -470,7 +485,10 @@ mod tests {
             assert_eq!(left.len(), 1, "client {n}");
             assert!(winners[0] == 2 || left == winners, "client {n} moved");
         }
-        assert!(counts.iter().all(|count| (900..1_100).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (900..1_100).contains(count)),
+            "{counts:?}"
+        );
     }
 
     #[test]
@@ -491,7 +509,15 @@ mod tests {
             let now = Ms::PAST.plus(Duration::from_secs(1_000) + Duration::from_millis(ms));
             waiting.is_due(&client(n), now, &mut counters)
         };
-        for (ms, due) in [(0, false), (100, false), (200, false), (4_000, false), (4_100, false), (8_000, true), (8_001, true)] {
+        for (ms, due) in [
+            (0, false),
+            (100, false),
+            (200, false),
+            (4_000, false),
+            (4_100, false),
+            (8_000, true),
+            (8_001, true),
+        ] {
             assert_eq!(at(&mut waiting, ms, 1), due, "{ms} ms");
         }
         assert!(!at(&mut waiting, 8_002, 2), "another client");
@@ -511,6 +537,9 @@ mod tests {
         }
         assert_eq!(waiting.places.len(), SETS * WAYS);
         let kept = (SETS * WAYS) as u64;
-        assert_eq!(counters.sent(Sent::WaiterForgotten), u64::from(u16::MAX) - kept);
+        assert_eq!(
+            counters.sent(Sent::WaiterForgotten),
+            u64::from(u16::MAX) - kept
+        );
     }
 }

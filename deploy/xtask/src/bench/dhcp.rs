@@ -8,7 +8,8 @@
 //! message to after the last, divided by the ACKs that perfdhcp saw.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Server and load alike: other work of the machine disturbs them less.
 const NICE: i32 = -20;
+const RACK_HTTP_PORT: u16 = 5248;
 const SERVER_CORE: usize = 0;
 const CLIENT_CORE: usize = 1;
 
@@ -49,7 +51,7 @@ pub struct Dhcp {
     /// Only these servers.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Server>,
-    /// One round of the large pool and the avalanche, Muster and Kea: about a minute.
+    /// One round of the large pool and the avalanche, Muster, Kea and the floor: about a minute.
     #[arg(long)]
     quick: bool,
     /// Only cases whose name has one of these in it, such as "64k" or "avalanche".
@@ -171,6 +173,9 @@ pub struct Run {
     pub cpu_us_of: BTreeMap<String, f64>,
     pub offer_ms: Option<Latency>,
     pub ack_ms: Option<Latency>,
+    /// Of Muster: what its rack counted of DHCP meanwhile, and commits and rows that reached the database.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub counted: BTreeMap<String, f64>,
 }
 
 /// What is written. The goals stay last.
@@ -193,6 +198,7 @@ impl Dhcp {
             packages::ensure_bench()?;
             if !self.no_build {
                 workspace::build(Profile::Release)?;
+                super::build_programs()?;
             }
         }
         if !workspace::is_root() {
@@ -285,13 +291,14 @@ impl Dhcp {
 
     fn servers(&self) -> Vec<Server> {
         match (&self.only[..], self.quick) {
-            ([], true) => vec![Server::Muster, Server::Kea],
+            ([], true) => vec![Server::Muster, Server::Kea, Server::Floor],
             ([], false) => vec![
                 Server::Muster,
                 Server::Kea,
                 Server::Kea2,
                 Server::Isc,
                 Server::Dnsmasq,
+                Server::Floor,
             ],
             (only, _) => only.to_vec(),
         }
@@ -316,7 +323,9 @@ impl Dhcp {
             }
             Shape::Steady => {
                 let rate = match (server, self.rate) {
-                    (Server::Muster | Server::Kea | Server::Kea2, Some(rate)) => rate,
+                    (Server::Muster | Server::Kea | Server::Kea2 | Server::Floor, Some(rate)) => {
+                        rate
+                    }
                     _ => server.rate(case.clients),
                 };
                 let most = rate * if self.quick { QUICK_SECONDS } else { SECONDS };
@@ -454,10 +463,12 @@ impl Stand {
         command
             .args(["--signal=INT", &limit, perfdhcp::PROGRAM])
             .args(&arguments);
+        let room = Room::make()?;
         let output = command
             .stdin(Stdio::null())
             .output()
             .context("starting perfdhcp")?;
+        drop(room);
         let text = String::from_utf8_lossy(&output.stdout);
         let output = Output::parse(&text).with_context(|| {
             format!(
@@ -480,9 +491,15 @@ impl Stand {
     fn load(&self, round: u8, phase: Phase, load: Load, offered: Option<u32>) -> Result<Run> {
         let unique = phase != Phase::Again;
         let plan = self.plan(load, self.case.clients, unique, self.lab.folder());
+        let counted_before = self.counted();
         let before = self.cpu()?;
         let (output, command) = self.perfdhcp(&plan)?;
         let after = self.cpu()?;
+        let mut counted = self.counted();
+        for (name, value) in &mut counted {
+            *value -= counted_before.get(name).copied().unwrap_or_default();
+        }
+        counted.retain(|_, value| *value != 0.0);
         let acks = output.request.received;
         let per_ack = |seconds: f64| seconds * 1e6 / acks.max(1) as f64;
         let cpu_seconds = after.since(&before);
@@ -512,7 +529,43 @@ impl Stand {
             cpu_us_of,
             offer_ms: output.discover.latency(),
             ack_ms: output.request.latency(),
+            counted,
         })
+    }
+
+    /// Of Muster, as far as it says: it explains a figure, it does not make one.
+    fn counted(&self) -> BTreeMap<String, f64> {
+        let mut counted = BTreeMap::new();
+        if self.server != Server::Muster {
+            return counted;
+        }
+        let host = self.lab.names().rack(1);
+        let page = lab::host::on_network_of(&host, || {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, RACK_HTTP_PORT))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: rack\r\nConnection: close\r\n\r\n")?;
+            let mut page = String::new();
+            // What came before a connection that stays open is the page.
+            stream.read_to_string(&mut page).ok();
+            Ok(page)
+        });
+        let page = page.unwrap_or_default();
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with("muster_") && line.contains("dhcp"));
+        counted.extend(lines.filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        }));
+        let sql = "select count(*), coalesce(sum(cardinality(verdicts)), 0) from lease_batch";
+        let rows = self.lab.query(sql).unwrap_or_default();
+        if let Some((commits, rows)) = rows.first().and_then(|row| row.split_once('|')) {
+            for (name, value) in [("lease commits", commits), ("lease rows", rows)] {
+                counted.extend(value.parse().map(|value| (name.to_owned(), value)));
+            }
+        }
+        counted
     }
 }
 
@@ -539,6 +592,30 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         sched_setaffinity(None, &self.before).ok();
         setpriority_process(None, self.nice).ok();
+    }
+}
+
+/// Room in the receive buffers of sockets that are opened while this lives, which are perfdhcp's: the servers' are
+/// open already. Its one socket stands for thousands of machines, and takes 160 messages by default: a server whose
+/// answers come in bursts would be charged with what is lost there.
+struct Room {
+    before: String,
+}
+
+impl Room {
+    const SETTING: &str = "/proc/sys/net/core/rmem_default";
+    const BYTES: &str = "33554432";
+
+    fn make() -> Result<Self> {
+        let before = std::fs::read_to_string(Self::SETTING).context("reading rmem_default")?;
+        std::fs::write(Self::SETTING, Self::BYTES).context("setting rmem_default")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        std::fs::write(Self::SETTING, &self.before).ok();
     }
 }
 

@@ -31,6 +31,8 @@ pub enum Server {
     /// isc-dhcpd 4.4, which MAAS drives
     Isc,
     Dnsmasq,
+    /// No server: a loop that answers everything and keeps nothing (benches/src/bin/responder.rs)
+    Floor,
 }
 
 impl Server {
@@ -41,13 +43,14 @@ impl Server {
             Server::Kea2 => "Kea, 2 threads",
             Server::Isc => "isc-dhcpd",
             Server::Dnsmasq => "dnsmasq",
+            Server::Floor => "(floor)",
         }
     }
 
     /// What it is offered per second. isc-dhcpd and dnsmasq drop most of more on a large pool.
     pub fn rate(self, clients: u32) -> u32 {
         match (self, clients) {
-            (Server::Muster | Server::Kea | Server::Kea2, _) => 9_000,
+            (Server::Muster | Server::Kea | Server::Kea2 | Server::Floor, _) => 9_000,
             (Server::Isc, 0..=4_000) => 2_000,
             (Server::Isc | Server::Dnsmasq, _) => 400,
         }
@@ -68,6 +71,7 @@ impl Server {
             Server::Kea2 => kea(&mut command, site, &folder, Some(2))?,
             Server::Isc => isc(&mut command, site, &folder)?,
             Server::Dnsmasq => dnsmasq(&mut command, site, &folder)?,
+            Server::Floor => floor(&mut command, site, binaries),
             Server::Muster => {}
         }
         let log = lab.logs().join("peer.log");
@@ -196,6 +200,12 @@ fn dnsmasq(command: &mut Command, site: &Site, folder: &Path) -> Result<()> {
         folder.join("leases").display()
     ));
     Ok(())
+}
+
+fn floor(command: &mut Command, site: &Site, binaries: &Path) {
+    command.arg(binaries.join("responder"));
+    command.args(["--server", &site.network.rack(1).addr().to_string()]);
+    command.args(["--first", &site.network.first.to_string()]);
 }
 
 /// (package, version) of what is installed of the peers and their generator.

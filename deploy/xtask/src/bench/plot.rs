@@ -22,6 +22,7 @@ fn colour(server: Server) -> &'static str {
         Server::Kea2 => "#60a5fa",
         Server::Isc => "#525252",
         Server::Dnsmasq => "#a3a3a3",
+        Server::Floor => "#d6d3d1",
     }
 }
 

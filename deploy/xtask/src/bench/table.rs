@@ -319,6 +319,14 @@ pub fn print_run(run: &Run) {
         .map(|(name, us)| format!("{name} {us:.1}"))
         .collect();
     println!("    {}", parts.join(", "));
+    if !run.counted.is_empty() {
+        let counted: Vec<String> = run
+            .counted
+            .iter()
+            .map(|(name, value)| format!("{} {value}", name.trim_start_matches("muster_")))
+            .collect();
+        println!("    {}", counted.join(", "));
+    }
 }
 
 #[cfg(test)]
@@ -356,6 +364,7 @@ mod tests {
             cpu_us_of: BTreeMap::new(),
             offer_ms: Some(latency),
             ack_ms: Some(latency),
+            counted: BTreeMap::new(),
         }
     }
 

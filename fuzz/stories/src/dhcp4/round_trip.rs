@@ -6,7 +6,7 @@ use arbitrary::Unstructured;
 use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo, UnknownInfo};
 use dhcproto::v4::{self, DhcpOption, OptionCode, UnknownOption};
 use dhcproto::{Decodable, Encodable};
-use wire::dhcp4::{View, Writer, code};
+use wire::dhcp4::{Joined, MESSAGE_BYTES_MIN, View, Writer, code};
 
 use crate::{octets, one_of, pick};
 
@@ -14,46 +14,112 @@ use crate::{octets, one_of, pick};
 const OPTIONS_MAX: u32 = 24;
 /// Longer than any message generated here.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Not one of those that are generated.
+const LAST: u8 = 230;
 
-/// A message of any fields and options, well-formed.
+/// A message of any fields and options, well-formed: copied whole, and into as little room as a client may leave.
 pub fn dhcp4_round_trip(input: &[u8]) {
-    let message = message(&mut Unstructured::new(input));
-    let first = message.to_vec().expect("every field fits");
-    let view = View::parse(&first).expect("dhcproto writes no faults");
+    let mut input = Unstructured::new(input);
+    let tight = Tight::arbitrary(&mut input);
+    let message = message(&mut input);
+    let octets = message.to_vec().expect("every field fits");
+    let view = View::parse(&octets).expect("dhcproto writes no faults");
     assert_eq!(
         view.message_type().map(|kind| kind as u8),
         message.opts().msg_type().map(u8::from)
     );
+    let options = options(&view, octets.len());
+    whole(&view, &octets, &options);
+    tight.copy(&view, &options);
+}
 
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let kind = view.message_type().expect("compared above");
-    let mut writer = Writer::new(&mut buffer, BUFFER_BYTES, view.header(), kind)
-        .expect("the buffer is longer than the shortest message");
-    let mut scratch = vec![0; first.len()];
-    let mut done = vec![code::MESSAGE_TYPE];
+/// Every option but 53, parts put together.
+fn options(view: &View<'_>, message_bytes: usize) -> Vec<(u8, Vec<u8>)> {
+    let mut scratch = vec![0; message_bytes];
+    let mut options: Vec<(u8, Vec<u8>)> = vec![];
     for (code, _) in view.options() {
-        if !done.contains(&code) {
-            done.push(code);
-            let value = view
-                .option_joined(code, &mut scratch)
-                .expect("the scratch is as long as the message");
-            writer.option(code, value).expect("the buffer is longer");
+        if code != code::MESSAGE_TYPE && options.iter().all(|(known, _)| *known != code) {
+            let value = view.option_joined(code, &mut scratch);
+            let value = value.expect("the scratch is as long as the message");
+            options.push((code, value.to_vec()));
         }
     }
-    let length = writer.finish();
-    let second = &buffer[..length];
+    options
+}
 
-    let again = View::parse(second).expect("we write no faults");
-    let (mut left, mut right) = (vec![0; first.len()], vec![0; length]);
-    for code in 1..255 {
-        assert_eq!(
-            view.option_joined(code, &mut left),
-            again.option_joined(code, &mut right),
-            "option {code}"
-        );
+/// With room for everything dhcproto reads the same.
+fn whole(view: &View<'_>, octets: &[u8], all: &[(u8, Vec<u8>)]) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let kind = view.message_type().expect("compared by the caller");
+    let mut writer = Writer::new(&mut buffer, BUFFER_BYTES, view.header(), kind)
+        .expect("the buffer is longer than the shortest message");
+    for (code, value) in all {
+        writer.option(*code, value).expect("the buffer is longer");
     }
+    let length = writer.finish();
+    let again = View::parse(&buffer[..length]).expect("we write no faults");
+    assert_eq!(options(&again, length), all);
     let decode = |octets| v4::Message::from_bytes(octets).expect("240 octets are all it asks for");
-    assert_eq!(decode(&first), decode(second));
+    assert_eq!(decode(octets), decode(&buffer[..length]));
+}
+
+/// What a client and a relay leave for options.
+struct Tight {
+    limit: usize,
+    /// Bits of option 52.
+    overload: u8,
+    /// Kept for what comes last.
+    last: usize,
+}
+
+impl Tight {
+    fn arbitrary(input: &mut Unstructured<'_>) -> Self {
+        Self {
+            limit: MESSAGE_BYTES_MIN + pick(input, 700) as usize,
+            overload: pick(input, 4) as u8,
+            last: pick(input, 40) as usize,
+        }
+    }
+
+    /// What was taken stands there, what was refused does not, and what comes last has its room.
+    fn copy(&self, view: &View<'_>, options: &[(u8, Vec<u8>)]) {
+        let mut buffer = vec![0xaa; self.limit];
+        let kind = view.message_type().expect("compared by the caller");
+        let mut writer = Writer::new(&mut buffer, self.limit, view.header(), kind)
+            .expect("room for the shortest message");
+        if self.overload > 0 {
+            let opened = writer.overload(self.overload);
+            opened.expect("the shortest message has room for option 52");
+        }
+        let last = vec![7; self.last];
+        let kept = writer.reserve(self.last + 2);
+        kept.expect("the shortest message has room for it");
+        let mut taken: Vec<&(u8, Vec<u8>)> = vec![];
+        for option in options {
+            if writer.option(option.0, &option.1).is_ok() {
+                taken.push(option);
+            }
+        }
+        writer.release(self.last + 2);
+        writer.option(LAST, &last).expect("its room was kept");
+        let length = writer.finish();
+        assert!((MESSAGE_BYTES_MIN..=self.limit).contains(&length));
+
+        let copy = View::parse(&buffer[..length]).expect("we write no faults");
+        let mut room = Joined::default();
+        let copy = copy.joined(&mut room).expect("short enough");
+        assert_eq!(copy.message_type(), view.message_type());
+        assert_eq!(copy.option(LAST), Some(&last[..]));
+        for (code, value) in &taken {
+            assert_eq!(copy.option(*code), Some(&value[..]), "option {code}");
+        }
+        // 53, 52 and the last one beside them.
+        let own = 2 + usize::from(self.overload > 0);
+        assert_eq!(copy.options().count(), taken.len() + own);
+        let (file, sname) = (self.overload & 1 != 0, self.overload & 2 != 0);
+        assert_eq!(copy.file(), if file { &[] } else { view.file() });
+        assert_eq!(copy.sname(), if sname { &[] } else { view.sname() });
+    }
 }
 
 fn address(input: &mut Unstructured<'_>) -> Ipv4Addr {
