@@ -56,7 +56,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// About 60 MiB when all are met.
+    /// About 80 MiB when all are met.
     ///
     /// A client's rate stops loops, not clients: firmware, its loader, the installer's kernel and the system ask by
     /// four client ids with two messages each, and the most eager of them repeats four times a second; a load
@@ -69,7 +69,7 @@ impl Default for Limits {
         Self {
             addresses_max: 1 << 19,
             offers_max: 1 << 16,
-            pending_max: 4096,
+            pending_max: 16_384,
             mac_rate: Rate {
                 burst: 64,
                 per_sec: 20,

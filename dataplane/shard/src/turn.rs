@@ -25,7 +25,7 @@ use crate::tftp_side::TftpHost;
 /// Longest sleep. Statistics are published at least so often.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 /// After a turn of DHCP alone the next look is not before this: no client notices, and a storm costs fewer wake-ups.
-const GATHER: Duration = Duration::from_micros(250);
+const GATHER: Duration = Duration::from_millis(1);
 /// Messages taken per turn, so that mail cannot starve packets.
 const MAIL_PER_TURN_MAX: usize = 1024;
 /// Longest request or acknowledgement looked at (RFC 2347: 512).

@@ -231,6 +231,20 @@ impl Script {
         })
     }
 
+    /// The heartbeat just sent is answered.
+    #[track_caller]
+    fn hears(&mut self) {
+        let beat = self.last.iter().find_map(|action| match action {
+            Action::SendHeartbeat { call, .. } => Some(*call),
+            _ => None,
+        });
+        let call = beat.unwrap_or_else(|| panic!("a heartbeat, not {:?}", self.last));
+        self.input(Input::HeartbeatAnswer {
+            call,
+            reply: Some(HeartbeatReply::Until(UNTIL)),
+        });
+    }
+
     /// A grant in the spool, while detached.
     fn spool(&mut self, last: u8, n: u8) -> (u64, Entry) {
         let ticket = self.ask(grant(last, n));
@@ -309,7 +323,7 @@ fn a_lone_grant_goes_at_once_and_its_reply_counts_from_sending() {
 }
 
 #[test]
-fn under_load_a_batch_leaves_every_twenty_milliseconds_and_two_are_under_way() {
+fn under_load_a_batch_leaves_every_forty_milliseconds_and_two_are_under_way() {
     let mut s = Script::attached(vec![]);
     s.at = 10;
     s.ask(grant(64, 1));
@@ -318,12 +332,12 @@ fn under_load_a_batch_leaves_every_twenty_milliseconds_and_two_are_under_way() {
     s.at = 12;
     s.ask(grant(66, 3));
     assert_eq!(s.batches(), []);
-    assert_eq!(s.rack.next_tick(), Some(ms(30)));
-    s.tick(30);
+    assert_eq!(s.rack.next_tick(), Some(ms(50)));
+    s.tick(50);
     let (second, _, batch) = s.batch();
     assert_eq!(batch.writes, [grant(65, 2), grant(66, 3)]);
     s.ask(grant(67, 4));
-    s.tick(55);
+    s.tick(95);
     assert_eq!(s.batches(), [], "two are under way");
     s.answer(first, vec![durable(1200)]);
     let (_, _, third) = s.batch();
@@ -433,13 +447,13 @@ fn an_address_has_one_client_and_one_write_under_way() {
         hostname: "".into(),
     };
     s.refuses(write(64, kind), Refusal::OutsideBlock);
-    s.at += 20;
+    s.at += 40;
     s.ask(reclaim(71, 7));
     let (call, _, _) = s.batch();
     s.refuses(grant(71, 7), Refusal::Mute);
     s.answer(call, vec![Outcome::Done]);
     assert_eq!(s.replies(), [(s.ticket - 1, Outcome::Done)]);
-    s.at += 20;
+    s.at += 40;
     s.ask(grant(71, 1));
     let (call, _, _) = s.batch();
     // The region's word: somebody else's. Nobody gets it until the next attach.
@@ -466,7 +480,7 @@ fn a_reclaim_that_came_too_early_leaves_the_binding() {
     let (call, _, _) = s.batch();
     s.answer(call, vec![refused(Refusal::NotEnded)]);
     s.refuses(grant(71, 1), Refusal::OtherClient);
-    s.at += 20;
+    s.at += 40;
     s.ask(grant(71, 7));
     assert_eq!(s.batch().2.writes, [grant(71, 7)]);
 }
@@ -961,6 +975,28 @@ fn a_spool_that_was_set_back_is_replaced() {
         panic!("{:?}", s.last)
     };
     assert_eq!(spool_id, new);
+    s.answer_attach(call, 1, vec![]);
+    assert_eq!(s.rack.mode(), Mode::Attached);
+}
+
+/// The rack grants nothing while an attach may run, so it must find out by itself that the answer is lost.
+#[test]
+fn an_attach_that_is_lost_is_sent_again_once_a_region_answers() {
+    let mut s = Script::detached(vec![]);
+    s.input(Input::LinkUp(3));
+    s.hears();
+    let lost = s.attach_call();
+    let sent = s.at;
+    s.tick(sent + 1_000);
+    assert!(!s.attaches(), "it may only be slow");
+    s.hears();
+    assert!(!s.attaches(), "one at a time, while it is young");
+    s.input(Input::AttachAnswer {
+        call: lost,
+        reply: None,
+    });
+    s.tick(sent + 2_000);
+    let call = s.attach_call();
     s.answer_attach(call, 1, vec![]);
     assert_eq!(s.rack.mode(), Mode::Attached);
 }

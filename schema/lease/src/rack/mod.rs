@@ -36,7 +36,7 @@ use crate::types::{
 };
 
 /// Under load a batch that is not full leaves this long after the one before it: a commit costs as much as fifty rows.
-pub const BATCH_EVERY: Duration = Duration::from_millis(20);
+pub const BATCH_EVERY: Duration = Duration::from_millis(40);
 /// Batches under way at a time.
 pub const BATCHES_MAX: usize = 2;
 /// An unanswered batch goes through another region after this.
