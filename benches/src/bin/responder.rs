@@ -6,10 +6,13 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use socket2::SockRef;
 use wire::dhcp4::{FLAG_BROADCAST, Header, LeaseTimes, MessageType, OP_REPLY, View, Writer, code};
 
 #[derive(Parser)]
 struct Arguments {
+    #[arg(long)]
+    interface: String,
     /// Our own address, on the clients' link.
     #[arg(long)]
     server: Ipv4Addr,
@@ -22,6 +25,10 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 67)).context("binding to port 67")?;
     socket.set_broadcast(true).context("allowing broadcasts")?;
+    // A broadcast to everybody has no route of its own.
+    SockRef::from(&socket)
+        .bind_device(Some(arguments.interface.as_bytes()))
+        .context("binding to the interface")?;
     let (mut question, mut answer) = ([0; 2048], vec![0; 1472]);
     loop {
         let (length, _) = socket.recv_from(&mut question).context("receiving")?;
@@ -47,6 +54,8 @@ fn reply(
     let [_, _, _, a, b, c] = view.mac()?.0;
     let client = u32::from(arguments.first).wrapping_add(u32::from_be_bytes([0, a, b, c]));
     let mut header = Header::new(OP_REPLY);
+    header.htype = view.htype();
+    header.hlen = view.hlen();
     header.xid.set(view.xid());
     header.flags.set(view.flags());
     header.yiaddr = client.to_be_bytes();

@@ -79,7 +79,11 @@ pub(crate) struct Client {
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "client {} is {:?} with {:?}", self.index, self.phase, self.held)
+        write!(
+            f,
+            "client {} is {:?} with {:?}",
+            self.index, self.phase, self.held
+        )
     }
 }
 
@@ -91,7 +95,11 @@ impl Client {
             index,
             vlan: usize::from(index as u64 >= plan.clients),
             fast: rng.below(2 * drift + 1) as i64 - drift as i64,
-            from: if rng.permille(plan.sloppy) { From::Arrival } else { compliant },
+            from: if rng.permille(plan.sloppy) {
+                From::Arrival
+            } else {
+                compliant
+            },
             hasty: rng.coin(),
             trusting: rng.coin(),
             phase: Phase::Init,
@@ -109,7 +117,10 @@ impl Client {
     }
 
     pub fn is_bound(&self, now: Duration) -> bool {
-        let settled = matches!(self.phase, Phase::Bound | Phase::Renewing | Phase::Rebinding);
+        let settled = matches!(
+            self.phase,
+            Phase::Bound | Phase::Renewing | Phase::Rebinding
+        );
         settled && self.held.is_some_and(|held| held.end > now)
     }
 
@@ -224,7 +235,9 @@ impl World<'_> {
     fn send_request(&mut self, index: usize) {
         self.stamp(index);
         let client = &self.clients[index];
-        let Some((address, server)) = client.wanted else { return };
+        let Some((address, server)) = client.wanted else {
+            return;
+        };
         let query = Query {
             requested: Some(address),
             server: (client.phase == Phase::Requesting).then_some(server),
@@ -237,7 +250,9 @@ impl World<'_> {
     /// In RENEWING to the server, in REBINDING to all; again after half of what is left (§4.4.5).
     fn renew(&mut self, index: usize) {
         let now = self.now;
-        let Some(held) = self.clients[index].held else { return };
+        let Some(held) = self.clients[index].held else {
+            return;
+        };
         let rebinds = now >= held.rebind;
         let client = &mut self.clients[index];
         if rebinds && client.phase == Phase::Renewing {
@@ -350,7 +365,12 @@ impl World<'_> {
             rebind: from + lasts * 7 / 8,
             end: from + lasts,
         });
-        note!(self, "client {index} holds {} until {:?}", answer.address, from + lasts);
+        note!(
+            self,
+            "client {index} holds {} until {:?}",
+            answer.address,
+            from + lasts
+        );
         self.bound(index);
     }
 
@@ -394,7 +414,7 @@ impl World<'_> {
                 self.switch_off(index, wait);
             }
             2 => {
-                let wait = self.rng.skewed(5 * lease + ms(180_000));
+                let wait = self.rng.between(Duration::ZERO, 5 * lease + ms(180_000));
                 self.switch_off(index, wait);
             }
             // It forgets its address: another system boots.
@@ -428,7 +448,11 @@ impl World<'_> {
                 {
                     let xid = self.rng.next() as u32;
                     let query = self.query(index, Kind::Inform);
-                    self.send(Query { xid, ciaddr: Some(held.address), ..query });
+                    self.send(Query {
+                        xid,
+                        ciaddr: Some(held.address),
+                        ..query
+                    });
                 }
             }
         }
@@ -457,7 +481,11 @@ impl World<'_> {
         self.clients[index].held = None;
         self.oracle.let_go(index);
         // Half of them think better of it at once.
-        let wait = if self.rng.coin() { Duration::ZERO } else { self.rng.skewed(3 * self.plan.lease()) };
+        let wait = if self.rng.coin() {
+            Duration::ZERO
+        } else {
+            self.rng.skewed(3 * self.plan.lease())
+        };
         self.clients[index].phase = Phase::Init;
         self.client_timer(index, self.now + wait);
     }
@@ -487,7 +515,8 @@ impl World<'_> {
             passes.push(if slow {
                 self.rng.skewed(ms(plan.slow_ms))
             } else {
-                self.rng.between(Duration::from_micros(100), Duration::from_micros(2_000))
+                self.rng
+                    .between(Duration::from_micros(100), Duration::from_micros(2_000))
             });
         }
         passes
@@ -506,15 +535,20 @@ impl World<'_> {
         );
         self.report.queries += 1;
         if query.unicast {
-            let rack = query.server.map(|server| server.octets()[3].wrapping_sub(1));
+            let rack = query
+                .server
+                .map(|server| server.octets()[3].wrapping_sub(1));
             // Who renews does not name the server in the message (§4.3.2).
             let server = query.server.filter(|_| query.kind != Kind::Request);
             let query = Query { server, ..query };
-            if let Some(rack) = rack.map(usize::from).filter(|rack| *rack < self.racks.len()) {
-                self.to_rack(rack, &query);
+            if let Some(rack) = rack
+                .map(usize::from)
+                .filter(|rack| *rack < self.racks.len())
+            {
+                self.ask_rack(rack, &query);
             }
         } else if query.vlan == 0 {
-            (0..self.racks.len()).for_each(|rack| self.to_rack(rack, &query));
+            (0..self.racks.len()).for_each(|rack| self.ask_rack(rack, &query));
         } else {
             for pass in self.passes() {
                 self.after(pass, Event::AtRelay(query.clone()));
@@ -522,9 +556,15 @@ impl World<'_> {
         }
     }
 
-    fn to_rack(&mut self, rack: usize, query: &Query) {
+    fn ask_rack(&mut self, rack: usize, query: &Query) {
         for pass in self.passes() {
-            self.after(pass, Event::AtRack { rack, query: query.clone() });
+            self.after(
+                pass,
+                Event::AtRack {
+                    rack,
+                    query: query.clone(),
+                },
+            );
         }
     }
 
@@ -532,20 +572,27 @@ impl World<'_> {
         if self.now < self.relay_down_until {
             return;
         }
-        let query = Query { relayed: true, ..query };
-        (0..self.racks.len()).for_each(|rack| self.to_rack(rack, &query));
+        let query = Query {
+            relayed: true,
+            ..query
+        };
+        (0..self.racks.len()).for_each(|rack| self.ask_rack(rack, &query));
     }
 
     /// A rack's answer leaves.
     pub fn send_answer(&mut self, answer: &Answer) {
         for pass in self.passes() {
             let answer = answer.clone();
-            let event = if answer.relayed { Event::FromRelay(answer) } else { Event::AtClient(answer) };
+            let event = if answer.relayed {
+                Event::FromRelay(answer)
+            } else {
+                Event::AtClient(answer)
+            };
             self.after(pass, event);
         }
     }
 
-    pub fn from_relay(&mut self, answer: Answer) {
+    pub fn on_relayed(&mut self, answer: Answer) {
         if self.now < self.relay_down_until {
             return;
         }

@@ -26,7 +26,12 @@ impl Clock {
     }
 
     pub fn read(&self, now: Duration) -> Duration {
-        self.shown + scaled(now.saturating_sub(self.since), MILLION + i128::from(self.fast), MILLION)
+        self.shown
+            + scaled(
+                now.saturating_sub(self.since),
+                MILLION + i128::from(self.fast),
+                MILLION,
+            )
     }
 
     /// When it shows this; now, if that is past.

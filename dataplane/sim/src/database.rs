@@ -126,7 +126,8 @@ impl Database {
         }
         let floor = self.tables.floors.get(&(rack, batch.key.spool_id));
         // The floor and the epochs fence the same requests: without the epochs it would hide that they are missing.
-        let fenced = self.guards.stands(Guard::EpochCompared) && self.guards.stands(Guard::EpochAtAttach);
+        let fenced =
+            self.guards.stands(Guard::EpochCompared) && self.guards.stands(Guard::EpochAtAttach);
         let forgotten = fenced && floor.is_none_or(|floor| batch.key.seq <= *floor);
         let held = self.is_held(now) && !batch.drained;
         if forgotten || held || batch.writes.len() > BATCH_ROWS_MAX {
@@ -197,10 +198,16 @@ impl Database {
         let of_spool = (rack, spool_id, 0)..=(rack, spool_id, u64::MAX);
         let newest = self.tables.answers.range(of_spool).next_back();
         let newest = newest.map_or(0, |((_, _, seq), _)| *seq);
-        let known = self.tables.floors.get(&(rack, spool_id)).map(|floor| SpoolSeen {
-            current: session.as_ref().is_some_and(|session| session.spool_id == spool_id),
-            seq: newest.max(*floor),
-        });
+        let known = self
+            .tables
+            .floors
+            .get(&(rack, spool_id))
+            .map(|floor| SpoolSeen {
+                current: session
+                    .as_ref()
+                    .is_some_and(|session| session.spool_id == spool_id),
+                seq: newest.max(*floor),
+            });
         let decision = unguarded::decide_attach(
             self.guards,
             self.tables.hold,
@@ -225,7 +232,9 @@ impl Database {
                 block.epoch += u64::from(self.guards.stands(Guard::EpochAtAttach));
             }
         }
-        let until = session.map_or(now, |session| session.until).max(now.plus(self.until));
+        let until = session
+            .map_or(now, |session| session.until)
+            .max(now.plus(self.until));
         self.tables.sessions[rack] = Some(Session { spool_id, until });
         self.tables.floors.insert((rack, spool_id), seq);
         self.tables.answers.retain(|key, _| key.0 != rack);
@@ -238,7 +247,12 @@ impl Database {
             blocks: vec![],
             rows: vec![],
         };
-        for block in self.tables.blocks.iter().filter(|block| block.owner == Some(rack)) {
+        for block in self
+            .tables
+            .blocks
+            .iter()
+            .filter(|block| block.owner == Some(rack))
+        {
             let place = block.place;
             attachment.blocks.push(Block {
                 id: place.id,
@@ -250,7 +264,12 @@ impl Database {
             });
             for n in 0..place.count {
                 let address = Ipv4Addr::from(u32::from(place.first) + n);
-                attachment.rows.extend(self.row_of(place.id, address, block.quarantined_until, now));
+                attachment.rows.extend(self.row_of(
+                    place.id,
+                    address,
+                    block.quarantined_until,
+                    now,
+                ));
             }
         }
         attachment
@@ -316,7 +335,9 @@ impl Database {
                 let Some(owner) = block.owner.filter(|owner| *owner != block.intended) else {
                     continue;
                 };
-                let until = self.tables.sessions[owner].as_ref().map(|session| session.until);
+                let until = self.tables.sessions[owner]
+                    .as_ref()
+                    .map(|session| session.until);
                 if unguarded::may_take(self.guards, until, now) {
                     block.owner = None;
                     block.epoch += 1;
@@ -329,7 +350,12 @@ impl Database {
     }
 
     fn forget_old(&mut self, now: Time) {
-        let Tables { answers, floors, rows, .. } = &mut self.tables;
+        let Tables {
+            answers,
+            floors,
+            rows,
+            ..
+        } = &mut self.tables;
         answers.retain(|(rack, spool_id, seq), (_, at)| {
             let kept = now < at.plus(KEYS_KEPT);
             if !kept && let Some(floor) = floors.get_mut(&(*rack, *spool_id)) {
@@ -345,7 +371,10 @@ impl Database {
 
     fn end_hold(&mut self) {
         self.tables.hold = None;
-        self.tables.blocks.iter_mut().for_each(|block| block.epoch += EPOCH_JUMP);
+        self.tables
+            .blocks
+            .iter_mut()
+            .for_each(|block| block.epoch += EPOCH_JUMP);
     }
 
     // ---------------------------------------------------------------- the standby
@@ -371,7 +400,10 @@ impl Database {
 }
 
 fn outcomes(verdicts: &[Verdict], now: Time) -> Vec<Outcome> {
-    verdicts.iter().map(|verdict| verdict.outcome(now)).collect()
+    verdicts
+        .iter()
+        .map(|verdict| verdict.outcome(now))
+        .collect()
 }
 
 fn length(end: Time, now: Time) -> Duration {

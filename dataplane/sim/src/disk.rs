@@ -78,7 +78,11 @@ impl Disk {
         if !self.broken && !records.is_empty() && rng.coin() {
             let mut frame = vec![];
             encode_frame(self.spool_id, &records, &mut frame);
-            let torn = if rng.coin() { frame.len() } else { rng.index(frame.len()) };
+            let torn = if rng.coin() {
+                frame.len()
+            } else {
+                rng.index(frame.len())
+            };
             self.file.extend_from_slice(&frame[..torn]);
         }
         self.broken = false;
@@ -98,9 +102,13 @@ impl Disk {
 
     /// A snapshot of the disk is restored. False: there is none.
     pub fn set_back(&mut self) -> bool {
-        let Some(older) = self.older.clone() else { return false };
+        let Some(older) = self.older.clone() else {
+            return false;
+        };
         self.file = older;
-        let facts = replay(&self.file).map(|found| found.entries).unwrap_or_default();
+        let facts = replay(&self.file)
+            .map(|found| found.entries)
+            .unwrap_or_default();
         self.live = facts.into_iter().map(|entry| (entry.seq, entry)).collect();
         true
     }
@@ -124,8 +132,14 @@ impl Disk {
             self.file.truncate(found.valid_bytes);
             self.spool_id = found.spool_id;
             self.incarnation = found.incarnation + 1;
-            self.live = found.entries.into_iter().map(|entry| (entry.seq, entry)).collect();
-            let opened = Record::Opened { incarnation: self.incarnation };
+            self.live = found
+                .entries
+                .into_iter()
+                .map(|entry| (entry.seq, entry))
+                .collect();
+            let opened = Record::Opened {
+                incarnation: self.incarnation,
+            };
             encode_frame(self.spool_id, &[opened], &mut self.file);
         }
         Ok(Start {
@@ -181,7 +195,9 @@ impl Disk {
         if records.is_empty() {
             return;
         }
-        let entries = records.iter().any(|record| matches!(record, Record::Entry(_)));
+        let entries = records
+            .iter()
+            .any(|record| matches!(record, Record::Entry(_)));
         if self.broken || fails {
             for record in &records {
                 if let Record::Removed(seqs) = record {

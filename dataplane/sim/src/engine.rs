@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dhcp::{
-    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Range, RangeKind, Received,
-    Reservation, Subnet,
+    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Range, RangeKind,
+    Received, Reservation, Subnet,
 };
 use lease::VlanId;
 use wire::dhcp4::{Header, MessageType, OP_REQUEST, View, Writer, code};
@@ -120,13 +120,21 @@ impl EngineShard {
     pub fn hear(&mut self, word: Word, now: Duration, wishes: &mut Vec<Wish>) {
         let (base, at) = (self.base, self.base + now);
         match word {
-            Word::Attached { blocks, rows, sent, until } => {
+            Word::Attached {
+                blocks,
+                rows,
+                sent,
+                until,
+            } => {
                 self.engine
                     .attach(&blocks, &rows, base + until, base + sent, &*self.links, at);
             }
-            Word::Outcome { ticket, outcome, .. } => {
+            Word::Outcome {
+                ticket, outcome, ..
+            } => {
                 if let Ticket::Engine(ticket) = ticket {
-                    self.engine.on_outcome(ticket, outcome, at, &mut self.outbox);
+                    self.engine
+                        .on_outcome(ticket, outcome, at, &mut self.outbox);
                 }
             }
             Word::Until(until) => self.engine.set_until(base + until),
@@ -144,7 +152,11 @@ impl EngineShard {
         let received = Received {
             link: &self.links.0[0],
             source: query.ciaddr.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            destination: if direct { server_of(self.rack) } else { Ipv4Addr::BROADCAST },
+            destination: if direct {
+                server_of(self.rack)
+            } else {
+                Ipv4Addr::BROADCAST
+            },
         };
         let boot = BootReply::default();
         let at = self.base + now;
@@ -197,10 +209,11 @@ fn octets_of(query: &Query) -> Vec<u8> {
     }
     let mut octets = vec![0; MESSAGE_BYTES];
     let fits = "a few options of a few octets";
-    let mut writer =
-        Writer::new(&mut octets, MESSAGE_BYTES, &header, query.kind).expect(fits);
+    let mut writer = Writer::new(&mut octets, MESSAGE_BYTES, &header, query.kind).expect(fits);
     if let Some(address) = query.requested {
-        writer.address(code::REQUESTED_ADDRESS, address).expect(fits);
+        writer
+            .address(code::REQUESTED_ADDRESS, address)
+            .expect(fits);
     }
     if let Some(server) = query.server {
         writer.address(code::SERVER_ID, server).expect(fits);
@@ -218,7 +231,11 @@ fn answer_of(octets: &[u8], rack: usize, to: Destination) -> Answer {
     let kind = view.message_type().expect("every reply has its type");
     let mac = view.mac().expect("clients have Ethernet addresses");
     // To the relay, to the client's own address, or to all on the rack's own VLAN.
-    let vlan = if to.ip().is_broadcast() { 0 } else { usize::from(to.ip().octets()[1]) };
+    let vlan = if to.ip().is_broadcast() {
+        0
+    } else {
+        usize::from(to.ip().octets()[1])
+    };
     let lease = view.lease_secs().filter(|_| kind != MessageType::Nak);
     Answer {
         kind,

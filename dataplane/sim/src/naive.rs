@@ -52,7 +52,12 @@ impl NaiveShard {
 
     pub fn hear(&mut self, word: Word, now: Duration, wishes: &mut Vec<Wish>) {
         match word {
-            Word::Attached { blocks, rows, sent, until } => {
+            Word::Attached {
+                blocks,
+                rows,
+                sent,
+                until,
+            } => {
                 self.forget();
                 self.until = until;
                 self.blocks = blocks.to_vec();
@@ -72,7 +77,11 @@ impl NaiveShard {
                 }
             }
             Word::Forget => self.forget(),
-            Word::Outcome { ticket: Ticket::Naive(ticket), outcome, sent } => {
+            Word::Outcome {
+                ticket: Ticket::Naive(ticket),
+                outcome,
+                sent,
+            } => {
                 if let Some(asked) = self.asked.remove(&ticket) {
                     self.outcome(asked, outcome, sent, now, wishes);
                 }
@@ -125,7 +134,11 @@ impl NaiveShard {
                     wishes.push(Wish::Answer(answer));
                 }
             }
-            Kind::Request if query.server.is_none_or(|server| server == server_of(self.rack)) => {
+            Kind::Request
+                if query
+                    .server
+                    .is_none_or(|server| server == server_of(self.rack)) =>
+            {
                 if let Some(address) = query.requested.or(query.ciaddr) {
                     self.request(query, address, now, rng, wishes);
                 }
@@ -157,7 +170,9 @@ impl NaiveShard {
         }
         let address = rng.pick(&ended);
         if let Some(bound) = self.bound.get(&address) {
-            let kind = WriteKind::Reclaim { client: bound.client.clone() };
+            let kind = WriteKind::Reclaim {
+                client: bound.client.clone(),
+            };
             self.ask(address, kind, Asked::Reclaim { address }, wishes);
         }
     }
@@ -168,13 +183,21 @@ impl NaiveShard {
             return Some(*address);
         }
         let vlan = vlan_id(query.vlan);
-        let blocks: Vec<&Block> = self.blocks.iter().filter(|block| block.vlan == vlan).collect();
+        let blocks: Vec<&Block> = self
+            .blocks
+            .iter()
+            .filter(|block| block.vlan == vlan)
+            .collect();
         if blocks.is_empty() {
             return None;
         }
         let block = rng.pick(&blocks);
-        let IpAddr::V4(first) = block.first else { return None };
-        Some(Ipv4Addr::from(u32::from(first) + rng.below(block.count.into()) as u32))
+        let IpAddr::V4(first) = block.first else {
+            return None;
+        };
+        Some(Ipv4Addr::from(
+            u32::from(first) + rng.below(block.count.into()) as u32,
+        ))
     }
 
     fn request(
@@ -190,7 +213,10 @@ impl NaiveShard {
             let claims = query.server.is_none() && self.survives && !self.until.is_zero();
             if claims && rng.permille(700) {
                 let lease = self.lease;
-                let asked = Asked::Extend { query: query.clone(), address };
+                let asked = Asked::Extend {
+                    query: query.clone(),
+                    address,
+                };
                 self.ask(address, WriteKind::Extend { client, lease }, asked, wishes);
             }
             return;
@@ -203,7 +229,9 @@ impl NaiveShard {
                 }
             }
             Some(bound) if bound.end <= now => {
-                let kind = WriteKind::Reclaim { client: bound.client.clone() };
+                let kind = WriteKind::Reclaim {
+                    client: bound.client.clone(),
+                };
                 self.ask(address, kind, Asked::Reclaim { address }, wishes);
                 if rng.coin() {
                     return;
@@ -213,7 +241,10 @@ impl NaiveShard {
         }
         // A retransmission joins the waiting grant.
         for asked in self.asked.values_mut() {
-            if let Asked::Grant { query: waiting, address: of } = asked
+            if let Asked::Grant {
+                query: waiting,
+                address: of,
+            } = asked
                 && *of == address
                 && (waiting.client, waiting.vlan) == (query.client, query.vlan)
             {
@@ -221,13 +252,22 @@ impl NaiveShard {
                 return;
             }
         }
-        let kind = WriteKind::Grant { client, lease: self.lease, hostname: "".into() };
-        let asked = Asked::Grant { query: query.clone(), address };
+        let kind = WriteKind::Grant {
+            client,
+            lease: self.lease,
+            hostname: "".into(),
+        };
+        let asked = Asked::Grant {
+            query: query.clone(),
+            address,
+        };
         self.ask(address, kind, asked, wishes);
     }
 
     fn block_of(&self, address: Ipv4Addr) -> Option<&Block> {
-        self.blocks.iter().find(|block| block.contains(address.into()))
+        self.blocks
+            .iter()
+            .find(|block| block.contains(address.into()))
     }
 
     fn write(&self, address: Ipv4Addr, kind: WriteKind) -> Write {
@@ -244,12 +284,18 @@ impl NaiveShard {
         self.next_ticket += 1;
         self.asked.insert(self.next_ticket, asked);
         let ticket = Some(Ticket::Naive(self.next_ticket));
-        wishes.push(Wish::Write { ticket, write: self.write(address, kind) });
+        wishes.push(Wish::Write {
+            ticket,
+            write: self.write(address, kind),
+        });
     }
 
     fn tell(&self, address: Ipv4Addr, kind: WriteKind, wishes: &mut Vec<Wish>) {
         if self.block_of(address).is_some() {
-            wishes.push(Wish::Write { ticket: None, write: self.write(address, kind) });
+            wishes.push(Wish::Write {
+                ticket: None,
+                write: self.write(address, kind),
+            });
         }
     }
 
@@ -262,7 +308,8 @@ impl NaiveShard {
         wishes: &mut Vec<Wish>,
     ) {
         // In whole seconds, as on the wire.
-        let length = ack_length(self.lease, end, self.until, now).map_or(0, |length| length.as_secs());
+        let length =
+            ack_length(self.lease, end, self.until, now).map_or(0, |length| length.as_secs());
         if length > 0 {
             let lease = Some(Duration::from_secs(length));
             wishes.push(Wish::Answer(self.answer(query, Kind::Ack, address, lease)));

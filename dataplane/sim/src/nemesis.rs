@@ -12,6 +12,7 @@ enum Fault {
     SetBack,
     PauseRack,
     PauseRegion,
+    Lapse,
     CrashRegion,
     Cut,
     CutAll,
@@ -28,7 +29,7 @@ enum Fault {
     Relay,
 }
 
-fn weights(plan: &Plan) -> [(Fault, u64); 19] {
+fn weights(plan: &Plan) -> [(Fault, u64); 20] {
     use Fault::*;
     [
         (Crash, plan.crash),
@@ -36,6 +37,7 @@ fn weights(plan: &Plan) -> [(Fault, u64); 19] {
         (SetBack, plan.set_back),
         (PauseRack, plan.pause_rack),
         (PauseRegion, plan.pause_region),
+        (Lapse, plan.lapse),
         (CrashRegion, plan.crash_region),
         (Cut, plan.cut),
         (CutAll, plan.cut_all),
@@ -79,17 +81,25 @@ impl World<'_> {
         let region = self.rng.index(2);
         let length = self.rng.skewed(ms(self.plan.fault_ms));
         let until = self.now + length;
-        note!(self, "FAULT {fault:?} (rack {rack} or region {region}) for {length:?}");
+        note!(
+            self,
+            "FAULT {fault:?} (rack {rack} or region {region}) for {length:?}"
+        );
         match fault {
             Fault::Crash | Fault::Wipe | Fault::SetBack => self.crash(rack, fault),
             Fault::PauseRack => self.racks[rack].paused_until = until,
+            Fault::Lapse => {
+                self.racks[rack].paused_until = until;
+                let wait = length + self.rng.skewed(ms(8_000));
+                self.after(wait, Event::CutOff { rack });
+            }
             Fault::PauseRegion => self.regions[region].paused_until = until,
             Fault::CrashRegion => {
                 self.stop_region(region);
                 self.at(until, Event::RestartRegion { region });
             }
             Fault::Cut => self.cut(rack, region, until),
-            Fault::CutAll => (0..2).for_each(|region| self.cut(rack, region, until)),
+            Fault::CutAll => self.cut_off(rack, length),
             Fault::Isolate => self.racks[rack].isolated_until = until,
             Fault::Doubt => {
                 let life = self.racks[rack].life;
@@ -137,6 +147,14 @@ impl World<'_> {
         self.after(wait, Event::Restart { rack });
     }
 
+    /// From both regions; not any more when the faults are over.
+    pub fn cut_off(&mut self, rack: usize, length: Duration) {
+        let until = self.now + length;
+        if !self.quiet {
+            (0..2).for_each(|region| self.cut(rack, region, until));
+        }
+    }
+
     fn cut(&mut self, rack: usize, region: usize, until: Duration) {
         let site = &mut self.racks[rack];
         site.cut_until[region] = site.cut_until[region].max(until);
@@ -144,7 +162,15 @@ impl World<'_> {
         // The connection outlives a short cut; a long one is noticed.
         if let Some(link) = site.link_to(region) {
             let wait = self.rng.skewed(ms(20_000));
-            self.after(wait, Event::LinkDown { rack, life, region, link });
+            self.after(
+                wait,
+                Event::LinkDown {
+                    rack,
+                    life,
+                    region,
+                    link,
+                },
+            );
         }
     }
 

@@ -17,6 +17,9 @@ use crate::message::{Answer, Kind, Query, lease_client};
 use crate::plan::{Plan, ms};
 use crate::rack::Site;
 
+/// By so much the database's clock may be set (protocols.md, Clocks).
+const STEP_MAX: Duration = Duration::from_secs(30);
+
 #[derive(Clone, Copy, Debug)]
 struct Hold {
     address: Ipv4Addr,
@@ -51,7 +54,7 @@ impl Oracle {
         Self {
             holds: vec![None; plan.clients_in_all()],
             promises: BTreeMap::new(),
-            slack: ms(plan.step_ms) + ms(1),
+            slack: ms(plan.step_ms).min(STEP_MAX) + ms(1),
             blind_until: Duration::ZERO,
             queries: BTreeMap::new(),
             dirty: false,
@@ -72,7 +75,8 @@ impl Oracle {
         let same = |hold: &Option<Hold>| {
             hold.is_some_and(|hold| hold.address == address && hold.until > now)
         };
-        let other = (0..self.holds.len()).find(|other| *other != client && same(&self.holds[*other]));
+        let other =
+            (0..self.holds.len()).find(|other| *other != client && same(&self.holds[*other]));
         match other {
             Some(other) if until > now => Err(format!(
                 "A: clients {other} and {client} both hold {address}"
@@ -97,7 +101,11 @@ impl Oracle {
         }
         let (until, end) = (now + lease, database.time(now).plus(lease));
         let key = (answer.address, answer.client);
-        let new = Promise { end, until, vlan: answer.vlan };
+        let new = Promise {
+            end,
+            until,
+            vlan: answer.vlan,
+        };
         let promise = self.promises.entry(key).or_insert(new);
         promise.end = promise.end.max(end);
         promise.until = promise.until.max(until);
@@ -126,7 +134,8 @@ impl Oracle {
     /// A spool is gone: what only it covered need not be covered any more.
     pub fn forgive(&mut self, database: &Database, racks: &[Site]) {
         let slack = self.slack;
-        self.promises.retain(|key, promise| is_covered(*key, *promise, slack, database, racks));
+        self.promises
+            .retain(|key, promise| is_covered(*key, *promise, slack, database, racks));
     }
 
     /// The database has lost commits.
@@ -179,6 +188,7 @@ fn is_covered(
     });
     in_row
         || racks.iter().flat_map(|site| site.disk.facts()).any(|fact| {
-            fact.write.address == IpAddr::V4(address) && client_of(&fact.write.kind) == Some(&client)
+            fact.write.address == IpAddr::V4(address)
+                && client_of(&fact.write.kind) == Some(&client)
         })
 }

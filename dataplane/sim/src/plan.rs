@@ -134,6 +134,8 @@ plan! {
     set_back = 1;
     pause_rack = 2;
     pause_region = 2;
+    /// A pause, and soon after it a cut from both regions: as a host does whose switch restarts.
+    lapse = 1;
     crash_region = 2;
     /// One rack from one region; from both; from the clients.
     cut = 2;
@@ -179,7 +181,11 @@ impl Plan {
         let rng = &mut Rng::new(seed ^ 0x0073_7761_726d);
         let mut plan = Self {
             clients: 1 + rng.below(5),
-            relayed: if rng.permille(400) { 1 + rng.below(3) } else { 0 },
+            relayed: if rng.permille(400) {
+                1 + rng.below(3)
+            } else {
+                0
+            },
             racks: 1 + u64::from(rng.permille(750)),
             shards: 1 + u64::from(rng.permille(300)),
             addresses: rng.pick(&[1, 1, 2, 3, 6]),
@@ -189,17 +195,18 @@ impl Plan {
             length_ms: rng.pick(&[600_000, 1_800_000, 3_600_000]),
             whim_ms: rng.pick(&[20_000, 60_000, 300_000]),
             sloppy: rng.pick(&[0, 300, 1_000]),
+            stale: rng.pick(&[0, 300, 1_000]),
             fault_every_ms: rng.pick(&[15_000, 60_000, 240_000]),
             fault_ms: rng.pick(&[3_000, 30_000, 300_000]),
             ..Self::default()
         };
-        plan.until_ms = rng.pick(&[300_000, 900_000, 3_600_000, 86_400_000]);
+        plan.until_ms = rng.pick(&[120_000, 300_000, 900_000, 86_400_000]);
         plan.until_ms = plan.until_ms.max(plan.lease_ms);
         if plan.naive == 1 {
             plan.shards = 1;
         }
-        plan.promote = u64::from(plan.until_ms < 3_600_000 && rng.permille(150));
-        plan.promote_lossy = u64::from(plan.until_ms < 3_600_000 && rng.permille(150));
+        plan.promote = u64::from(plan.until_ms < 900_000 && rng.permille(150));
+        plan.promote_lossy = u64::from(plan.until_ms < 900_000 && rng.permille(150));
         for chance in [
             &mut plan.loss,
             &mut plan.double,
@@ -213,20 +220,19 @@ impl Plan {
             *chance *= rng.pick(&[0, 1, 1, 4]);
         }
         for weight in plan.weights_mut() {
-            if rng.coin() {
-                *weight = 0;
-            }
+            *weight *= rng.pick(&[0, 0, 1, 4]);
         }
         plan
     }
 
-    fn weights_mut(&mut self) -> [&mut u64; 16] {
+    fn weights_mut(&mut self) -> [&mut u64; 17] {
         [
             &mut self.crash,
             &mut self.wipe,
             &mut self.set_back,
             &mut self.pause_rack,
             &mut self.pause_region,
+            &mut self.lapse,
             &mut self.crash_region,
             &mut self.cut,
             &mut self.cut_all,
@@ -257,7 +263,9 @@ impl Plan {
             relay_down: 0,
             ..Self::default()
         };
-        plan.weights_mut().into_iter().for_each(|weight| *weight = 0);
+        plan.weights_mut()
+            .into_iter()
+            .for_each(|weight| *weight = 0);
         plan
     }
 

@@ -82,8 +82,17 @@ impl Site {
 
     /// Adds what the process has counted.
     pub fn count(&self, report: &mut Report) {
-        let Counters { attaches, detached, spooled, drained_refused, .. } =
-            self.machine.as_ref().map(Rack::counters).unwrap_or_default();
+        let Counters {
+            attaches,
+            detached,
+            spooled,
+            drained_refused,
+            ..
+        } = self
+            .machine
+            .as_ref()
+            .map(Rack::counters)
+            .unwrap_or_default();
         report.attaches += attaches;
         report.detached += detached;
         report.spooled += spooled;
@@ -116,9 +125,15 @@ impl World<'_> {
         }
         let start = match self.racks[rack].disk.open(&mut self.rng) {
             Ok(start) => start,
-            Err(error) => return self.fail(format!("the spool of rack {rack} cannot be read: {error}")),
+            Err(error) => {
+                return self.fail(format!("the spool of rack {rack} cannot be read: {error}"));
+            }
         };
-        note!(self, "rack {rack} starts with {} facts", start.entries.len());
+        note!(
+            self,
+            "rack {rack} starts with {} facts",
+            start.entries.len()
+        );
         let (plan, now, base) = (self.plan, self.now, self.base);
         let site = &mut self.racks[rack];
         let boot = site.clock.read(now);
@@ -135,7 +150,12 @@ impl World<'_> {
                     let shard = EngineShard::new(plan, rack, index, links, seed, base, boot);
                     Shard::Engine(Box::new(shard))
                 };
-                Seat { shard, tick_due: None, to_link_at: now, to_shard_at: now }
+                Seat {
+                    shard,
+                    tick_due: None,
+                    to_link_at: now,
+                    to_shard_at: now,
+                }
             })
             .collect();
         let life = site.life;
@@ -199,7 +219,15 @@ impl World<'_> {
             if healed > self.now {
                 let wait = self.rng.between(ms(1), ms(400));
                 let link = Some((region, link));
-                return self.at(healed + wait, Event::Answered { rack, life, link, input });
+                return self.at(
+                    healed + wait,
+                    Event::Answered {
+                        rack,
+                        life,
+                        link,
+                        input,
+                    },
+                );
             }
         }
         self.tell_machine(rack, input);
@@ -210,9 +238,15 @@ impl World<'_> {
     pub fn tell_machine(&mut self, rack: usize, input: Input) {
         let now = self.now;
         let site = &mut self.racks[rack];
-        let Some(machine) = &mut site.machine else { return };
+        let Some(machine) = &mut site.machine else {
+            return;
+        };
         let mut actions = vec![];
-        let heard = if self.trace.is_some() { trace::input(&input) } else { None };
+        let heard = if self.trace.is_some() {
+            trace::input(&input)
+        } else {
+            None
+        };
         machine.handle(site.clock.read(now), input, &mut actions);
         if let Some(heard) = heard {
             self.note(format!("rack {rack} < {heard}"));
@@ -231,7 +265,9 @@ impl World<'_> {
     fn plan_rack_tick(&mut self, rack: usize) {
         let now = self.now;
         let site = &mut self.racks[rack];
-        let Some(next) = site.machine.as_ref().and_then(Rack::next_tick) else { return };
+        let Some(next) = site.machine.as_ref().and_then(Rack::next_tick) else {
+            return;
+        };
         let mut at = site.clock.when(next, now);
         // Without some guards the machine would tick without end.
         if at == now && self.plan.guards != Guards::ALL {
@@ -274,24 +310,59 @@ impl World<'_> {
             Action::SendBatch { call, link, batch } => {
                 self.call(rack, link, Call::Batch(call, batch));
             }
-            Action::SendHeartbeat { call, link, spool_id, digest } => {
+            Action::SendHeartbeat {
+                call,
+                link,
+                spool_id,
+                digest,
+            } => {
                 self.call(rack, link, Call::Heartbeat(call, spool_id, digest));
             }
-            Action::SendAttach { call, link, spool_id, spool_seq } => {
+            Action::SendAttach {
+                call,
+                link,
+                spool_id,
+                spool_seq,
+            } => {
                 self.call(rack, link, Call::Attach(call, spool_id, spool_seq));
             }
             Action::AppendSpool(entry) => self.spool(rack, Job::Append(entry)),
             Action::RemoveSpool { seqs } => self.spool(rack, Job::Remove(seqs)),
             Action::ResetSpool => self.spool(rack, Job::Reset),
             Action::ReplaceSpool => self.spool(rack, Job::Replace),
-            Action::Reply { ticket, outcome, sent } => {
+            Action::Reply {
+                ticket,
+                outcome,
+                sent,
+            } => {
                 if let Some((shard, ticket)) = self.racks[rack].waiting.remove(&ticket) {
-                    self.tell_shard(rack, shard, Word::Outcome { ticket, outcome, sent });
+                    self.tell_shard(
+                        rack,
+                        shard,
+                        Word::Outcome {
+                            ticket,
+                            outcome,
+                            sent,
+                        },
+                    );
                 }
             }
-            Action::Attached { blocks, rows, sent, until } => {
+            Action::Attached {
+                blocks,
+                rows,
+                sent,
+                until,
+            } => {
                 let (blocks, rows) = (Rc::from(blocks), Rc::from(rows));
-                self.tell_shards(rack, &Word::Attached { blocks, rows, sent, until });
+                self.tell_shards(
+                    rack,
+                    &Word::Attached {
+                        blocks,
+                        rows,
+                        sent,
+                        until,
+                    },
+                );
             }
             // As rackd: shards have no word for one block less, so all is learnt anew.
             Action::ForgetBlock(_) => {
@@ -310,7 +381,9 @@ impl World<'_> {
         site.disk.jobs.push_back(job);
         if idle {
             let life = site.life;
-            let wait = self.rng.between(Duration::from_micros(50), ms(self.plan.fsync_ms));
+            let wait = self
+                .rng
+                .between(Duration::from_micros(50), ms(self.plan.fsync_ms));
             self.after(wait, Event::Spool { rack, life });
         }
     }
@@ -327,12 +400,15 @@ impl World<'_> {
             self.oracle.forgive(&self.database, &self.racks);
         }
         self.oracle.dirty = true;
-        told.into_iter().for_each(|input| self.tell_machine(rack, input));
+        told.into_iter()
+            .for_each(|input| self.tell_machine(rack, input));
     }
 
     /// A block is given back, as the machine may be asked to.
     pub fn give(&mut self, rack: usize, nth: usize) {
-        let Some(machine) = &self.racks[rack].machine else { return };
+        let Some(machine) = &self.racks[rack].machine else {
+            return;
+        };
         let blocks: Vec<_> = machine.blocks().cloned().collect();
         if let Some(block) = blocks.get(nth % blocks.len().max(1)) {
             let write = Write {
@@ -353,7 +429,8 @@ impl World<'_> {
         if stalls {
             self.rng.skewed(ms(self.plan.mail_ms))
         } else {
-            self.rng.between(Duration::from_micros(10), Duration::from_micros(90))
+            self.rng
+                .between(Duration::from_micros(10), Duration::from_micros(90))
         }
     }
 
@@ -369,12 +446,22 @@ impl World<'_> {
         let seat = &mut site.seats[shard];
         seat.to_shard_at = seat.to_shard_at.max(at);
         let (at, life) = (seat.to_shard_at, site.life);
-        self.at(at, Event::ToShard { rack, life, shard, word });
+        self.at(
+            at,
+            Event::ToShard {
+                rack,
+                life,
+                shard,
+                word,
+            },
+        );
     }
 
     pub fn at_shard(&mut self, rack: usize, life: u32, shard: usize, word: Word) {
         if self.lives(rack, life) {
-            self.with_shard(rack, shard, |shard, now, _, wishes| shard.hear(word, now, wishes));
+            self.with_shard(rack, shard, |shard, now, _, wishes| {
+                shard.hear(word, now, wishes)
+            });
         }
     }
 
@@ -416,7 +503,12 @@ impl World<'_> {
         let site = &mut self.racks[rack];
         let boot = site.clock.read(self.now);
         let mut wishes = vec![];
-        act(&mut site.seats[index].shard, boot, &mut self.rng, &mut wishes);
+        act(
+            &mut site.seats[index].shard,
+            boot,
+            &mut self.rng,
+            &mut wishes,
+        );
         for wish in wishes {
             self.grant_wish(rack, index, wish);
         }
@@ -426,7 +518,9 @@ impl World<'_> {
     fn plan_shard_tick(&mut self, rack: usize, shard: usize) {
         let site = &mut self.racks[rack];
         let seat = &mut site.seats[shard];
-        let Some(next) = seat.shard.next_tick() else { return };
+        let Some(next) = seat.shard.next_tick() else {
+            return;
+        };
         let at = site.clock.when(next, self.now);
         if seat.tick_due.is_none_or(|due| at < due) {
             seat.tick_due = Some(at);
@@ -466,7 +560,16 @@ impl World<'_> {
                 let seat = &mut site.seats[shard];
                 seat.to_link_at = seat.to_link_at.max(at);
                 let (at, life) = (seat.to_link_at, site.life);
-                self.at(at, Event::ToLink { rack, life, shard, ticket, write });
+                self.at(
+                    at,
+                    Event::ToLink {
+                        rack,
+                        life,
+                        shard,
+                        ticket,
+                        write,
+                    },
+                );
             }
         }
     }

@@ -20,7 +20,11 @@ pub(crate) struct Region {
 
 impl Default for Region {
     fn default() -> Self {
-        Self { life: 0, up: true, paused_until: Duration::ZERO }
+        Self {
+            life: 0,
+            up: true,
+            paused_until: Duration::ZERO,
+        }
     }
 }
 
@@ -65,9 +69,18 @@ fn limit_of(call: &Call) -> Duration {
 /// What the rack hears of a call that failed.
 fn failed(call: &Call) -> Input {
     match call {
-        Call::Batch(call, _) => Input::BatchAnswer { call: *call, outcomes: None },
-        Call::Heartbeat(call, ..) => Input::HeartbeatAnswer { call: *call, reply: None },
-        Call::Attach(call, ..) => Input::AttachAnswer { call: *call, reply: None },
+        Call::Batch(call, _) => Input::BatchAnswer {
+            call: *call,
+            outcomes: None,
+        },
+        Call::Heartbeat(call, ..) => Input::HeartbeatAnswer {
+            call: *call,
+            reply: None,
+        },
+        Call::Attach(call, ..) => Input::AttachAnswer {
+            call: *call,
+            reply: None,
+        },
     }
 }
 
@@ -77,13 +90,26 @@ impl World<'_> {
         let site = &self.racks[rack];
         let (life, limit) = (site.life, limit_of(&call));
         let region = (0..2).find(|region| site.link_to(*region) == Some(link));
-        let give_up = Event::Answered { rack, life, link: None, input: failed(&call) };
+        let give_up = Event::Answered {
+            rack,
+            life,
+            link: None,
+            input: failed(&call),
+        };
         let Some(region) = region else {
             return self.after(Duration::ZERO, give_up);
         };
         let healed = site.cut_until[region];
         let (sent, region_life) = (self.now, self.regions[region].life);
-        let request = Request { rack, life, link, region, region_life, sent, call };
+        let request = Request {
+            rack,
+            life,
+            link,
+            region,
+            region_life,
+            sent,
+            call,
+        };
         if self.plan.replay > 0 && !matches!(request.call, Call::Heartbeat(..)) {
             if self.history.len() >= HISTORY_MAX {
                 self.history.pop_front();
@@ -102,7 +128,8 @@ impl World<'_> {
             let wait = self.rng.skewed(ms(self.plan.late_ms));
             self.after(wait, Event::Request(request.clone()));
         }
-        let stuck = matches!(request.call, Call::Batch(..)) && self.rng.permille(self.plan.late_batch);
+        let stuck =
+            matches!(request.call, Call::Batch(..)) && self.rng.permille(self.plan.late_batch);
         match self.way() {
             Some(_) if stuck && !self.quiet => {
                 let wait = self.rng.skewed(ms(self.plan.late_ms));
@@ -123,7 +150,8 @@ impl World<'_> {
         Some(if late {
             self.rng.skewed(ms(plan.late_ms))
         } else {
-            self.rng.between(Duration::from_micros(150), Duration::from_micros(2_000))
+            self.rng
+                .between(Duration::from_micros(150), Duration::from_micros(2_000))
         })
     }
 
@@ -149,9 +177,18 @@ impl World<'_> {
             return;
         }
         // `now()` is the transaction's start, before it had its locks.
-        let waited = self.rng.skewed(ms(self.plan.lock_ms)).min(self.now - request.sent);
+        let waited = self
+            .rng
+            .skewed(ms(self.plan.lock_ms))
+            .min(self.now - request.sent);
         let now = self.database.time(self.now - waited);
-        let Request { rack, life, link, region, .. } = request;
+        let Request {
+            rack,
+            life,
+            link,
+            region,
+            ..
+        } = request;
         let input = match &request.call {
             Call::Batch(call, batch) => {
                 let outcomes = self.database.commit(rack, batch, now);
@@ -163,7 +200,10 @@ impl World<'_> {
                     trace::batch(batch),
                     trace::outcomes(&outcomes)
                 );
-                Input::BatchAnswer { call: *call, outcomes: Some(outcomes) }
+                Input::BatchAnswer {
+                    call: *call,
+                    outcomes: Some(outcomes),
+                }
             }
             Call::Attach(call, spool_id, seq) => {
                 let reply = self.database.attach(rack, *spool_id, *seq, now);
@@ -172,22 +212,41 @@ impl World<'_> {
                     "region {region} attaches rack {rack} at {seq:x}: {}",
                     trace::attach_reply(&reply)
                 );
-                Input::AttachAnswer { call: *call, reply: Some(reply) }
+                Input::AttachAnswer {
+                    call: *call,
+                    reply: Some(reply),
+                }
             }
             Call::Heartbeat(call, spool_id, digest) => {
                 let reply = self.database.heartbeat(rack, *spool_id, digest, now);
-                Input::HeartbeatAnswer { call: *call, reply: Some(reply) }
+                Input::HeartbeatAnswer {
+                    call: *call,
+                    reply: Some(reply),
+                }
             }
         };
         if orphan {
             return;
         }
         let waits = request.sent + limit_of(&request.call);
-        let give_up = Event::Answered { rack, life, link: None, input: failed(&request.call) };
+        let give_up = Event::Answered {
+            rack,
+            life,
+            link: None,
+            input: failed(&request.call),
+        };
         match self.way() {
             Some(wait) if self.now + wait <= waits => {
                 let link = Some((region, link));
-                self.after(wait, Event::Answered { rack, life, link, input });
+                self.after(
+                    wait,
+                    Event::Answered {
+                        rack,
+                        life,
+                        link,
+                        input,
+                    },
+                );
             }
             // Too late, or never.
             _ => self.at(waits.max(self.now), give_up),
@@ -213,7 +272,15 @@ impl World<'_> {
             let life = self.racks[rack].life;
             if let Some(link) = self.racks[rack].link_to(region) {
                 let wait = self.rng.skewed(ms(5_000));
-                self.after(wait, Event::LinkDown { rack, life, region, link });
+                self.after(
+                    wait,
+                    Event::LinkDown {
+                        rack,
+                        life,
+                        region,
+                        link,
+                    },
+                );
             }
         }
     }

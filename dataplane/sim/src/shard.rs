@@ -20,7 +20,10 @@ pub(crate) enum Ticket {
 #[derive(Debug)]
 pub(crate) enum Wish {
     Answer(Answer),
-    Write { ticket: Option<Ticket>, write: Write },
+    Write {
+        ticket: Option<Ticket>,
+        write: Write,
+    },
 }
 
 /// What the link thread says to its shards.

@@ -23,7 +23,10 @@ pub(crate) fn write(write: &Write) -> String {
         WriteKind::Quarantine { length } => format!("quarantine for {length:?}"),
         WriteKind::Yield => "yield".into(),
     };
-    format!("{} {what} (block {} epoch {})", write.address, write.block.0, write.epoch.0)
+    format!(
+        "{} {what} (block {} epoch {})",
+        write.address, write.block.0, write.epoch.0
+    )
 }
 
 pub(crate) fn batch(batch: &Batch) -> String {
@@ -58,14 +61,22 @@ pub(crate) fn attach_reply(reply: &AttachReply) -> String {
 }
 
 fn attached(attachment: &Attachment) -> String {
-    let Attachment { until, blocks, rows } = attachment;
+    let Attachment {
+        until,
+        blocks,
+        rows,
+    } = attachment;
     let mut text = format!("until {until:?}");
     for block in blocks {
         let _ = write!(text, ", block {} epoch {}", block.id.0, block.epoch.0);
     }
     for row in rows {
         let whose = row.client.as_ref().map(client);
-        let _ = write!(text, ", {} of {whose:?} for {} ms", row.address, row.remaining_ms);
+        let _ = write!(
+            text,
+            ", {} of {whose:?} for {} ms",
+            row.address, row.remaining_ms
+        );
         if !row.quarantine.is_zero() {
             let _ = write!(text, " rests {:?}", row.quarantine);
         }
@@ -77,13 +88,23 @@ fn attached(attachment: &Attachment) -> String {
 pub(crate) fn input(input: &Input) -> Option<String> {
     Some(match input {
         Input::Request { ticket, write } => format!("{ticket} wants {}", self::write(write)),
-        Input::BatchAnswer { call, outcomes: Some(list) } => {
+        Input::BatchAnswer {
+            call,
+            outcomes: Some(list),
+        } => {
             format!("call {call}: {}", outcomes(list))
         }
-        Input::AttachAnswer { call, reply: Some(reply) } => {
+        Input::AttachAnswer {
+            call,
+            reply: Some(reply),
+        } => {
             format!("call {call}: {}", attach_reply(reply))
         }
-        Input::HeartbeatAnswer { reply: Some(lease::HeartbeatReply::Until(_)), .. } | Input::Tick => {
+        Input::HeartbeatAnswer {
+            reply: Some(lease::HeartbeatReply::Until(_)),
+            ..
+        }
+        | Input::Tick => {
             return None;
         }
         other => format!("{other:?}"),
@@ -96,13 +117,20 @@ pub(crate) fn action(action: &Action) -> Option<String> {
         Action::SendBatch { call, link, batch } => {
             format!("call {call} on link {link}: batch {}", self::batch(batch))
         }
-        Action::SendAttach { call, link, spool_seq, .. } => {
+        Action::SendAttach {
+            call,
+            link,
+            spool_seq,
+            ..
+        } => {
             format!("call {call} on link {link}: attach {spool_seq:x}")
         }
         Action::SendHeartbeat { .. } | Action::Until(_) => return None,
         Action::AppendSpool(entry) => format!("spool {:x}: {}", entry.seq, write(&entry.write)),
         Action::RemoveSpool { seqs } => format!("no more in the spool: {seqs:x?}"),
-        Action::Reply { ticket, outcome, .. } => format!("{ticket}: {}", self::outcome(outcome)),
+        Action::Reply {
+            ticket, outcome, ..
+        } => format!("{ticket}: {}", self::outcome(outcome)),
         Action::Attached { until, .. } => format!("attached until {until:?} of its clock"),
         Action::Alarm(alarm) => format!("ALARM {alarm}"),
         other => format!("{other:?}"),

@@ -37,31 +37,84 @@ const SETTLE_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Event {
     AtRelay(Query),
-    AtRack { rack: usize, query: Query },
+    AtRack {
+        rack: usize,
+        query: Query,
+    },
     FromRelay(Answer),
     AtClient(Answer),
-    ClientTimer { client: usize, turn: u64 },
-    Whim { client: usize },
+    ClientTimer {
+        client: usize,
+        turn: u64,
+    },
+    Whim {
+        client: usize,
+    },
 
-    RackTick { rack: usize, life: u32 },
-    ShardTick { rack: usize, life: u32, shard: usize },
-    ToLink { rack: usize, life: u32, shard: usize, ticket: Option<Ticket>, write: Write },
-    ToShard { rack: usize, life: u32, shard: usize, word: Word },
-    Spool { rack: usize, life: u32 },
-    Doubt { rack: usize, life: u32 },
-    Restart { rack: usize },
-    Connect { rack: usize, life: u32, region: usize },
-    LinkDown { rack: usize, life: u32, region: usize, link: LinkId },
+    RackTick {
+        rack: usize,
+        life: u32,
+    },
+    ShardTick {
+        rack: usize,
+        life: u32,
+        shard: usize,
+    },
+    ToLink {
+        rack: usize,
+        life: u32,
+        shard: usize,
+        ticket: Option<Ticket>,
+        write: Write,
+    },
+    ToShard {
+        rack: usize,
+        life: u32,
+        shard: usize,
+        word: Word,
+    },
+    Spool {
+        rack: usize,
+        life: u32,
+    },
+    Doubt {
+        rack: usize,
+        life: u32,
+    },
+    Restart {
+        rack: usize,
+    },
+    Connect {
+        rack: usize,
+        life: u32,
+        region: usize,
+    },
+    LinkDown {
+        rack: usize,
+        life: u32,
+        region: usize,
+        link: LinkId,
+    },
     /// `link`: the connection it comes by; None: the rack gave up waiting.
-    Answered { rack: usize, life: u32, link: Option<(usize, LinkId)>, input: Input },
+    Answered {
+        rack: usize,
+        life: u32,
+        link: Option<(usize, LinkId)>,
+        input: Input,
+    },
 
     Request(Request),
-    RestartRegion { region: usize },
+    RestartRegion {
+        region: usize,
+    },
     Settle,
     Replicate,
     EndHold,
 
     Nemesis,
+    CutOff {
+        rack: usize,
+    },
     Quiet,
 }
 
@@ -162,7 +215,9 @@ pub(crate) struct World<'p> {
 impl<'p> World<'p> {
     pub fn new(seed: u64, plan: &'p Plan, trace: Option<VecDeque<String>>) -> Self {
         let mut rng = Rng::new(seed);
-        let racks = (0..plan.racks as usize).map(|rack| Site::new(plan, rack, &mut rng)).collect();
+        let racks = (0..plan.racks as usize)
+            .map(|rack| Site::new(plan, rack, &mut rng))
+            .collect();
         let clients = (0..plan.clients_in_all()).map(|index| Client::new(plan, index, &mut rng));
         let mut world = Self {
             seed,
@@ -231,7 +286,10 @@ impl<'p> World<'p> {
             }
             if self.now > end {
                 let waiting: Vec<String> = self.clients.iter().map(Client::to_string).collect();
-                self.fail(format!("liveness: the faults are over, but {}", waiting.join(", ")));
+                self.fail(format!(
+                    "liveness: the faults are over, but {}",
+                    waiting.join(", ")
+                ));
             }
             if let Some(what) = self.failure.take() {
                 return Err(self.failed(what));
@@ -248,15 +306,27 @@ impl<'p> World<'p> {
     /// Within what time everybody must have a lease again: what may still be held back for good reason, one after the other.
     fn patience(&self) -> Duration {
         let plan = self.plan;
-        let hold = if plan.promote + plan.promote_lossy > 0 { plan.hold() } else { Duration::ZERO };
-        let moves = if plan.intend > 0 { plan.until() + 2 * TAKE_AWAY_GRACE } else { Duration::ZERO };
+        let hold = if plan.promote + plan.promote_lossy > 0 {
+            plan.hold()
+        } else {
+            Duration::ZERO
+        };
+        let moves = if plan.intend > 0 {
+            plan.until() + 2 * TAKE_AWAY_GRACE
+        } else {
+            Duration::ZERO
+        };
         let leases = 8 * plan.lease() + 4 * TAKE_AWAY_GRACE + 2 * DECLINE_QUARANTINE;
         (hold + moves + leases).mul_f64(1.05) + ms(plan.late_ms) + ms(1_200_000)
     }
 
     /// As many of each VLAN and shard as there are addresses for. (An address that is free is one shard's.)
     fn all_have_leases(&self) -> bool {
-        let shards = if self.plan.naive > 0 { 1 } else { self.plan.shards as usize };
+        let shards = if self.plan.naive > 0 {
+            1
+        } else {
+            self.plan.shards as usize
+        };
         (0..self.plan.vlans() * shards).all(|place| {
             let (vlan, shard) = (place / shards, place % shards);
             let (mut all, mut bound) = (0, 0);
@@ -303,7 +373,11 @@ impl<'p> World<'p> {
 
     pub fn at(&mut self, at: Duration, event: Event) {
         self.order += 1;
-        self.queue.push(Reverse(Due { at, order: self.order, event }));
+        self.queue.push(Reverse(Due {
+            at,
+            order: self.order,
+            event,
+        }));
     }
 
     pub fn after(&mut self, wait: Duration, event: Event) {
@@ -317,24 +391,45 @@ impl<'p> World<'p> {
         match event {
             Event::AtRelay(query) => self.at_relay(query),
             Event::AtRack { rack, query } => self.at_rack(rack, &query),
-            Event::FromRelay(answer) => self.from_relay(answer),
+            Event::FromRelay(answer) => self.on_relayed(answer),
             Event::AtClient(answer) => self.at_client(&answer),
             Event::ClientTimer { client, turn } => self.on_client_timer(client, turn),
             Event::Whim { client } => self.on_whim(client),
             Event::RackTick { rack, life } => self.on_rack_tick(rack, life),
             Event::ShardTick { rack, life, shard } => self.on_shard_tick(rack, life, shard),
-            Event::ToLink { rack, life, shard, ticket, write } => {
+            Event::ToLink {
+                rack,
+                life,
+                shard,
+                ticket,
+                write,
+            } => {
                 self.at_link(rack, life, shard, ticket, write);
             }
-            Event::ToShard { rack, life, shard, word } => self.at_shard(rack, life, shard, word),
+            Event::ToShard {
+                rack,
+                life,
+                shard,
+                word,
+            } => self.at_shard(rack, life, shard, word),
             Event::Spool { rack, life } => self.on_spool(rack, life),
             Event::Doubt { rack, life } => self.on_doubt(rack, life),
             Event::Restart { rack } => self.start_rack(rack),
             Event::Connect { rack, life, region } => self.connect(rack, life, region),
-            Event::LinkDown { rack, life, region, link } => {
+            Event::LinkDown {
+                rack,
+                life,
+                region,
+                link,
+            } => {
                 self.link_down(rack, life, region, link);
             }
-            Event::Answered { rack, life, link, input } => self.answered(rack, life, link, input),
+            Event::Answered {
+                rack,
+                life,
+                link,
+                input,
+            } => self.answered(rack, life, link, input),
             Event::Request(request) => self.on_request(request),
             Event::RestartRegion { region } => self.start_region(region),
             Event::Settle => {
@@ -344,6 +439,10 @@ impl<'p> World<'p> {
             Event::Replicate => self.on_replicate(),
             Event::EndHold => self.on_end_hold(),
             Event::Nemesis => self.on_nemesis(),
+            Event::CutOff { rack } => {
+                let length = self.rng.skewed(ms(self.plan.fault_ms));
+                self.cut_off(rack, length);
+            }
             Event::Quiet => self.on_quiet(),
         }
     }

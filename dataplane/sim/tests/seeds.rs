@@ -10,7 +10,10 @@ const SEEDS: u64 = 3_000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+    )
 }
 
 fn plan(text: &str, seed: u64) -> Plan {
@@ -27,7 +30,11 @@ fn old_failures_stay_away() {
     let mut tried = 0;
     for line in lines.filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         let mut parts = line.splitn(3, '|');
-        let mut part = || parts.next().unwrap_or_else(|| panic!("seed | plan | why: {line}"));
+        let mut part = || {
+            parts
+                .next()
+                .unwrap_or_else(|| panic!("seed | plan | why: {line}"))
+        };
         let seed = part().trim().parse().expect("a seed is a number");
         let (plan, why) = (plan(part(), seed), part());
         if let Err(failure) = run(seed, &plan) {
@@ -43,7 +50,9 @@ fn seeds() {
     if let Some(seed) = number("MUSTER_SIM_SEED") {
         let text = std::env::var("MUSTER_SIM_PLAN").unwrap_or("swarm".into());
         let plan = plan(&text, seed);
-        trace(seed, &plan).iter().for_each(|line| println!("{line}"));
+        trace(seed, &plan)
+            .iter()
+            .for_each(|line| println!("{line}"));
         run(seed, &plan).unwrap_or_else(|failure| panic!("{failure}"));
         return;
     }
@@ -60,7 +69,12 @@ fn seeds() {
                 return (sum, failures);
             }
             match run(seed, &Plan::swarm(seed)) {
-                Ok(report) => sum += report,
+                Ok(report) => {
+                    if report.recovery.as_secs() > 4000 && std::env::var("R").is_ok() {
+                        println!("slow {seed} {:?} {}", report.recovery, Plan::swarm(seed));
+                    }
+                    sum += report
+                }
                 Err(failure) => failures.push(failure),
             }
         }
@@ -75,14 +89,26 @@ fn seeds() {
         }
         all
     });
-    println!("{count} seeds in {:?} on {threads} threads: {sum:#?}", begun.elapsed());
+    println!(
+        "{count} seeds in {:?} on {threads} threads: {sum:#?}",
+        begun.elapsed()
+    );
     for failure in &failures {
-        println!("{} | {} | {:?} {}", failure.seed, failure.plan, failure.at, failure.what);
+        println!(
+            "{} | {} | {:?} {}",
+            failure.seed, failure.plan, failure.at, failure.what
+        );
     }
     if let Some(failure) = failures.first() {
-        panic!("{} of {count} seeds failed; the first:\n{failure}", failures.len());
+        panic!(
+            "{} of {count} seeds failed; the first:\n{failure}",
+            failures.len()
+        );
     }
-    assert!(sum.acks > 10 * count && sum.spooled > count, "the seeds did not get anywhere");
+    assert!(
+        sum.acks > 10 * count && sum.spooled > count,
+        "the seeds did not get anywhere"
+    );
 }
 
 #[test]

@@ -116,7 +116,10 @@ fn curl_downloads_by_tftp() {
             out.stdout.len()
         );
         let event = rack.event("LOADER_SERVED");
-        assert_eq!(event.detail.to_string(), "lpxelinux.0 500000 octets by TFTP");
+        assert_eq!(
+            event.detail.to_string(),
+            "lpxelinux.0 500000 octets by TFTP"
+        );
         assert_eq!(event.address, std::net::IpAddr::from([127, 0, 0, 1]));
     }
     rack.stop();

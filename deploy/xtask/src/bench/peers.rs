@@ -203,7 +203,9 @@ fn dnsmasq(command: &mut Command, site: &Site, folder: &Path) -> Result<()> {
 }
 
 fn floor(command: &mut Command, site: &Site, binaries: &Path) {
-    command.arg(binaries.join("responder"));
+    command
+        .arg(binaries.join("responder"))
+        .args(["--interface", LOAD_INTERFACE]);
     command.args(["--server", &site.network.rack(1).addr().to_string()]);
     command.args(["--first", &site.network.first.to_string()]);
 }

@@ -309,7 +309,8 @@ impl Rack {
                 !queued.any(is_yield) && !rows.any(is_yield)
             }
             Mode::Detached => {
-                self.spool.is_empty() && self.attaching.is_none() && !self.region_answers
+                // Also with an attach under way: nobody else would notice that it is lost.
+                self.spool.is_empty() && !self.region_answers
             }
         }
     }
