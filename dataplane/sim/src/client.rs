@@ -5,9 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use wire::ethernet::Mac;
-
-use crate::message::{Answer, Kind, Query, mac_of};
+use crate::message::{Answer, Kind, Query};
 use crate::plan::{Plan, ms};
 use crate::rng::Rng;
 use crate::world::{Event, World, note};
@@ -122,10 +120,6 @@ impl Client {
             Phase::Bound | Phase::Renewing | Phase::Rebinding
         );
         settled && self.held.is_some_and(|held| held.end > now)
-    }
-
-    pub fn mac(&self) -> Mac {
-        Mac(mac_of(self.index))
     }
 
     /// A true time, by its clock.

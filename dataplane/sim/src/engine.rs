@@ -1,12 +1,11 @@
 //! The real engine as a shard: messages as octets in, replies as octets out. As thin as it can be.
 
 use std::net::Ipv4Addr;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dhcp::{
-    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Range, RangeKind,
-    Received, Reservation, Subnet,
+    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Peer, Range,
+    RangeKind, Received, Reservation, Subnet,
 };
 use lease::VlanId;
 use wire::dhcp4::{Header, MessageType, OP_REQUEST, View, Writer, code};
@@ -21,19 +20,27 @@ const MESSAGE_BYTES: usize = 576;
 const MTU: u16 = 1_500;
 const CIRCUIT: &[u8] = &[1, 4, b'p', b'o', b'r', b't'];
 
-/// A rack's configuration: two VLANs, one of them behind a relay.
+/// A rack's configuration, and what the feed says of its peer: two VLANs, one of them behind a relay.
 #[derive(Debug)]
-pub(crate) struct Links(Vec<Link>);
+struct Links(Vec<Link>);
 
 impl Links {
-    pub fn new(plan: &Plan, rack: usize) -> Self {
+    fn new(plan: &Plan, rack: usize) -> Self {
+        let peer = |rack: usize| Peer {
+            rack: number(rack),
+            server: server_of(rack),
+            alive: true,
+        };
         let link = |vlan: usize| Link {
             vlan: vlan_id(vlan),
             server: server_of(rack),
             mtu: MTU,
             mode: Mode::Serve,
-            rack: rack as u64 + 1,
-            peers: vec![],
+            rack: number(rack),
+            peers: (0..plan.racks as usize)
+                .filter(|peer| *peer != rack)
+                .map(peer)
+                .collect(),
             subnets: vec![Subnet {
                 id: vlan_id(vlan),
                 net: ipnet::Ipv4Net::new_assert(address(vlan, 0), 24),
@@ -57,6 +64,11 @@ impl Links {
         };
         Self((0..plan.vlans()).map(link).collect())
     }
+}
+
+/// A rack's number in the rendezvous.
+fn number(rack: usize) -> u64 {
+    rack as u64 + 1
 }
 
 impl Config for Links {
@@ -88,8 +100,10 @@ impl Config for Links {
 pub(crate) struct EngineShard {
     engine: Engine,
     outbox: Outbox,
-    links: Rc<Links>,
+    links: Links,
     rack: usize,
+    index: usize,
+    shards: usize,
     /// The rack's clock counts from here.
     base: Instant,
 }
@@ -98,21 +112,22 @@ impl EngineShard {
     pub fn new(
         plan: &Plan,
         rack: usize,
-        index: u32,
-        links: Rc<Links>,
+        index: usize,
         seed: u64,
         base: Instant,
         now: Duration,
     ) -> Self {
         let shard = dhcp::Shard {
-            index,
+            index: index as u32,
             count: plan.shards as u32,
         };
         Self {
             engine: Engine::new(shard, Limits::default(), seed, base + now),
             outbox: Outbox::new(8),
-            links,
+            links: Links::new(plan, rack),
             rack,
+            index,
+            shards: plan.shards as usize,
             base,
         }
     }
@@ -127,7 +142,7 @@ impl EngineShard {
                 until,
             } => {
                 self.engine
-                    .attach(&blocks, &rows, base + until, base + sent, &*self.links, at);
+                    .attach(&blocks, &rows, base + until, base + sent, &self.links, at);
             }
             Word::Outcome {
                 ticket, outcome, ..
@@ -139,6 +154,26 @@ impl EngineShard {
             }
             Word::Until(until) => self.engine.set_until(base + until),
             Word::Forget => self.engine.forget(),
+            Word::Alive(alive) => {
+                let peers = self.links.0.iter_mut().flat_map(|link| &mut link.peers);
+                peers.for_each(|peer| peer.alive = alive[peer.rack as usize - 1]);
+            }
+            Word::Lacks {
+                borrower,
+                asked,
+                lack,
+            } => {
+                let lent = self.engine.lend(&lack, &self.links);
+                if lent.is_empty() {
+                    self.pass_on(borrower, asked + 1, lack, wishes);
+                } else {
+                    wishes.push(Wish::Pass {
+                        to: borrower,
+                        word: Word::Lent(lent),
+                    });
+                }
+            }
+            Word::Lent(lent) => self.engine.take(&lent),
         }
         self.collect(wishes);
     }
@@ -161,7 +196,7 @@ impl EngineShard {
         let boot = BootReply::default();
         let at = self.base + now;
         self.engine
-            .on_message(&view, &received, &boot, &*self.links, at, &mut self.outbox);
+            .on_message(&view, &received, &boot, &self.links, at, &mut self.outbox);
         self.collect(wishes);
     }
 
@@ -175,7 +210,25 @@ impl EngineShard {
         Some(deadline.saturating_duration_since(self.base))
     }
 
+    /// To the next shard; it ends when it is back.
+    fn pass_on(&self, borrower: usize, asked: usize, lack: dhcp::Wish, wishes: &mut Vec<Wish>) {
+        let to = (borrower + asked + 1) % self.shards;
+        if to != borrower {
+            wishes.push(Wish::Pass {
+                to,
+                word: Word::Lacks {
+                    borrower,
+                    asked,
+                    lack,
+                },
+            });
+        }
+    }
+
     fn collect(&mut self, wishes: &mut Vec<Wish>) {
+        while let Some(lack) = self.engine.next_wish() {
+            self.pass_on(self.index, 0, lack, wishes);
+        }
         let (items, buffer) = self.outbox.drain();
         for item in items {
             match item {

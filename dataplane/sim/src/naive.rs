@@ -86,7 +86,7 @@ impl NaiveShard {
                     self.outcome(asked, outcome, sent, now, wishes);
                 }
             }
-            Word::Outcome { .. } => {}
+            Word::Outcome { .. } | Word::Alive(_) | Word::Lacks { .. } | Word::Lent(_) => {}
         }
     }
 

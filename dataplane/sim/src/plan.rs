@@ -161,6 +161,8 @@ plan! {
     give = 1;
     /// Requests of any time before run again.
     replay = 1;
+    /// What the feed says of a peer's life is not so.
+    lies = 20;
     /// The spool's disk fails for a while.
     disk = 1;
     relay_down = 1;
@@ -215,6 +217,7 @@ impl Plan {
             &mut plan.link_double,
             &mut plan.late,
             &mut plan.mail,
+            &mut plan.lies,
             &mut plan.decline,
         ] {
             *chance *= rng.pick(&[0, 1, 1, 4]);

@@ -10,7 +10,7 @@ use lease::{Write, WriteKind};
 
 use crate::clock::Clock;
 use crate::disk::{Disk, Job};
-use crate::engine::{EngineShard, Links};
+use crate::engine::EngineShard;
 use crate::message::{Query, mac_of};
 use crate::naive::NaiveShard;
 use crate::plan::{Plan, ms};
@@ -20,6 +20,8 @@ use crate::shard::{Shard, Ticket, Wish, Word};
 use crate::trace;
 use crate::world::{Event, Report, World, note};
 
+/// How often a rack hears whether its peer lives.
+const FEED_EVERY: Duration = Duration::from_secs(2);
 /// Between two attempts to connect.
 const CONNECT_EVERY: Duration = Duration::from_secs(1);
 
@@ -137,17 +139,15 @@ impl World<'_> {
         let (plan, now, base) = (self.plan, self.now, self.base);
         let site = &mut self.racks[rack];
         let boot = site.clock.read(now);
-        let links = Rc::new(Links::new(plan, rack));
         site.machine = Some(unguarded::rack(plan.guards, start));
         site.up = true;
-        site.seats = (0..plan.shards as u32)
+        site.seats = (0..plan.shards as usize)
             .map(|index| {
                 let seed = self.rng.next();
                 let shard = if plan.naive > 0 {
                     Shard::Naive(NaiveShard::new(plan, rack))
                 } else {
-                    let links = Rc::clone(&links);
-                    let shard = EngineShard::new(plan, rack, index, links, seed, base, boot);
+                    let shard = EngineShard::new(plan, rack, index, seed, base, boot);
                     Shard::Engine(Box::new(shard))
                 };
                 Seat {
@@ -159,6 +159,9 @@ impl World<'_> {
             })
             .collect();
         let life = site.life;
+        if plan.racks > 1 {
+            self.after(FEED_EVERY, Event::Feed { rack, life });
+        }
         for region in 0..2 {
             let wait = self.rng.between(ms(1), ms(50));
             self.after(wait, Event::Connect { rack, life, region });
@@ -554,12 +557,20 @@ impl World<'_> {
                     self.send_answer(&answer);
                 }
             }
+            Wish::Pass { to, word } => {
+                let (at, life) = self.leaves(rack, shard);
+                self.at(
+                    at,
+                    Event::Pass {
+                        rack,
+                        life,
+                        to,
+                        word,
+                    },
+                );
+            }
             Wish::Write { ticket, write } => {
-                let at = self.now + self.mail();
-                let site = &mut self.racks[rack];
-                let seat = &mut site.seats[shard];
-                seat.to_link_at = seat.to_link_at.max(at);
-                let (at, life) = (seat.to_link_at, site.life);
+                let (at, life) = self.leaves(rack, shard);
                 self.at(
                     at,
                     Event::ToLink {
@@ -572,6 +583,40 @@ impl World<'_> {
                 );
             }
         }
+    }
+
+    /// When what the shard says reaches the link thread of this life.
+    fn leaves(&mut self, rack: usize, shard: usize) -> (Duration, u32) {
+        let at = self.now + self.mail();
+        let site = &mut self.racks[rack];
+        let seat = &mut site.seats[shard];
+        seat.to_link_at = seat.to_link_at.max(at);
+        (seat.to_link_at, site.life)
+    }
+
+    pub fn on_pass(&mut self, rack: usize, life: u32, to: usize, word: Word) {
+        if self.lives(rack, life) {
+            self.tell_shard(rack, to, word);
+        }
+    }
+
+    /// The feed says which racks a region sees; or what it last saw, or what is not so: nothing may depend on it.
+    pub fn on_feed(&mut self, rack: usize, life: u32) {
+        if !self.lives(rack, life) {
+            return;
+        }
+        let hears = |site: &Site| site.links.iter().any(Option::is_some);
+        if hears(&self.racks[rack]) {
+            let mut alive = [true; 2];
+            for (peer, site) in self.racks.iter().enumerate() {
+                alive[peer] = site.up && hears(site);
+            }
+            if !self.quiet && self.rng.permille(self.plan.lies) {
+                alive = [self.rng.coin(), self.rng.coin()];
+            }
+            self.tell_shards(rack, &Word::Alive(alive));
+        }
+        self.after(FEED_EVERY, Event::Feed { rack, life });
     }
 
     pub fn at_link(

@@ -24,6 +24,11 @@ pub(crate) enum Wish {
         ticket: Option<Ticket>,
         write: Write,
     },
+    /// For another shard of the rack.
+    Pass {
+        to: usize,
+        word: Word,
+    },
 }
 
 /// What the link thread says to its shards.
@@ -42,6 +47,15 @@ pub(crate) enum Word {
     },
     Until(Duration),
     Forget,
+    /// By rack: whether the region sees it.
+    Alive([bool; 2]),
+    /// Another shard lacks an address; `asked` have none to spare.
+    Lacks {
+        borrower: usize,
+        asked: usize,
+        lack: dhcp::Wish,
+    },
+    Lent(Vec<dhcp::Lent>),
 }
 
 pub(crate) enum Shard {

@@ -73,6 +73,17 @@ pub(crate) enum Event {
         shard: usize,
         word: Word,
     },
+    /// From one shard to another.
+    Pass {
+        rack: usize,
+        life: u32,
+        to: usize,
+        word: Word,
+    },
+    Feed {
+        rack: usize,
+        life: u32,
+    },
     Spool {
         rack: usize,
         life: u32,
@@ -311,33 +322,19 @@ impl<'p> World<'p> {
         } else {
             Duration::ZERO
         };
-        let moves = if plan.intend > 0 {
-            plan.until() + 2 * TAKE_AWAY_GRACE
-        } else {
-            Duration::ZERO
-        };
         let leases = 8 * plan.lease() + 4 * TAKE_AWAY_GRACE + 2 * DECLINE_QUARANTINE;
-        (hold + moves + leases).mul_f64(1.05) + ms(plan.late_ms) + ms(1_200_000)
+        (hold + leases).mul_f64(1.05) + ms(plan.late_ms) + ms(1_200_000)
     }
 
-    /// As many of each VLAN and shard as there are addresses for. (An address that is free is one shard's.)
+    /// As many of each VLAN as there are addresses.
     fn all_have_leases(&self) -> bool {
-        let shards = if self.plan.naive > 0 {
-            1
-        } else {
-            self.plan.shards as usize
-        };
-        (0..self.plan.vlans() * shards).all(|place| {
-            let (vlan, shard) = (place / shards, place % shards);
-            let (mut all, mut bound) = (0, 0);
-            for client in self.clients.iter().filter(|client| client.vlan == vlan) {
-                if dhcp::shard_of_mac(client.mac(), shards as u32) as usize == shard {
-                    all += 1;
-                    bound += u64::from(client.is_bound(self.now));
-                }
-            }
-            let per_block = (self.plan.addresses as usize + shards - 1 - shard) / shards;
-            bound >= all.min(self.plan.racks * self.plan.blocks * per_block as u64)
+        let addresses = self.plan.racks * self.plan.blocks * self.plan.addresses;
+        (0..self.plan.vlans()).all(|vlan| {
+            let there = self.clients.iter().filter(|client| client.vlan == vlan);
+            let (all, bound) = there.fold((0, 0), |(all, bound), client| {
+                (all + 1, bound + u64::from(client.is_bound(self.now)))
+            });
+            bound >= all.min(addresses)
         })
     }
 
@@ -412,6 +409,13 @@ impl<'p> World<'p> {
                 shard,
                 word,
             } => self.at_shard(rack, life, shard, word),
+            Event::Pass {
+                rack,
+                life,
+                to,
+                word,
+            } => self.on_pass(rack, life, to, word),
+            Event::Feed { rack, life } => self.on_feed(rack, life),
             Event::Spool { rack, life } => self.on_spool(rack, life),
             Event::Doubt { rack, life } => self.on_doubt(rack, life),
             Event::Restart { rack } => self.start_rack(rack),
@@ -455,6 +459,8 @@ impl<'p> World<'p> {
             | Event::ShardTick { rack, .. }
             | Event::ToLink { rack, .. }
             | Event::ToShard { rack, .. }
+            | Event::Pass { rack, .. }
+            | Event::Feed { rack, .. }
             | Event::Spool { rack, .. }
             | Event::Doubt { rack, .. }
             | Event::Connect { rack, .. }
