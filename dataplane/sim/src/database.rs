@@ -106,8 +106,10 @@ impl Database {
         &self.tables.blocks
     }
 
-    pub fn is_held(&self, now: Time) -> bool {
-        self.tables.hold.is_some_and(|hold| now < hold)
+    /// From a promotion on until the epochs have jumped, which is a little after its time: a session that began between
+    /// would have its facts refused.
+    fn hold(&self) -> Option<Time> {
+        self.tables.hold.map(|_| Time(i64::MAX))
     }
 
     /// The operator or an automatic split says whose the block is to be.
@@ -129,7 +131,7 @@ impl Database {
         let fenced =
             self.guards.stands(Guard::EpochCompared) && self.guards.stands(Guard::EpochAtAttach);
         let forgotten = fenced && floor.is_none_or(|floor| batch.key.seq <= *floor);
-        let held = self.is_held(now) && !batch.drained;
+        let held = self.hold().is_some() && !batch.drained;
         if forgotten || held || batch.writes.len() > BATCH_ROWS_MAX {
             return vec![Outcome::Refused(Refusal::StaleEpoch); batch.writes.len()];
         }
@@ -210,7 +212,7 @@ impl Database {
             });
         let decision = unguarded::decide_attach(
             self.guards,
-            self.tables.hold,
+            self.hold(),
             known,
             session.is_some(),
             seq,
@@ -305,7 +307,7 @@ impl Database {
         });
         let session = self.tables.sessions[rack].as_ref();
         let facts = HeartbeatFacts {
-            hold: self.tables.hold,
+            hold: self.hold(),
             session: session.map(|session| (session.spool_id, session.until)),
             digest: &ours,
             pending,
@@ -330,7 +332,7 @@ impl Database {
             self.end_hold();
         }
         let mut taken = vec![];
-        if !self.is_held(now) {
+        if self.hold().is_none() {
             for block in &mut self.tables.blocks {
                 let Some(owner) = block.owner.filter(|owner| *owner != block.intended) else {
                     continue;

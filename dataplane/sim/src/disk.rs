@@ -100,17 +100,17 @@ impl Disk {
         self.older = Some(self.file.clone());
     }
 
-    /// A snapshot of the disk is restored. False: there is none.
-    pub fn set_back(&mut self) -> bool {
-        let Some(older) = self.older.clone() else {
-            return false;
-        };
-        self.file = older;
-        let facts = replay(&self.file)
-            .map(|found| found.entries)
-            .unwrap_or_default();
-        self.live = facts.into_iter().map(|entry| (entry.seq, entry)).collect();
-        true
+    pub fn has_older(&self) -> bool {
+        self.older.is_some()
+    }
+
+    /// The snapshot of the disk is restored.
+    pub fn set_back(&mut self) {
+        if let Some(older) = self.older.take() {
+            self.file = older;
+            let facts = replay(&self.file).map_or(vec![], |found| found.entries);
+            self.live = facts.into_iter().map(|entry| (entry.seq, entry)).collect();
+        }
     }
 
     fn make_if_gone(&mut self, rng: &mut Rng) -> bool {

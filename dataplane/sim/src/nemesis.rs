@@ -132,13 +132,16 @@ impl World<'_> {
         if !self.racks[rack].up {
             return;
         }
+        // First the snapshot, with the rack running; the next one restores it.
+        if matches!(fault, Fault::SetBack) && !self.racks[rack].disk.has_older() {
+            return self.racks[rack].disk.remember();
+        }
         self.stop_rack(rack);
         let disk = &mut self.racks[rack].disk;
         match fault {
             Fault::Wipe => disk.wipe(),
-            Fault::SetBack if disk.set_back() => {}
-            // The next one finds it.
-            _ => disk.remember(),
+            Fault::SetBack => disk.set_back(),
+            _ => {}
         }
         if !matches!(fault, Fault::Crash) {
             self.oracle.forgive(&self.database, &self.racks);
