@@ -210,14 +210,8 @@ impl Database {
                     .is_some_and(|session| session.spool_id == spool_id),
                 seq: newest.max(*floor),
             });
-        let decision = unguarded::decide_attach(
-            self.guards,
-            self.hold(),
-            known,
-            session.is_some(),
-            seq,
-            now,
-        );
+        let decision =
+            unguarded::decide_attach(self.guards, self.hold(), known, session.is_some(), seq, now);
         let quarantine = match decision {
             AttachDecision::Wait => return AttachReply::Wait,
             AttachDecision::Behind => return AttachReply::Behind,
