@@ -137,7 +137,7 @@ async fn key_state(
     batch: &Batch,
 ) -> Result<KeyState, StoreError> {
     let row = sqlx::query(
-        "select now() as now, s.floor, b.verdicts, b.ends, coalesce(d.hold_until > now(), false) as held
+        "select now() as now, s.floor, b.verdicts, b.ends, d.hold_until is not null as held
          from (select 1) as one
          left join rack_spool s on s.rack = $1 and s.spool_id = $2
          left join lease_batch b on b.rack = $1 and b.spool_id = $2 and b.seq = $3

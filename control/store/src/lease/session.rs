@@ -101,7 +101,8 @@ async fn attach_state(
         .execute(&mut *db)
         .await?;
     let session = sqlx::query(
-        "select now() as now, s.spool_id, s.until, (select hold_until from lease_database) as hold_until
+        "select now() as now, s.spool_id, s.until, (select case when hold_until is not null then greatest(hold_until, now() + interval '1 s') end
+                 from lease_database) as hold_until
          from rack_session s where s.rack = $1 for update",
     )
     .bind(rack)
@@ -279,7 +280,8 @@ pub async fn heartbeat(
         None => None,
     };
     let facts = sqlx::query(
-        "select now() as now, (select hold_until from lease_database) as hold_until,
+        "select now() as now, (select case when hold_until is not null then greatest(hold_until, now() + interval '1 s') end
+                 from lease_database) as hold_until,
                 exists (select from lease_block where owner = $1 and intended is distinct from $1)
                 or exists (select from lease_block where owner is null and intended = $1) as pending",
     )
