@@ -31,6 +31,8 @@ pub(crate) struct Disk {
     older: Option<Vec<u8>>,
     spool_id: SpoolId,
     incarnation: u32,
+    /// The last one that a region has answered.
+    attached_in: u32,
     /// Facts in `file`.
     live: BTreeMap<u64, Entry>,
     /// A write failed; nothing is appended until the file was written anew.
@@ -47,6 +49,7 @@ impl Disk {
             older: None,
             spool_id: SpoolId([0; 16]),
             incarnation: 0,
+            attached_in: 0,
             live: BTreeMap::new(),
             broken: false,
             jobs: VecDeque::new(),
@@ -104,6 +107,21 @@ impl Disk {
         self.older.is_some()
     }
 
+    /// Whether a region will see that the snapshot is one: it has seen a later start. Else this looks like a restart. If it
+    /// has seen one start only, facts in the snapshot hide it as well: their drain uses up the seqs that the region would know.
+    pub fn shows(&self) -> bool {
+        let Some(found) = self.older.as_ref().and_then(|older| replay(older).ok()) else {
+            return true;
+        };
+        let starts = self.attached_in.saturating_sub(found.incarnation);
+        found.spool_id != self.spool_id || starts > 1 || (starts == 1 && found.entries.is_empty())
+    }
+
+    /// The process is attached.
+    pub fn attached(&mut self) {
+        self.attached_in = self.incarnation;
+    }
+
     /// The snapshot of the disk is restored.
     pub fn set_back(&mut self) {
         if let Some(older) = self.older.take() {
@@ -119,6 +137,7 @@ impl Disk {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&rng.next().to_be_bytes());
             (self.spool_id, self.incarnation) = (SpoolId(id), 1);
+            self.attached_in = 0;
             self.live.clear();
             self.rewrite();
         }

@@ -133,8 +133,14 @@ impl World<'_> {
             return;
         }
         // First the snapshot, with the rack running; the next one restores it.
-        if matches!(fault, Fault::SetBack) && !self.racks[rack].disk.has_older() {
-            return self.racks[rack].disk.remember();
+        if matches!(fault, Fault::SetBack) {
+            let disk = &mut self.racks[rack].disk;
+            if !disk.has_older() {
+                return disk.remember();
+            }
+            if self.plan.any_snapshot == 0 && !disk.shows() {
+                return;
+            }
         }
         self.stop_rack(rack);
         let disk = &mut self.racks[rack].disk;
@@ -144,7 +150,7 @@ impl World<'_> {
             _ => {}
         }
         if !matches!(fault, Fault::Crash) {
-            self.oracle.forgive(&self.database, &self.racks);
+            self.oracle.forgive(&self.database);
         }
         let wait = ms(50) + self.rng.skewed(ms(20_000));
         self.after(wait, Event::Restart { rack });

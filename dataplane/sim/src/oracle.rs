@@ -131,11 +131,11 @@ impl Oracle {
             })
     }
 
-    /// A spool is gone: what only it covered need not be covered any more.
-    pub fn forgive(&mut self, database: &Database, racks: &[Site]) {
+    /// A spool is gone, or is what it was: what only a fact covered need not be covered any more.
+    pub fn forgive(&mut self, database: &Database) {
         let slack = self.slack;
         self.promises
-            .retain(|key, promise| is_covered(*key, *promise, slack, database, racks));
+            .retain(|key, promise| is_covered(*key, *promise, slack, database, &[]));
     }
 
     /// The database has lost commits.

@@ -132,6 +132,8 @@ plan! {
     /// A crash that loses the spool, or finds an older one.
     wipe = 1;
     set_back = 1;
+    /// 1: also to snapshots that no region can tell from what was there.
+    any_snapshot = 0;
     pause_rack = 2;
     pause_region = 2;
     /// A pause, and soon after it a cut from both regions: as a host does whose switch restarts.

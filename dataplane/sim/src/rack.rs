@@ -356,6 +356,7 @@ impl World<'_> {
                 sent,
                 until,
             } => {
+                self.racks[rack].disk.attached();
                 let (blocks, rows) = (Rc::from(blocks), Rc::from(rows));
                 self.tell_shards(
                     rack,
@@ -400,7 +401,7 @@ impl World<'_> {
         let replaces = disk.jobs.iter().any(|job| matches!(job, Job::Replace));
         disk.work(self.now, &mut self.rng, &mut told);
         if replaces {
-            self.oracle.forgive(&self.database, &self.racks);
+            self.oracle.forgive(&self.database);
         }
         self.oracle.dirty = true;
         told.into_iter()

@@ -318,3 +318,25 @@ fn clocks_have_bounds() {
         &plan,
     );
 }
+
+/// What is not promised: a spool that is set back to a snapshot of the same process looks as if it were only restarted, so the facts
+/// since are forgotten without quarantine.
+#[test]
+fn snapshots_have_bounds() {
+    let plan = Plan {
+        set_back: 3,
+        crash: 2,
+        cut_all: 5,
+        clients: 4,
+        addresses: 2,
+        whim_ms: 5_000,
+        lease_ms: 20_000,
+        fault_every_ms: 5_000,
+        ..small()
+    };
+    let any = Plan {
+        any_snapshot: 1,
+        ..plan.clone()
+    };
+    is_needed("a start since the snapshot", &any, &plan);
+}

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use sim::{Plan, Report, run, trace};
 
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 4_000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
