@@ -7,8 +7,8 @@
 //! [`View::parse`] checks once that every option fits where it stands; after that no reading can fail. Options in
 //! `file` and `sname` (option 52) are walked behind those of the options field, in the order of RFC 2131 §4.1.
 //! Where an option came in parts (RFC 3396), [`View::joined`] puts them together in the caller's [`Joined`].
-//! The view gives octets and numbers; what they mean is the engine's business. Budget: no allocation, one walk of
-//! the options per question asked.
+//! The view gives octets and numbers; what they mean is the engine's business. Budget: no allocation, and one walk of
+//! the options per question that has an answer.
 
 mod joined;
 mod numbers;
@@ -95,8 +95,8 @@ pub struct View<'a> {
     options: &'a [u8],
     /// Bits of option 52: 1 `file` holds options, 2 `sname` does.
     overload: u8,
-    /// Some option came in parts.
-    split: bool,
+    /// Which options there are: most questions are for one that is not.
+    codes: Codes,
     /// Where its parts were put together.
     joined: Option<&'a Joined>,
 }
@@ -131,7 +131,7 @@ impl<'a> View<'a> {
             header,
             options,
             overload,
-            split: false,
+            codes: Codes::default(),
             joined: None,
         };
         for field in [view.file_options(), view.sname_options()] {
@@ -139,7 +139,7 @@ impl<'a> View<'a> {
                 seen.note(option?.0);
             }
         }
-        view.split = seen.repeated;
+        view.codes = seen;
         Ok(view)
     }
 
@@ -149,7 +149,7 @@ impl<'a> View<'a> {
     where
         'a: 'b,
     {
-        if self.split {
+        if self.codes.repeated {
             room.fill(self.options())?;
             Ok(View {
                 joined: Some(room),
@@ -275,6 +275,9 @@ impl<'a> View<'a> {
 
     /// An option; its first part if it came in parts and they were not [`Self::joined`].
     pub fn option(&self, code: u8) -> Option<&'a [u8]> {
+        if !self.codes.have(code) {
+            return None;
+        }
         self.options()
             .find(|(found, _)| *found == code)
             .map(|(_, octets)| octets)
@@ -326,7 +329,7 @@ impl<'a> View<'a> {
 
     /// Without option 53: a plain BOOTP client (RFC 1534 §2).
     pub fn is_bootp(&self) -> bool {
-        self.option(code::MESSAGE_TYPE).is_none()
+        !self.codes.have(code::MESSAGE_TYPE)
     }
 
     /// Option 80: the client takes an ACK for its DISCOVER (RFC 4039).
@@ -453,7 +456,7 @@ impl<'a> Iterator for Options<'a> {
 }
 
 /// The codes met so far, one bit each.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Codes {
     bits: [u64; 4],
     /// One that may come in parts was met twice.
@@ -461,6 +464,10 @@ struct Codes {
 }
 
 impl Codes {
+    fn have(&self, code: u8) -> bool {
+        self.bits[usize::from(code >> 6)] & (1 << (code & 63)) != 0
+    }
+
     fn note(&mut self, code: u8) {
         let word = &mut self.bits[usize::from(code >> 6)];
         let bit = 1 << (code & 63);
