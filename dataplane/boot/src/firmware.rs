@@ -99,6 +99,38 @@ pub struct BootFile {
     pub vendor_identifying: Option<VendorIdentifying>,
 }
 
+impl BootFile {
+    fn plain(method: &'static str, file: Text) -> Self {
+        Self {
+            method,
+            file,
+            path_prefix: None,
+            vendor_class: None,
+            vendor_identifying: None,
+        }
+    }
+
+    fn named(method: &'static str, name: Name, rack: SocketAddr) -> Option<Self> {
+        let mut boot = Self::plain(method, Text::EMPTY);
+        match name {
+            Name::Tftp(file) => boot.file = Text::format(format_args!("{file}"))?,
+            Name::Prefixed(file, prefix) => {
+                boot.file = Text::format(format_args!("{file}"))?;
+                boot.path_prefix = Text::format(format_args!("{prefix}"));
+            }
+            Name::LpxeLinux => {
+                boot.file = Text::format(format_args!("lpxelinux.0"))?;
+                boot.path_prefix = Text::format(format_args!("http://{rack}/"));
+            }
+            Name::Http(file) => {
+                boot.file = Text::format(format_args!("http://{rack}/images/{file}"))?;
+                boot.vendor_class = Some("HTTPClient");
+            }
+        }
+        Some(boot)
+    }
+}
+
 /// One vendor's part of option 125 (RFC 3925 §4): enterprise number, length, one sub-option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VendorIdentifying {
@@ -154,60 +186,56 @@ const METHODS: [(u16, &str, Name); 11] = [
     (0x06, "uefi_amd64_tftp", Name::Tftp("bootx64.efi")),
 ];
 
-/// The boot file for this firmware from the rack at `server`; `disabled` are the boot methods that the subnet
-/// does not give. None: no boot file, so the firmware goes on to its next device.
-pub fn boot_file(firmware: &Firmware<'_>, server: IpAddr, disabled: &[String]) -> Option<BootFile> {
-    let enabled = |method: &str| !disabled.iter().any(|name| name == method);
-    let rack = SocketAddr::new(server, RACK_HTTP_PORT);
-    let plain = |method, file| BootFile {
-        method,
-        file,
-        path_prefix: None,
-        vendor_class: None,
-        vendor_identifying: None,
-    };
-    if firmware.is_able_ipxe() && enabled("ipxe") {
-        let file = Text::format(format_args!("http://{rack}/ipxe.cfg"))?;
-        return Some(plain("ipxe", file));
-    }
-    if firmware.is_onie() {
-        // It boots from its own flash: without the installer it gets nothing.
-        let url = Text::format(format_args!("http://{rack}/MAAS/a/v3/nos-installer"))?;
-        return enabled("onie").then(|| BootFile {
-            vendor_identifying: Some(VendorIdentifying::onie_installer(url)),
-            ..plain("onie", Text::EMPTY)
-        });
-    }
-    let arch = firmware.arch.unwrap_or(0);
-    let (_, method, name) = METHODS
-        .iter()
-        .find(|(listed, ..)| *listed == arch)
-        .unwrap_or(&METHODS[0]);
-    if !enabled(method) {
-        return None;
-    }
-    let mut boot = plain(method, Text::EMPTY);
-    match name {
-        Name::Tftp(file) => boot.file = Text::format(format_args!("{file}"))?,
-        Name::Prefixed(file, prefix) => {
-            boot.file = Text::format(format_args!("{file}"))?;
-            boot.path_prefix = Text::format(format_args!("{prefix}"));
-        }
-        Name::LpxeLinux => {
-            boot.file = Text::format(format_args!("lpxelinux.0"))?;
-            boot.path_prefix = Text::format(format_args!("http://{rack}/"));
-        }
-        Name::Http(file) => {
-            boot.file = Text::format(format_args!("http://{rack}/images/{file}"))?;
-            boot.vendor_class = Some("HTTPClient");
+/// Every boot file of the rack at one address, written once.
+#[derive(Clone, Debug)]
+pub struct BootFiles {
+    ipxe: Option<BootFile>,
+    onie: Option<BootFile>,
+    /// In the order of `METHODS`.
+    by_arch: [Option<BootFile>; METHODS.len()],
+}
+
+impl BootFiles {
+    /// Of the rack at `server`.
+    pub fn of(server: IpAddr) -> Self {
+        let rack = SocketAddr::new(server, RACK_HTTP_PORT);
+        let url = |path| Text::format(format_args!("http://{rack}/{path}"));
+        Self {
+            ipxe: url("ipxe.cfg").map(|file| BootFile::plain("ipxe", file)),
+            onie: url("MAAS/a/v3/nos-installer").map(|url| BootFile {
+                vendor_identifying: Some(VendorIdentifying::onie_installer(url)),
+                ..BootFile::plain("onie", Text::EMPTY)
+            }),
+            by_arch: METHODS.map(|(_, method, name)| BootFile::named(method, name, rack)),
         }
     }
-    Some(boot)
+
+    /// The one for this firmware; `disabled` are the boot methods that the subnet does not give. None: no boot file,
+    /// so the firmware goes on to its next device.
+    pub fn choose(&self, firmware: &Firmware<'_>, disabled: &[String]) -> Option<&BootFile> {
+        let enabled = |file: &&BootFile| !disabled.iter().any(|name| name == file.method);
+        if firmware.is_able_ipxe()
+            && let Some(script) = self.ipxe.as_ref().filter(enabled)
+        {
+            return Some(script);
+        }
+        if firmware.is_onie() {
+            // It boots from its own flash: without the installer it gets nothing.
+            return self.onie.as_ref().filter(enabled);
+        }
+        let arch = firmware.arch.unwrap_or(0);
+        let row = METHODS.iter().position(|(listed, ..)| *listed == arch);
+        self.by_arch[row.unwrap_or(0)].as_ref().filter(enabled)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn boot_file(firmware: &Firmware<'_>, server: IpAddr, disabled: &[String]) -> Option<BootFile> {
+        BootFiles::of(server).choose(firmware, disabled).copied()
+    }
 
     const RACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 99, 0, 1));
 

@@ -1,7 +1,7 @@
 //! Which loader and which script a machine gets: pure functions, no IO, no clock, no state.
 //!
 //! ```text
-//!   DISCOVER, REQUEST --> Firmware::of --> boot_file --> DHCP's file, options 60 and 210
+//!   DISCOVER, REQUEST --> Firmware::of --> BootFiles --> DHCP's file, options 60 and 210
 //!   TFTP, HTTP path   --> route        --> render    --> the script for pxelinux, GRUB or iPXE
 //! ```
 //!
@@ -18,7 +18,7 @@ mod script;
 mod text;
 
 pub use command_line::{RACK_HTTP_PORT, RenderError};
-pub use firmware::{BootFile, Firmware, IpxeFeatures, VendorIdentifying, boot_file};
+pub use firmware::{BootFile, BootFiles, Firmware, IpxeFeatures, VendorIdentifying};
 pub use machine::{Machine, Purpose, Settings};
 pub use path::{PathError, clean_path, is_empty_when_missing};
 pub use request::{ConfigKind, ConfigRequest, Selector, route};

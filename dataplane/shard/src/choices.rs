@@ -34,7 +34,9 @@ impl fmt::Display for Told {
 }
 
 pub(crate) struct Choices {
-    places: Box<[Option<(Mac, Told)>]>,
+    /// Apart from what they were told: most clients that are looked for boot from their disk and are not here.
+    macs: Box<[Option<Mac>]>,
+    told: Box<[Option<Told>]>,
     hasher: SeedableRandomState,
 }
 
@@ -42,25 +44,29 @@ impl Choices {
     /// `seed` must be random: strangers choose their MACs.
     pub fn new(seed: u64) -> Self {
         Self {
-            places: vec![None; PLACES].into(),
+            macs: vec![None; PLACES].into(),
+            told: vec![None; PLACES].into(),
             hasher: SeedableRandomState::with_seed(seed, SharedSeed::global_fixed()),
         }
     }
 
-    fn place(&mut self, mac: Mac) -> &mut Option<(Mac, Told)> {
-        let at = self.hasher.hash_one(mac.0) as usize & (PLACES - 1);
-        &mut self.places[at]
+    fn place(&self, mac: Mac) -> usize {
+        self.hasher.hash_one(mac.0) as usize & (PLACES - 1)
     }
 
     pub fn put(&mut self, mac: Mac, told: Told) {
-        *self.place(mac) = Some((mac, told));
+        let place = self.place(mac);
+        self.macs[place] = Some(mac);
+        self.told[place] = Some(told);
     }
 
     pub fn take(&mut self, mac: Mac) -> Option<Told> {
         let place = self.place(mac);
-        let (_, told) = (*place).filter(|(other, _)| *other == mac)?;
-        *place = None;
-        Some(told)
+        if self.macs[place] != Some(mac) {
+            return None;
+        }
+        self.macs[place] = None;
+        self.told[place].take()
     }
 }
 

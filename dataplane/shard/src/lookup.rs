@@ -325,7 +325,7 @@ impl Core {
 /// What a DHCP client is told to boot.
 pub(crate) struct Choice<'a> {
     server: Ipv4Addr,
-    file: Option<BootFile>,
+    file: Option<&'a BootFile>,
     hostname: &'a str,
     is_firmware: bool,
     /// Addresses are somebody else's there.
@@ -346,7 +346,9 @@ pub(crate) fn boot_choice<'a>(
     let firmware = Firmware::of(query);
     Choice {
         server: link.server,
-        file: boot::boot_file(&firmware, IpAddr::V4(link.server), disabled),
+        file: snapshot
+            .boot_files(link.server)
+            .and_then(|files| files.choose(&firmware, disabled)),
         is_firmware: firmware.is_network_boot(),
         is_proxied: link.mode == dhcp::Mode::Proxy,
         hostname: machine.map_or("", |machine| &machine.hostname),
@@ -355,7 +357,7 @@ pub(crate) fn boot_choice<'a>(
 
 impl Choice<'_> {
     pub fn reply(&self) -> dhcp::BootReply<'_> {
-        let Some(file) = &self.file else {
+        let Some(file) = self.file else {
             return dhcp::BootReply {
                 hostname: self.hostname,
                 ..dhcp::BootReply::default()
@@ -377,7 +379,7 @@ impl Choice<'_> {
 
     /// What a firmware client is told; Linux's DHCP clients do not boot from it.
     pub fn told(&self) -> Option<Told> {
-        let file = self.file.as_ref().filter(|_| self.is_firmware)?;
+        let file = self.file.filter(|_| self.is_firmware)?;
         Some(Told {
             server: self.server,
             method: file.method,

@@ -3,8 +3,8 @@
 //! Versions share structure (`imbl`): a change of one machine copies a few nodes, not the table. The link thread clones
 //! the last version, changes it with the methods here, and stores it in the `ArcSwap`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,6 +16,8 @@ use wire::ethernet::Mac;
 
 type Map<K, V> =
     imbl::GenericHashMap<K, V, foldhash::quality::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
+
+type HashMap<K, V> = std::collections::HashMap<K, V, foldhash::quality::RandomState>;
 
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -73,6 +75,8 @@ struct Links {
     all: Vec<Link>,
     by_index: HashMap<u32, usize>,
     by_vlan: HashMap<VlanId, usize>,
+    /// By the rack's address on the link.
+    boot_files: HashMap<Ipv4Addr, boot::BootFiles>,
     /// First address of a subnet to (last address, link). Subnets of one rack do not overlap.
     by_address: BTreeMap<Ipv4Addr, (Ipv4Addr, usize)>,
 }
@@ -89,6 +93,11 @@ impl Snapshot {
                 links.by_index.insert(index, at);
             }
             links.by_vlan.insert(link.dhcp.vlan, at);
+            let server = link.dhcp.server;
+            links
+                .boot_files
+                .entry(server)
+                .or_insert_with(|| boot::BootFiles::of(IpAddr::V4(server)));
             for subnet in &link.dhcp.subnets {
                 let net = subnet.net;
                 links
@@ -110,6 +119,11 @@ impl Snapshot {
 
     pub fn link_by_vlan(&self, vlan: VlanId) -> Option<&Link> {
         self.links.by_vlan.get(&vlan).map(|at| &self.links.all[*at])
+    }
+
+    /// What firmware is told to boot on a link where the rack has this address.
+    pub fn boot_files(&self, server: Ipv4Addr) -> Option<&boot::BootFiles> {
+        self.links.boot_files.get(&server)
     }
 
     /// The link with a subnet that holds the address.
