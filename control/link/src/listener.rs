@@ -184,6 +184,8 @@ fn local_pool(setup: &Setup) -> PgPool {
             ("synchronous_commit", "on"),
             ("TimeZone", "UTC"),
             ("jit", "off"),
+            // The same few statements over and over: planning each of them anew was a tenth of a commit.
+            ("plan_cache_mode", "force_generic_plan"),
             ("idle_in_transaction_session_timeout", "30s"),
         ]);
     PgPoolOptions::new()
