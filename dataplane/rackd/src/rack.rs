@@ -176,10 +176,9 @@ fn start_shards(
                 count,
                 http_port: config.http_port,
                 seed: rand::random(),
-                dhcp: dhcp::Limits {
-                    probe_stock: (PROBE_STOCK / count as usize).max(PROBE_STOCK_MIN),
-                    ..dhcp::Limits::default()
-                },
+                dhcp: config
+                    .dhcp
+                    .of_shard((PROBE_STOCK / count as usize).max(PROBE_STOCK_MIN)),
                 ..shard::Config::default()
             },
             limits: RingLimits::default(),
