@@ -63,7 +63,10 @@ async fn bench(folder: &Path, quick: bool) -> Result<()> {
 }
 
 async fn measure(url: &str, folder: &Path, quick: bool) -> Result<()> {
-    let pool = PgPool::connect(url).await.context("connecting")?;
+    let options = url.parse().context("the database's URL")?;
+    let pool = PgPool::connect_with(store::link_options(options))
+        .await
+        .context("connecting")?;
     store::migrate(&pool).await.context("migrating")?;
     let blocks = site(&pool).await?;
     let mut addresses = addresses(&blocks);

@@ -175,19 +175,7 @@ async fn unlist(region: &Region) -> Result<(), store::StoreError> {
 
 /// The link's own connections, on the link thread's reactor: the API's load does not make leases wait.
 fn local_pool(setup: &Setup) -> PgPool {
-    let options = (*setup.database)
-        .clone()
-        .application_name("regiond link")
-        // An answer to a rack is a promise: durable before it is given.
-        // No transaction here waits for anything but SQL: one that idles is a fault, and must not keep its locks.
-        .options([
-            ("synchronous_commit", "on"),
-            ("TimeZone", "UTC"),
-            ("jit", "off"),
-            // The same few statements over and over: planning each of them anew was a tenth of a commit.
-            ("plan_cache_mode", "force_generic_plan"),
-            ("idle_in_transaction_session_timeout", "30s"),
-        ]);
+    let options = store::link_options((*setup.database).clone());
     PgPoolOptions::new()
         .max_connections(setup.database_connections.max(2))
         .acquire_timeout(Duration::from_secs(5))
