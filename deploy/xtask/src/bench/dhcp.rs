@@ -89,16 +89,19 @@ pub struct Case {
     pub clients: u32,
     /// Three clients in ten have an address reserved.
     pub reserved: bool,
+    /// Of 100 messages, each way.
+    pub lost: u8,
     pub path: Path4,
     pub shape: Shape,
 }
 
-pub const CASES: [Case; 6] = {
+pub const CASES: [Case; 7] = {
     let large = Case {
         name: "64k",
         pool: 65_536,
         clients: 60_000,
         reserved: false,
+        lost: 0,
         path: Path4::Local,
         shape: Shape::Steady,
     };
@@ -106,6 +109,12 @@ pub const CASES: [Case; 6] = {
         name: "2k",
         pool: 2_048,
         clients: 1_900,
+        ..large
+    };
+    let avalanche = Case {
+        name: "avalanche",
+        clients: AVALANCHE_CLIENTS,
+        shape: Shape::Avalanche,
         ..large
     };
     [
@@ -126,11 +135,11 @@ pub const CASES: [Case; 6] = {
             path: Path4::Relay,
             ..large
         },
+        avalanche,
         Case {
-            name: "avalanche",
-            clients: AVALANCHE_CLIENTS,
-            shape: Shape::Avalanche,
-            ..large
+            name: "avalanche-lossy",
+            lost: 1,
+            ..avalanche
         },
     ]
 };
@@ -400,7 +409,8 @@ impl Stand {
 
     fn apply_client_rules(&self) -> Result<()> {
         let file = self.lab.folder().join("client.nft");
-        let rules = perfdhcp::client_rules(self.lab.network().client().addr());
+        let client = self.lab.network().client().addr();
+        let rules = perfdhcp::client_rules(client, self.case.lost);
         std::fs::write(&file, rules).with_context(|| format!("writing {}", file.display()))?;
         let output = self
             .on_client("nft")

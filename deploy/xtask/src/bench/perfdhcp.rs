@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use lab::LOAD_INTERFACE;
 use serde::Serialize;
 
 pub const PROGRAM: &str = "perfdhcp";
@@ -170,12 +171,27 @@ fn message(message_type: u8) -> Vec<u8> {
     octets
 }
 
-/// Rules for the clients' host: nft(8) input.
-pub fn client_rules(client: Ipv4Addr) -> String {
-    format!(
-        "table ip bench {{\n chain answers {{\n  type filter hook prerouting priority raw;\n  \
+/// Rules for the clients' host: nft(8) input. Of 100 messages, `lost` are dropped on the cable, each way; before and behind every
+/// socket, so that none of the servers' ways of listening sees them.
+pub fn client_rules(client: Ipv4Addr, lost: u8) -> String {
+    let hooks = match lost {
+        0 => &[][..],
+        _ => &[("ingress", 68), ("egress", 67)],
+    };
+    let losses: String = hooks
+        .iter()
+        .map(|(hook, port)| {
+            format!(
+                " chain {hook} {{\n  type filter hook {hook} device \"{LOAD_INTERFACE}\" priority 0;\n  \
+                 udp dport {port} numgen random mod 100 < {lost} drop\n }}\n"
+            )
+        })
+        .collect();
+    format!("table netdev bench {{\n{losses}}}\n")
+        + &format!(
+            "table ip bench {{\n chain answers {{\n  type filter hook prerouting priority raw;\n  \
          udp dport 68 ip daddr 255.255.255.255 ip daddr set {client} meta pkttype set host\n }}\n}}\n"
-    )
+        )
 }
 
 // ---------------------------------------------------------------- output

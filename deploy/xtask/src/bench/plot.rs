@@ -33,6 +33,7 @@ fn title(row: &Row) -> String {
         Phase::Avalanche => "10,000 at once",
     };
     match row.phase {
+        Phase::Avalanche if row.case.ends_with("-lossy") => format!("{phase}, 1 % lost"),
         Phase::Avalanche => phase.to_owned(),
         _ => format!(
             "{}: {phase}",

@@ -153,10 +153,14 @@ pub fn goals(cases: &[Case], rows: &[Row]) -> Vec<Goal> {
             by_pool(large, small, Phase::Again),
         ));
     }
-    if let Some(avalanche) = cases.iter().find(|case| case.shape == Shape::Avalanche) {
+    for avalanche in cases.iter().filter(|case| case.shape == Shape::Avalanche) {
+        let lossy = match avalanche.lost {
+            0 => String::new(),
+            lost => format!(", {lost} % of messages lost"),
+        };
         let row = muster(avalanche.name, Phase::Avalanche);
         let name = format!(
-            "avalanche of {}: seconds until all are bound",
+            "avalanche of {}{lossy}: seconds until all are bound",
             avalanche.clients
         );
         // One that was cut off has no such time.
@@ -167,7 +171,8 @@ pub fn goals(cases: &[Case], rows: &[Row]) -> Vec<Goal> {
             whole.map(|row| row.seconds),
         ));
         let lost = row.map(|row| row.lost_percent * f64::from(avalanche.clients) / 100.0);
-        goals.push(Goal::at_most("avalanche: clients lost", 0.0, lost));
+        let name = format!("avalanche{lossy}: clients lost");
+        goals.push(Goal::at_most(name, 0.0, lost));
     }
     let twice = rows
         .iter()
