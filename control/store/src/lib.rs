@@ -27,7 +27,7 @@ pub mod token;
 pub mod work;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor, PgPool};
+use sqlx::{ConnectOptions, Executor, PgPool};
 
 /// The embedded migrations of `schema/migrations`.
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../schema/migrations");
@@ -111,7 +111,7 @@ pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreErr
 
 /// How the link's connections differ: for the same few statements over and over, none of which waits for anything but SQL.
 pub fn link_options(options: PgConnectOptions) -> PgConnectOptions {
-    options.application_name("regiond link").options([
+    let options = options.application_name("regiond link").options([
         // An answer to a rack is a promise: durable before it is given.
         ("synchronous_commit", "on"),
         ("TimeZone", "UTC"),
@@ -120,7 +120,9 @@ pub fn link_options(options: PgConnectOptions) -> PgConnectOptions {
         ("plan_cache_mode", "force_generic_plan"),
         // A transaction that idles is a fault, and must not keep its locks.
         ("idle_in_transaction_session_timeout", "30s"),
-    ])
+    ]);
+    // Slow ones are PostgreSQL's to log.
+    options.disable_statement_logging()
 }
 
 pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
