@@ -161,8 +161,12 @@ pub trait Config {
     ) -> Option<&Reservation>;
     /// Whose reservation this address is.
     fn reserved(&self, vlan: VlanId, address: Ipv4Addr) -> Option<&Reservation>;
-    /// Whether the region knows a machine or device with this MAC. All others together get half of a range.
+    /// Whether the region knows a machine or device with this MAC. All others are strangers.
     fn is_known(&self, mac: Mac) -> bool;
+    /// How many such MACs there are at most. Of every range so many addresses are kept from strangers, at most half of it.
+    fn known_count(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// Where a message came in.

@@ -48,6 +48,18 @@ pub struct Shard {
     pub count: u32,
 }
 
+impl Shard {
+    /// How many of the rack's `count` clients may be this shard's, as they are hashed.
+    fn share(self, count: usize) -> usize {
+        let mean = count.div_ceil(self.count as usize);
+        match self.count {
+            1 => mean,
+            // Four standard deviations.
+            _ => mean + 4 * mean.isqrt(),
+        }
+    }
+}
+
 /// How full the engine is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -79,6 +91,8 @@ pub struct Engine {
     rogues: Rogues,
     prober: Prober,
     wishes: Wishes,
+    /// This shard's clients among those that the region knows: for each an address is kept from strangers.
+    known: usize,
     counters: Counters,
 }
 
@@ -109,6 +123,7 @@ impl Engine {
             rogues: Rogues::new(),
             prober: Prober::new(),
             wishes: Wishes::new(),
+            known: usize::MAX,
             counters: Counters::default(),
         }
     }
@@ -300,6 +315,7 @@ impl Engine {
         if query.hops() > HOPS_MAX {
             return Err(Drop::TooManyHops);
         }
+        self.known = self.shard.share(config.known_count());
         let (link, home) = choose_link(query, received, config)?;
         self.check_rates(query, link, now)?;
         if link.mode == Mode::Proxy {

@@ -153,15 +153,20 @@ impl Pool {
         (self.dealable() + self.stranger_offers.length) * 4 < self.usable()
     }
 
-    /// Ended leases of strangers are wanted back: from three quarters of their half on. At the whole of it somebody
-    /// would go without an address for every few that come back.
-    pub fn is_low_for_strangers(&self) -> bool {
-        self.dealable() * 4 < self.usable() || self.strangers * 8 >= self.usable() * 3
+    /// What strangers may hold: all but one address for each of the `known` clients, at least half.
+    fn for_strangers(&self, known: usize) -> usize {
+        self.usable() - known.min(self.usable() / 2)
     }
 
-    /// Clients that the region does not know hold their half.
-    pub fn is_full_of_strangers(&self) -> bool {
-        self.strangers >= self.usable().div_ceil(2)
+    /// Ended leases of strangers are wanted back: from three quarters of what they may hold on. At the whole of it
+    /// somebody would go without an address for every few that come back.
+    pub fn is_low_for_strangers(&self, known: usize) -> bool {
+        self.dealable() * 4 < self.usable() || self.strangers * 4 >= self.for_strangers(known) * 3
+    }
+
+    /// Clients that the region does not know hold all they may.
+    pub fn is_full_of_strangers(&self, known: usize) -> bool {
+        self.strangers >= self.for_strangers(known)
     }
 
     pub fn stocked(&self) -> usize {

@@ -354,6 +354,18 @@ fn quarantined_rows_rest_but_serve_their_own_client() {
 // -------------------------------------------------------------------- limits
 
 #[test]
+fn strangers_get_what_is_not_kept_for_known_machines() {
+    for (known, want) in [(0, 8), (2, 6), (4, 4), (100, 4)] {
+        let mut config = config();
+        config.strangers = (1..=10).map(mac).collect();
+        config.known = known;
+        let mut rack = Rack::with_rows(config, 8, &[]);
+        let served = (1..=10).filter(|n| rack.send(&discover(mac(*n))).reply().is_some());
+        assert_eq!(served.count(), want, "{known} known machines");
+    }
+}
+
+#[test]
 fn strangers_get_half_of_the_range() {
     let mut config = config();
     config.strangers = (1..=10).map(mac).collect();
@@ -465,6 +477,7 @@ fn client_ids_count_only_where_the_subnet_says_so() {
                 links: config.links.clone(),
                 reservations: vec![],
                 strangers: vec![],
+                known: usize::MAX,
             },
             4,
             &[],

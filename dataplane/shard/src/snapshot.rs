@@ -283,4 +283,8 @@ impl dhcp::Config for Snapshot {
     fn is_known(&self, mac: Mac) -> bool {
         self.by_mac.contains_key(&mac.0)
     }
+
+    fn known_count(&self) -> usize {
+        self.by_mac.len()
+    }
 }

@@ -223,7 +223,9 @@ impl Engine {
         self.expire_pending(now, out);
         self.peers.sweep(now);
         let pools = self.table.pools();
-        let low = pools.iter().any(Pool::is_low) || pools.iter().any(Pool::is_low_for_strangers);
+        let low = pools
+            .iter()
+            .any(|pool| pool.is_low() || pool.is_low_for_strangers(self.known));
         let slots = self.table.len();
         let mut reclaims = 0;
         let mut ended: [u32; RECLAIMS_PER_SCAN_MAX] = [0; RECLAIMS_PER_SCAN_MAX];
@@ -307,7 +309,7 @@ impl Engine {
         let pool = self.table.pool_of(slot);
         // Strangers that take all they may cost no known machine its address.
         let wanted = if self.table.is_strangers(slot) {
-            pool.is_low_for_strangers()
+            pool.is_low_for_strangers(self.known)
         } else {
             pool.is_low()
         };

@@ -130,7 +130,7 @@ impl Engine {
             let Some(pool) = self.table.pool(vlan, subnet.id) else {
                 continue;
             };
-            if stranger && pool.is_full_of_strangers() {
+            if stranger && pool.is_full_of_strangers(self.known) {
                 strangers_full |= pool.free > 0;
                 continue;
             }

@@ -53,7 +53,7 @@ impl Engine {
     }
 
     pub(super) fn strangers_full(&self, slot: u32) -> bool {
-        self.table.pool_of(slot).is_full_of_strangers()
+        self.table.pool_of(slot).is_full_of_strangers(self.known)
     }
 
     pub(super) fn subnet_of_slot<'a, C: Config>(

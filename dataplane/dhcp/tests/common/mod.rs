@@ -36,6 +36,8 @@ pub struct Fixed {
     pub reservations: Vec<Reservation>,
     /// MACs that the region does not know.
     pub strangers: Vec<Mac>,
+    /// How many it does.
+    pub known: usize,
 }
 
 impl Fixed {
@@ -95,6 +97,10 @@ impl Config for Fixed {
     fn is_known(&self, mac: Mac) -> bool {
         !self.strangers.contains(&mac)
     }
+
+    fn known_count(&self) -> usize {
+        self.known
+    }
 }
 
 pub fn subnet() -> Subnet {
@@ -142,6 +148,7 @@ pub fn config() -> Fixed {
         links: vec![link(VLAN, subnet()), link(5002, relayed)],
         reservations: vec![],
         strangers: vec![],
+        known: usize::MAX,
     }
 }
 
