@@ -14,7 +14,7 @@
 //! which each stands once ([`list`]), and what must not be dealt stands aside, where it costs nothing.
 //!
 //! Budget: 20 octets an address, free or another shard's; an address that is held takes 72 more in [`records`] and up
-//! to 8 for its place in the index. A range of 262,144 (as many as a region deals of one, also of a /8) is 5 MiB
+//! to 8 for its place in the index. A range of 262,144 (as many as a region deals of one at first, also of a /8) is 5 MiB
 //! empty and 26 MiB full.
 
 mod list;

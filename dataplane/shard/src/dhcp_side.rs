@@ -67,8 +67,11 @@ impl DhcpSide {
         self.engine.next_deadline()
     }
 
-    pub fn has_room(&self) -> bool {
-        self.outbox.has_room()
+    /// Whatever is handled next can leave its reply, its write and its event.
+    pub fn make_room(&mut self, core: &mut Core, driver: &mut impl Driver) {
+        if !self.outbox.has_room() {
+            self.flush(core, driver);
+        }
     }
 
     pub fn tick(&mut self, now: Instant) {
@@ -82,9 +85,7 @@ impl DhcpSide {
         core: &mut Core,
         driver: &mut impl Driver,
     ) {
-        if !self.outbox.has_room() {
-            self.flush(core, driver);
-        }
+        self.make_room(core, driver);
         self.engine
             .on_outcome(ticket, outcome, core.now, &mut self.outbox);
     }
@@ -203,9 +204,7 @@ impl DhcpSide {
         core: &mut Core,
         driver: &mut impl Driver,
     ) {
-        if !self.outbox.has_room() {
-            self.flush(core, driver);
-        }
+        self.make_room(core, driver);
         self.engine
             .on_probed(vlan, address, probed, core.now, &mut self.outbox);
     }

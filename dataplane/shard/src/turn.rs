@@ -186,10 +186,8 @@ impl<D: Driver> Shard<D> {
             ToShard::Progress => self.core.wake_waiting(),
             ToShard::HandedOver(message) => {
                 if self.draining.is_none() {
+                    self.dhcp.make_room(&mut self.core, &mut self.driver);
                     self.dhcp.on_handed_over(&message, &mut self.core);
-                    if !self.dhcp.has_room() {
-                        self.dhcp.flush(&mut self.core, &mut self.driver);
-                    }
                 }
             }
             ToShard::Wish(wish) => self.dhcp.on_wish(wish, &mut self.core),
@@ -256,11 +254,9 @@ impl<D: Driver> Shard<D> {
         match datagram.service {
             Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => {
                 if self.draining.is_none() {
+                    self.dhcp.make_room(&mut self.core, &mut self.driver);
                     let octets = self.driver.bytes(&datagram.buffer);
                     self.dhcp.on_datagram(&datagram, octets, &mut self.core);
-                    if !self.dhcp.has_room() {
-                        self.dhcp.flush(&mut self.core, &mut self.driver);
-                    }
                 }
             }
             Service::TftpRequest | Service::TftpTransfer => self.on_tftp(&datagram),
@@ -327,6 +323,7 @@ impl<D: Driver> Shard<D> {
     fn on_time(&mut self) {
         let now = self.core.now;
         if self.dhcp.next_deadline().is_some_and(|due| due <= now) {
+            self.dhcp.make_room(&mut self.core, &mut self.driver);
             self.dhcp.tick(now);
         }
         if self.http.next_deadline().is_some_and(|due| due <= now) {

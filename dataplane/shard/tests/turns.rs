@@ -255,15 +255,26 @@ impl Script {
     }
 
     fn frame(&mut self, payload: &[u8]) -> Vec<Left> {
+        self.frame_arrives(payload);
+        self.turn()
+    }
+
+    /// For the next turn.
+    fn frame_arrives(&mut self, payload: &[u8]) {
         let mut packet = vec![0; HEADROOM_BYTES];
         packet.extend_from_slice(payload);
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68);
         let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 67);
         udp::frame(&mut packet, from, to, 1).unwrap();
-        self.datagram(Service::DhcpFrame, &packet)
+        self.arrives(Service::DhcpFrame, &packet);
     }
 
     fn datagram(&mut self, service: Service, octets: &[u8]) -> Vec<Left> {
+        self.arrives(service, octets);
+        self.turn()
+    }
+
+    fn arrives(&mut self, service: Service, octets: &[u8]) {
         let driver = self.shard.driver();
         let buffer = driver.buffer(octets);
         driver.arrived.push_back(Completion::Datagram(Datagram {
@@ -274,7 +285,6 @@ impl Script {
             checksum_missing: false,
             buffer,
         }));
-        self.turn()
     }
 
     fn read(&mut self, file: &str) -> Vec<Left> {
@@ -324,9 +334,13 @@ impl Script {
 }
 
 fn discover(kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
+    message_of(MAC, kind, ask)
+}
+
+fn message_of(mac: Mac, kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
     let mut header = Header::new(OP_REQUEST);
     (header.htype, header.hlen) = (1, 6);
-    header.chaddr[..6].copy_from_slice(&MAC.0);
+    header.chaddr[..6].copy_from_slice(&mac.0);
     header.flags.set(FLAG_BROADCAST);
     let mut buffer = [0; 576];
     let mut writer = Writer::new(&mut buffer, 576, &header, kind).unwrap();
@@ -776,4 +790,48 @@ fn on_a_proxied_link_firmware_is_told_what_to_boot_on_both_ports() {
     assert_eq!(view.file(), b"lpxelinux.0");
     // The same to port 67 is the other server's business.
     assert!(script.frame(&query).is_empty());
+}
+
+/// As many ACKs as one flush takes leave first: the message behind them is not dropped.
+#[test]
+fn a_turn_full_of_acks_has_room_for_a_message() {
+    const CLIENTS: u32 = 256;
+    let mut config = snapshot();
+    let mut links = config.links().to_vec();
+    let subnet = &mut links[0].dhcp.subnets[0];
+    subnet.net = "10.99.0.0/16".parse().unwrap();
+    subnet.ranges[0].last = [10, 99, 3, 255].into();
+    config.set_links(links);
+    let mut script = Script::new(config);
+    let now = script.shard.driver().now;
+    script.tell(ToShard::Attach {
+        blocks: Arc::from([Block {
+            id: BlockId(1),
+            epoch: Epoch(1),
+            vlan: 5001,
+            subnet: 1,
+            first: [10, 99, 1, 0].into(),
+            count: 2 * CLIENTS,
+        }]),
+        rows: Arc::from([]),
+        sent: now,
+        until: now + Duration::from_secs(3600),
+    });
+    let mac = |n: u32| Mac([2, 0, 0, 0, (n >> 8) as u8, n as u8]);
+    for n in 0..CLIENTS {
+        let left = script.frame(&message_of(mac(n), MessageType::Discover, None));
+        let (_, address) = dhcp_reply(&left);
+        script.frame(&message_of(mac(n), MessageType::Request, Some(address)));
+    }
+    let outcome = Outcome::Durable {
+        remaining: Duration::from_secs(1200),
+    };
+    while let Some(message) = script.link.from_shard.pop() {
+        if let ToLink::Lease { ticket, .. } = message {
+            script.tell(ToShard::Outcome { ticket, outcome });
+        }
+    }
+    script.shard.driver().slots = 1000;
+    script.frame_arrives(&message_of(mac(CLIENTS), MessageType::Discover, None));
+    assert_eq!(script.turn().len() as u32, CLIENTS + 1);
 }

@@ -10,7 +10,7 @@ use crate::clock::{Ms, trusted};
 use crate::counters::Sent;
 use crate::outbox::{Event, EventKind, Outbox, Ticket};
 use crate::pending::{Kind, Pending, Prepared};
-use crate::table::{Binding, Pool};
+use crate::table::Binding;
 
 /// Offers ended in one tick at most.
 const OFFERS_PER_TICK_MAX: usize = 256;
