@@ -7,8 +7,8 @@ use capnp::Error;
 use capnp::data;
 use ipnetwork::IpNetwork;
 use lease::{
-    AttachReply, Batch, BatchKey, BlockId, Client, ClientKey, Epoch, HeartbeatReply, Outcome,
-    Refusal, SpoolId, Write, WriteKind,
+    AttachReply, Batch, BatchKey, BlockId, CLIENT_ID_BYTES_MAX, Client, ClientKey, Epoch,
+    HeartbeatReply, Outcome, Refusal, SpoolId, Write, WriteKind,
 };
 use mac_address::MacAddress;
 use model::{PowerCommand, PowerState};
@@ -210,7 +210,7 @@ fn write(reader: wire::lease_write::Reader<'_>) -> Result<Write, Error> {
 fn client(reader: wire::client_key::Reader<'_>) -> Result<Client, Error> {
     use wire::client_key::Which as W;
     let id = |octets: data::Reader<'_>| match octets.len() {
-        1..=255 => Ok(octets.into()),
+        1..=CLIENT_ID_BYTES_MAX => Ok(octets.into()),
         _ => Err(bad("client id")),
     };
     let key = match reader.which()? {

@@ -3,7 +3,7 @@
 //! One boot asks by three or four client ids and must keep one address, so a client is its hardware address on
 //! its link; option 61 counts only where there is no hardware address (hlen 0, RFC 4390) or a subnet opts in.
 
-use lease::{Client, ClientKey, VlanId};
+use lease::{CLIENT_ID_BYTES_MAX, Client, ClientKey, VlanId};
 use wire::dhcp4::View;
 use wire::ethernet::Mac;
 
@@ -14,6 +14,10 @@ pub fn identity(query: &View<'_>, vlan: VlanId, client_id_identity: bool) -> Res
     if (query.hlen() == 0 || client_id_identity)
         && let Some(id) = query.client_id()
     {
+        // In parts (RFC 3396) it may be longer than the spool and the link can carry.
+        if id.len() > CLIENT_ID_BYTES_MAX {
+            return Err(Drop::NoIdentity);
+        }
         return Ok(Client {
             vlan,
             key: ClientKey::ClientId(id.into()),

@@ -175,6 +175,10 @@ impl Snapshot {
         kind: u8,
         parts: [&[u8]; 2],
     ) -> Option<&dhcp::Reservation> {
+        // A client id that came in parts (RFC 3396) is nobody's key, not that of whoever has its beginning.
+        if parts.iter().any(|part| part.len() > KEY_PART_BYTES_MAX) {
+            return None;
+        }
         key_octets(vlan, kind, parts, |key| self.reservations.get(key)).map(Arc::as_ref)
     }
 
@@ -221,14 +225,16 @@ const BY_MAC: u8 = 0;
 const BY_CLIENT_ID: u8 = 1;
 const BY_CIRCUIT: u8 = 2;
 
-/// VLAN, kind, length of the first part, both parts. Parts are option values: 255 octets at most.
-const KEY_BYTES_MAX: usize = 4 + 1 + 1 + 2 * 255;
+/// One option's value.
+const KEY_PART_BYTES_MAX: usize = 255;
+/// VLAN, kind, length of the first part, both parts.
+const KEY_BYTES_MAX: usize = 4 + 1 + 1 + 2 * KEY_PART_BYTES_MAX;
 
 /// Calls `use_key` with the octets that stand for a key: no two keys share them, and finding one allocates nothing.
 fn key_octets<R>(vlan: VlanId, kind: u8, parts: [&[u8]; 2], use_key: impl FnOnce(&[u8]) -> R) -> R {
     let mut octets = [0; KEY_BYTES_MAX];
     let mut length = 0;
-    let parts = parts.map(|part| &part[..part.len().min(255)]);
+    let parts = parts.map(|part| &part[..part.len().min(KEY_PART_BYTES_MAX)]);
     let first = parts[0].len() as u8; // cut above
     for part in [&vlan.to_be_bytes()[..], &[kind, first], parts[0], parts[1]] {
         octets[length..length + part.len()].copy_from_slice(part);

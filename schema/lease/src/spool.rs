@@ -353,7 +353,7 @@ fn encode_length(length: Duration, out: &mut Vec<u8>) {
     out.extend_from_slice(&ms.to_be_bytes());
 }
 
-/// At most 255 octets; what is longer is cut (a client key never is: option 61 has one length octet).
+/// At most 255 octets; what is longer is cut (a client key never is: CLIENT_ID_BYTES_MAX).
 fn encode_short(octets: &[u8], out: &mut Vec<u8>) {
     let octets = &octets[..octets.len().min(HOSTNAME_BYTES_MAX)];
     out.push(u8::try_from(octets.len()).expect("cut to 255"));

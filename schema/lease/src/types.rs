@@ -114,6 +114,8 @@ pub enum Refusal {
 
 /// Rows in one commitLeases call at most.
 pub const BATCH_ROWS_MAX: usize = 512;
+/// A client id (option 61) that is a key: one length octet, in the spool and in the link's messages.
+pub const CLIENT_ID_BYTES_MAX: usize = 255;
 /// Added before anything is taken away from a rack or client: clock step plus late ACK.
 pub const TAKE_AWAY_GRACE: Duration = Duration::from_secs(60);
 /// How far a heartbeat moves `until`.
