@@ -20,8 +20,12 @@ fn address(query: &View<'_>, wanted: u8) -> Option<Ipv4Addr> {
         .map(Ipv4Addr::from)
 }
 
-/// Circuit id and remote id: the port a client hangs on. The remote id may be empty.
+/// Circuit id and remote id: the port a client hangs on. The remote id may be empty. Only a relay's word counts: what
+/// a client says of its port is worth nothing (RFC 3046 §5).
 pub(crate) fn circuit<'a>(query: &View<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    if query.giaddr().is_unspecified() {
+        return None;
+    }
     let remote = sub_option(query, relay::REMOTE_ID).unwrap_or_default();
     Some((sub_option(query, relay::CIRCUIT_ID)?, remote))
 }
