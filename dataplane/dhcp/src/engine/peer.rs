@@ -106,7 +106,9 @@ impl Peers {
             let Some((index, pending)) = self.extending.take(lost) else {
                 break;
             };
-            for extended in self.extended.values_mut() {
+            if let Kind::Grant(ack) = &pending.kind
+                && let Some(extended) = self.extended.get_mut(&(ack.vlan, ack.address))
+            {
                 extended.writing = extended.writing.filter(|writing| *writing != index);
             }
             self.extending.reuse(pending);
