@@ -221,7 +221,7 @@ impl Engine {
         let rests_until = quarantine_ends(row.quarantine);
         let Some(client) = &row.client else {
             if self.table.state(slot) == State::Free {
-                self.table.rest(slot, None, rests_until, Ms::PAST);
+                self.table.rest(slot, None, rests_until, Ms::PAST, false);
             }
             return;
         };

@@ -465,10 +465,18 @@ impl Table {
         self.change(slot, State::Bound, Some((Some(client), what)), stranger);
     }
 
-    /// Nobody's until then. `client`: of the row that may stand in the database, which ended at `ended`.
-    pub fn rest(&mut self, slot: u32, client: Option<&Client>, until: Ms, ended: Ms) {
+    /// Nobody's until then. `client`: of the row that may stand in the database, which ended at `ended`. `stranger`: it
+    /// is a stranger's doing, and stays on the strangers' account.
+    pub fn rest(
+        &mut self,
+        slot: u32,
+        client: Option<&Client>,
+        until: Ms,
+        ended: Ms,
+        stranger: bool,
+    ) {
         let what = What::Resting { until, ended };
-        self.change(slot, State::Resting, Some((client, what)), false);
+        self.change(slot, State::Resting, Some((client, what)), stranger);
     }
 
     fn change(

@@ -295,7 +295,8 @@ impl Engine {
         };
         // The client may hold another address by now, which stays the one it is known by.
         let other = self.table.held_by(&client);
-        self.table.bind(slot, &client, binding, false);
+        let stranger = self.table.is_strangers(slot);
+        self.table.bind(slot, &client, binding, stranger);
         if let Some(other) = other {
             self.table.remember(other);
         }

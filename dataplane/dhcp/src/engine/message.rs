@@ -449,7 +449,8 @@ impl Engine {
             .now
             .plus(DECLINE_QUARANTINE)
             .plus(::lease::TAKE_AWAY_GRACE);
-        self.table.rest(slot, client, until, ended);
+        self.table
+            .rest(slot, client, until, ended, ask.is_stranger());
         let kind = WriteKind::Quarantine {
             length: DECLINE_QUARANTINE,
         };

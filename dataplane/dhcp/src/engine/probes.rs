@@ -150,7 +150,8 @@ impl Engine {
         }
         self.counters.count(Sent::AddressInUse);
         if matches!(self.table.state(slot), State::Free | State::Offered) {
-            self.table.rest(slot, None, now.plus(IN_USE_REST), Ms::PAST);
+            self.table
+                .rest(slot, None, now.plus(IN_USE_REST), Ms::PAST, false);
         }
         if !out.event(Event {
             kind: EventKind::AddressInUse,
