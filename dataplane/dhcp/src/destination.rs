@@ -38,11 +38,12 @@ impl Destination {
 /// |--------|-------|--------|-----------|-------------------------------------------|
 /// | set    | any   | any    | any       | giaddr, UDP port 67                       |
 /// | 0      | NAK   | any    | any       | 255.255.255.255, port 68                  |
-/// | 0      | other | set    | any       | ciaddr, port 68                           |
-/// | 0      | other | 0      | set       | 255.255.255.255, port 68                  |
-/// | 0      | other | 0      | clear     | `yiaddr`, port 68, framed to `chaddr`     |
+/// | 0      | other | yiaddr | any       | ciaddr, port 68                           |
+/// | 0      | other | else   | set       | 255.255.255.255, port 68                  |
+/// | 0      | other | else   | clear     | `yiaddr`, port 68, framed to `chaddr`     |
 ///
-/// `yiaddr` is the address in the reply. A client without an Ethernet address gets a broadcast in the last row.
+/// `yiaddr` is the address in the reply. A ciaddr that is another one is not the client's (tables 4 and 5 want 0 there):
+/// the reply would be lost, or hit whoever has it. A client without an Ethernet address gets a broadcast in the last row.
 pub fn reply_destination(query: &View<'_>, reply: MessageType, yiaddr: Ipv4Addr) -> Destination {
     if !query.giaddr().is_unspecified() {
         Destination::Udp {
@@ -51,7 +52,7 @@ pub fn reply_destination(query: &View<'_>, reply: MessageType, yiaddr: Ipv4Addr)
         }
     } else if reply == MessageType::Nak {
         Destination::BROADCAST
-    } else if !query.ciaddr().is_unspecified() {
+    } else if !yiaddr.is_unspecified() && query.ciaddr() == yiaddr {
         Destination::Udp {
             ip: query.ciaddr(),
             port: CLIENT_PORT,
@@ -106,12 +107,14 @@ mod tests {
             (
                 "renewing client",
                 NONE,
-                client,
+                offered,
                 true,
                 6,
                 Ack,
-                to(client, 68),
+                to(offered, 68),
             ),
+            ("another's address", NONE, client, true, 6, Offer, all),
+            ("stale address", NONE, client, false, 6, Offer, framed),
             ("asked for broadcast", NONE, NONE, true, 6, Offer, all),
             ("no address yet", NONE, NONE, false, 6, Offer, framed),
             ("no Ethernet address", NONE, NONE, false, 0, Offer, all),

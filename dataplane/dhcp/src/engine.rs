@@ -580,6 +580,26 @@ pub fn home<'a, C: Config>(
     choose_link(query, received, config).ok()
 }
 
+/// An address of the link that a relay's client is on: giaddr, or what link selection says (RFC 3527). There giaddr may
+/// be any address of the relay; one that is neither on a link of ours nor the sender's would get replies it never
+/// asked for.
+fn link_selected<C: Config>(
+    query: &View<'_>,
+    received: &Received<'_>,
+    config: &C,
+) -> Result<Ipv4Addr, Drop> {
+    let giaddr = query.giaddr();
+    let Some(selected) = link_selection(query) else {
+        return Ok(giaddr);
+    };
+    let is_host = !giaddr.is_broadcast() && !giaddr.is_multicast();
+    if is_host && (config.link_of(giaddr).is_some() || received.source == giaddr) {
+        Ok(selected)
+    } else {
+        Err(Drop::UnknownRelay)
+    }
+}
+
 /// The link and home subnet of a message: by relay (RFC 3527 link selection before giaddr), by the address that
 /// a client renews by unicast, else by where it came in.
 fn choose_link<'a, C: Config>(
@@ -588,7 +608,7 @@ fn choose_link<'a, C: Config>(
     config: &'a C,
 ) -> Result<(&'a Link, &'a Subnet), Drop> {
     let hint = if !query.giaddr().is_unspecified() {
-        Some(link_selection(query).unwrap_or(query.giaddr()))
+        Some(link_selected(query, received, config)?)
     } else if !query.ciaddr().is_unspecified() && !received.destination.is_broadcast() {
         Some(query.ciaddr())
     } else {

@@ -516,6 +516,10 @@ impl Engine {
         }
         // Another network's parameters would do it no good.
         let subnet = ask.link.subnet_of(address).ok_or(Drop::WrongNetwork)?;
+        // Nor is it a host, where its ACK would go to all of them.
+        if address == subnet.net.broadcast() && subnet.net.prefix_len() < 31 {
+            return Err(Drop::WrongNetwork);
+        }
         let none = Ipv4Addr::UNSPECIFIED;
         let terms = ask.terms(MessageType::Ack, none, subnet, None);
         self.send(ask, &terms, out)
