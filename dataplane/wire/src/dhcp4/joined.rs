@@ -6,6 +6,8 @@ use super::{ParseError, code};
 pub const JOINED_BYTES_MAX: usize = 2048;
 /// Codes but pad and end.
 const CODES_MAX: usize = 254;
+/// In place of an entry's index.
+const NO_ENTRY: u8 = u8::MAX;
 
 /// Codes of fixed length that a server reads: they cannot come in parts.
 const SINGLE: [u8; 10] = [
@@ -57,35 +59,50 @@ impl Joined {
         Some((entry.code, octets))
     }
 
-    /// Takes the options in the order of their first parts.
+    /// Takes the options in the order of their first parts. Two walks, however many there are: strangers send them.
     pub(super) fn fill<'a>(
         &mut self,
         options: impl Iterator<Item = (u8, &'a [u8])> + Clone,
     ) -> Result<(), ParseError> {
         self.count = 0;
-        let mut end = 0;
-        for (code, _) in options.clone() {
-            let known = &self.entries[..self.count];
-            if known.iter().any(|entry| entry.code == code) {
+        let mut places = [NO_ENTRY; 256];
+        let mut total = 0;
+        for (code, part) in options.clone() {
+            let place = &mut places[usize::from(code)];
+            if *place == NO_ENTRY {
+                // There are no more codes than entries, and fewer than NO_ENTRY.
+                *place = self.count as u8;
+                self.entries[self.count] = Entry {
+                    code,
+                    ..Entry::default()
+                };
+                self.count += 1;
+            } else if is_single(code) {
                 continue;
             }
-            let start = end;
-            let parts = options.clone().filter(|(found, _)| *found == code);
-            let most = if is_single(code) { 1 } else { usize::MAX };
-            for (_, part) in parts.take(most) {
-                self.octets
-                    .get_mut(end..end + part.len())
-                    .ok_or(ParseError::OptionsTooLong)?
-                    .copy_from_slice(part);
-                end += part.len();
+            total += part.len();
+            if total > JOINED_BYTES_MAX {
+                return Err(ParseError::OptionsTooLong);
             }
-            // Neither exceeds JOINED_BYTES_MAX; there are no more codes than entries.
-            self.entries[self.count] = Entry {
-                code,
-                start: start as u16,
-                length: (end - start) as u16,
+            self.entries[usize::from(*place)].length += part.len() as u16; // at most the total
+        }
+        let mut end = 0;
+        for entry in &mut self.entries[..self.count] {
+            entry.start = end;
+            end += entry.length;
+            entry.length = 0;
+        }
+        for (code, part) in options {
+            let place = &mut places[usize::from(code)];
+            let Some(entry) = self.entries[..self.count].get_mut(usize::from(*place)) else {
+                continue;
             };
-            self.count += 1;
+            let from = usize::from(entry.start + entry.length);
+            self.octets[from..from + part.len()].copy_from_slice(part);
+            entry.length += part.len() as u16;
+            if is_single(code) {
+                *place = NO_ENTRY;
+            }
         }
         Ok(())
     }
