@@ -272,4 +272,9 @@ fn a_reserved_address_that_is_taken_is_not_waited_for() {
     shards.attach(16, &[holder]);
     let offered = shards.discover(&discover(mac(1))).expect("an address");
     assert_ne!(offered, ip(101));
+    // Nor does wishing for it once more silence a client that has one.
+    for _ in 0..3 {
+        shards.now += secs(6);
+        assert_eq!(shards.send(&discover(mac(1))).0, Some((Offer, offered)));
+    }
 }

@@ -18,7 +18,7 @@ use ::lease::{BlockId, Epoch, VlanId};
 use super::{Ask, Engine, rules};
 use crate::clock::Ms;
 use crate::config::Config;
-use crate::counters::{Drop, Sent};
+use crate::counters::Sent;
 use crate::table::State;
 
 /// What a shard lacks.
@@ -165,22 +165,19 @@ impl Engine {
         }
     }
 
-    /// Wishes for an address; an error if it may come: the client is to ask again.
+    /// Wishes for an address; true if it may come: a client that cannot be served otherwise is to ask again.
     pub(super) fn wish<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
         subnet: u32,
         address: Option<Ipv4Addr>,
-    ) -> Result<(), Drop> {
+    ) -> bool {
         let wish = Wish {
             vlan: ask.link.vlan,
             subnet,
             address,
         };
-        if self.shard.count > 1 && self.wishes.add(wish, ask.now) {
-            return Err(Drop::Borrowing);
-        }
-        Ok(())
+        self.shard.count > 1 && self.wishes.add(wish, ask.now)
     }
 
     /// A reserved address of a block of ours that is not here: it may be free at another shard.
@@ -189,12 +186,10 @@ impl Engine {
         ask: &Ask<'_, C>,
         subnet: u32,
         slot: u32,
-    ) -> Result<(), Drop> {
-        if self.table.state(slot) == State::Barred && !self.table.run(slot).refused {
-            let address = self.table.address(slot);
-            self.wish(ask, subnet, Some(address))?;
-        }
-        Ok(())
+    ) -> bool {
+        let may_be_elsewhere =
+            self.table.state(slot) == State::Barred && !self.table.run(slot).refused;
+        may_be_elsewhere && self.wish(ask, subnet, Some(self.table.address(slot)))
     }
 }
 

@@ -91,6 +91,7 @@ impl Engine {
         out: &mut Outbox,
     ) -> Result<u32, Drop> {
         let vlan = ask.link.vlan;
+        let mut borrowing = false;
         if let Some(own) = reserved {
             match self.table.find(vlan, own.address) {
                 Some(slot)
@@ -100,7 +101,7 @@ impl Engine {
                 }
                 found => {
                     if let Some(slot) = found {
-                        self.wish_for_reserved(ask, own.subnet.id, slot)?;
+                        borrowing = self.wish_for_reserved(ask, own.subnet.id, slot);
                     }
                     self.counters.count(Sent::ReservationTaken);
                 }
@@ -111,6 +112,10 @@ impl Engine {
             && self.is_keepable(ask, slot)
         {
             return Ok(slot);
+        }
+        if borrowing {
+            // Worth the wait for who has none.
+            return Err(Drop::Borrowing);
         }
         let stranger = ask.is_stranger();
         if self.table.offered >= self.limits.offers_max && !self.make_room_for_offer(stranger) {
@@ -137,9 +142,12 @@ impl Engine {
             if let Some(slot) = self.take_free(ask, subnet.id, stranger) {
                 return Ok(slot);
             }
-            self.wish(ask, subnet.id, None)?;
+            borrowing |= self.wish(ask, subnet.id, None);
         }
         self.hurry_scan();
+        if borrowing {
+            return Err(Drop::Borrowing);
+        }
         if strangers_full {
             return Err(Drop::StrangersFull);
         }
