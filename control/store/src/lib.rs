@@ -26,8 +26,8 @@ pub mod testing;
 pub mod token;
 pub mod work;
 
+use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Executor, PgPool};
 
 /// The embedded migrations of `schema/migrations`.
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../schema/migrations");
@@ -93,36 +93,30 @@ pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreErr
     let options: PgConnectOptions = url.parse().map_err(StoreError::Database)?;
     let pool = PgPoolOptions::new()
         .max_connections(connections_max)
-        .after_connect(|connection, _| {
-            Box::pin(async move {
-                // An answer to a machine or a rack is a promise: durable before it is given.
-                connection.execute("set synchronous_commit = on").await?;
-                connection.execute("set time zone 'UTC'").await?;
-                // Compiling a statement costs more than any of ours takes.
-                connection.execute("set jit = off").await?;
-                Ok(())
-            })
-        })
-        .connect_with(options.application_name("regiond"))
+        .connect_with(session_options(options, "regiond"))
         .await?;
     migrate(&pool).await?;
     Ok(pool)
 }
 
-/// How the link's connections differ: for the same few statements over and over, none of which waits for anything but SQL.
-pub fn link_options(options: PgConnectOptions) -> PgConnectOptions {
-    let options = options.application_name("regiond link").options([
-        // An answer to a rack is a promise: durable before it is given.
+fn session_options(options: PgConnectOptions, name: &str) -> PgConnectOptions {
+    options.application_name(name).options([
+        // An answer to a machine or a rack is a promise: durable before it is given.
         ("synchronous_commit", "on"),
         ("TimeZone", "UTC"),
+        // Compiling a statement costs more than any of ours takes.
         ("jit", "off"),
+    ])
+}
+
+/// For the link's own connections: the same few statements over and over, none of which waits for anything but SQL.
+pub fn link_options(options: PgConnectOptions) -> PgConnectOptions {
+    session_options(options, "regiond link").options([
         // Planning the same statement anew for each batch was a tenth of a commit.
         ("plan_cache_mode", "force_generic_plan"),
         // A transaction that idles is a fault, and must not keep its locks.
         ("idle_in_transaction_session_timeout", "30s"),
-    ]);
-    // Slow ones are PostgreSQL's to log.
-    options.disable_statement_logging()
+    ])
 }
 
 pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
