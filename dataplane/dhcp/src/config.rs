@@ -164,9 +164,7 @@ pub trait Config {
     /// Whether the region knows a machine or device with this MAC. All others are strangers.
     fn is_known(&self, mac: Mac) -> bool;
     /// How many such MACs there are at most. Of every range so many addresses are kept from strangers, at most half of it.
-    fn known_count(&self) -> usize {
-        usize::MAX
-    }
+    fn known_count(&self) -> usize;
 }
 
 /// Where a message came in.

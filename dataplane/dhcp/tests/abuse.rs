@@ -48,6 +48,10 @@ impl Config for Site {
     fn is_known(&self, mac: Mac) -> bool {
         self.known.contains(&mac)
     }
+
+    fn known_count(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// A shard of a rack, by script.

@@ -95,6 +95,10 @@ impl Config for Links {
     fn is_known(&self, _: Mac) -> bool {
         true
     }
+
+    fn known_count(&self) -> usize {
+        usize::MAX
+    }
 }
 
 pub(crate) struct EngineShard {

@@ -197,6 +197,10 @@ impl Config for Site {
     fn is_known(&self, mac: Mac) -> bool {
         !self.strangers.contains(&mac)
     }
+
+    fn known_count(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// What an operator does.
