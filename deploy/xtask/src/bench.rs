@@ -4,6 +4,7 @@
 //! per unit of work. Absolute rates mean little on shared machines. Each bench prints one table and writes
 //! `benches/results/latest/NAME.json`, which ends in `goals`, measured also where they are missed.
 
+mod case;
 mod commit;
 mod datagram;
 mod dhcp;

@@ -23,6 +23,7 @@ use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
+use super::case::{CASES, Case, Shape};
 use super::peers::{self, Server, Site};
 use super::perfdhcp::{self, FIRST_MAC, Latency, Load, Output, PROBE_MAC, Path4, Plan};
 use super::report::{self, Goal, Setting};
@@ -34,7 +35,6 @@ const ROUNDS: u8 = 3;
 /// How long a steady load is offered.
 const SECONDS: u32 = 6;
 const QUICK_SECONDS: u32 = 3;
-const AVALANCHE_CLIENTS: u32 = 10_000;
 /// A server that has not served them all by then does not.
 const AVALANCHE_LIMIT_SECS: u32 = 60;
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -72,77 +72,6 @@ pub struct Dhcp {
     #[arg(long, hide = true)]
     prepared: bool,
 }
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Shape {
-    Steady,
-    Avalanche,
-}
-
-/// What is asked of every server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Case {
-    pub name: &'static str,
-    /// Addresses of the dynamic range.
-    pub pool: u32,
-    pub clients: u32,
-    /// Three clients in ten have an address reserved.
-    pub reserved: bool,
-    /// Of 100 messages, each way.
-    pub lost: u8,
-    pub path: Path4,
-    pub shape: Shape,
-}
-
-pub const CASES: [Case; 7] = {
-    let large = Case {
-        name: "64k",
-        pool: 65_536,
-        clients: 60_000,
-        reserved: false,
-        lost: 0,
-        path: Path4::Local,
-        shape: Shape::Steady,
-    };
-    let small = Case {
-        name: "2k",
-        pool: 2_048,
-        clients: 1_900,
-        ..large
-    };
-    let avalanche = Case {
-        name: "avalanche",
-        clients: AVALANCHE_CLIENTS,
-        shape: Shape::Avalanche,
-        ..large
-    };
-    [
-        large,
-        small,
-        Case {
-            name: "64k-reserved",
-            reserved: true,
-            ..large
-        },
-        Case {
-            name: "2k-reserved",
-            reserved: true,
-            ..small
-        },
-        Case {
-            name: "64k-relay",
-            path: Path4::Relay,
-            ..large
-        },
-        avalanche,
-        Case {
-            name: "avalanche-lossy",
-            lost: 1,
-            ..avalanche
-        },
-    ]
-};
 
 /// What the clients of a run were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -174,24 +174,21 @@ fn message(message_type: u8) -> Vec<u8> {
 /// Rules for the clients' host: nft(8) input. Of 100 messages, `lost` are dropped on the cable, each way; before and behind every
 /// socket, so that none of the servers' ways of listening sees them.
 pub fn client_rules(client: Ipv4Addr, lost: u8) -> String {
-    let hooks = match lost {
-        0 => &[][..],
-        _ => &[("ingress", 68), ("egress", 67)],
-    };
-    let losses: String = hooks
-        .iter()
-        .map(|(hook, port)| {
-            format!(
-                " chain {hook} {{\n  type filter hook {hook} device \"{LOAD_INTERFACE}\" priority 0;\n  \
-                 udp dport {port} numgen random mod 100 < {lost} drop\n }}\n"
-            )
-        })
-        .collect();
-    format!("table netdev bench {{\n{losses}}}\n")
-        + &format!(
-            "table ip bench {{\n chain answers {{\n  type filter hook prerouting priority raw;\n  \
+    let answers = format!(
+        "table ip bench {{\n chain answers {{\n  type filter hook prerouting priority raw;\n  \
          udp dport 68 ip daddr 255.255.255.255 ip daddr set {client} meta pkttype set host\n }}\n}}\n"
+    );
+    if lost == 0 {
+        return answers;
+    }
+    let loss = |hook, port| {
+        format!(
+            " chain {hook} {{\n  type filter hook {hook} device \"{LOAD_INTERFACE}\" priority 0;\n  \
+             udp dport {port} numgen random mod 100 < {lost} drop\n }}\n"
         )
+    };
+    let (to_clients, from_clients) = (loss("ingress", 68), loss("egress", 67));
+    format!("{answers}table netdev bench {{\n{to_clients}{from_clients}}}\n")
 }
 
 // ---------------------------------------------------------------- output

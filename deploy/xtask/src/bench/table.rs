@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::dhcp::{Case, Phase, Run, Shape};
+use super::case::{Case, Shape};
+use super::dhcp::{Phase, Run};
 use super::median;
 use super::peers::Server;
 use super::report::{Goal, Setting};
@@ -338,7 +339,7 @@ pub fn print_run(run: &Run) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::dhcp::CASES;
+    use super::super::case::CASES;
     use super::super::perfdhcp::Latency;
     use super::*;
 
