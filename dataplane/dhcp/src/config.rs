@@ -83,6 +83,12 @@ pub struct Subnet {
 }
 
 impl Subnet {
+    /// The network's own address and its broadcast address are no host's (RFC 1122 §3.2.1.3; not so in a /31, RFC 3021).
+    pub fn is_end(&self, address: Ipv4Addr) -> bool {
+        let ends = [self.net.network(), self.net.broadcast()];
+        self.net.prefix_len() < 31 && ends.contains(&address)
+    }
+
     /// Whether `address` is in a dynamic range.
     pub fn is_dynamic(&self, address: Ipv4Addr) -> bool {
         self.is_in(RangeKind::Dynamic, address)

@@ -198,6 +198,8 @@ fn port_4011_is_for_firmware_on_such_a_link() {
         "255.255.255.255:68",
         "224.0.0.1:68",
         "10.99.0.9:67",
+        "10.99.0.255:68",
+        "203.0.113.9:68",
     ] {
         let step = rack.ask_proxy(&asks(Request), from.parse().unwrap(), &boot());
         assert_eq!(step.dropped, Some(Drop::NoAddress), "{from}");

@@ -525,7 +525,7 @@ impl Engine {
         // Another network's parameters would do it no good.
         let subnet = ask.link.subnet_of(address).ok_or(Drop::WrongNetwork)?;
         // Nor is it a host, where its ACK would go to all of them.
-        if address == subnet.net.broadcast() && subnet.net.prefix_len() < 31 {
+        if subnet.is_end(address) {
             return Err(Drop::WrongNetwork);
         }
         let none = Ipv4Addr::UNSPECIFIED;

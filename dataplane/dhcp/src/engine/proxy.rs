@@ -112,9 +112,10 @@ impl Engine {
         if link.mode != Mode::Proxy || !asks {
             return Err(Drop::LinkMode);
         }
-        // An answer to nobody, to everybody or to another server would be a weapon.
+        // An answer to everybody, to another network or to another server would be a weapon.
         let (ip, port) = (*from.ip(), from.port());
-        if ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || port == SERVER_PORT {
+        let subnet = link.subnet_of(ip).filter(|subnet| !subnet.is_end(ip));
+        if subnet.is_none() || port == SERVER_PORT {
             return Err(Drop::NoAddress);
         }
         let destination = Destination::Udp { ip, port };

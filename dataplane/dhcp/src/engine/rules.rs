@@ -111,9 +111,7 @@ pub(super) fn is_withheld<C: Config>(config: &C, link: &Link, address: Ipv4Addr)
 
 /// The racks' and the gateway's own addresses, and the subnet's ends.
 fn is_infrastructure(link: &Link, subnet: &Subnet, address: Ipv4Addr) -> bool {
-    let is_end = subnet.net.prefix_len() < 31
-        && (address == subnet.net.network() || address == subnet.net.broadcast());
-    is_end
+    subnet.is_end(address)
         || address == link.server
         || Some(address) == subnet.gateway
         || link.peers.iter().any(|peer| peer.server == address)
