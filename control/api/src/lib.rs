@@ -129,7 +129,7 @@ pub struct Attestation {
     /// system_id
     pub rack: String,
     pub client_address: IpAddr,
-    /// Of the live binding of that address.
+    /// Of the card that has this address, if the rack knows it.
     pub client_mac: Option<Mac>,
     pub vlan: Option<i32>,
 }

@@ -395,7 +395,7 @@ fn attested(attestation: Option<&Attestation>) -> Result<(&Attestation, Mac), Ap
         .ok_or_else(|| ApiError::Forbidden("A preseed is only answered through a rack.".into()))?;
     let mac = place.client_mac.ok_or_else(|| {
         let reason = format!(
-            "The rack knows no live binding of {}: no preseed.",
+            "The rack does not know whose address {} is: no preseed.",
             place.client_address
         );
         ApiError::Forbidden(reason)

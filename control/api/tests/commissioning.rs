@@ -345,7 +345,7 @@ async fn a_preseed_is_answered_only_where_it_belongs() {
     refused("abc123", MAC, "not expected to boot").await;
     region.commission(&region.machine).await;
     refused("abc123", "direct", "through a rack").await;
-    refused("abc123", "none", "no live binding").await;
+    refused("abc123", "none", "whose address").await;
     refused("abc123", "52:54:00:00:00:99", "no network card").await;
     assert_eq!(region.preseed("nobody", MAC).await.0, StatusCode::NOT_FOUND);
     assert_eq!(region.preseed("ABC", MAC).await.0, StatusCode::NOT_FOUND);

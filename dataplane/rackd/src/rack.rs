@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uring::{Places, RingLimits, Running, Start};
 
+use crate::attest::{Attester, Bindings};
 use crate::config::Config;
 use crate::{link, metrics, spool, work};
 
@@ -66,7 +67,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let shards = start_shards(config, mail.shards, &snapshot)?;
 
-    let bindings = work::Bindings::default();
+    let bindings = Bindings::default();
     let (tls, tls_of_work) = watch::channel(None);
     let (regions, regions_of_work) = watch::channel(Arc::from([]));
     let (status, status_of_rack) = watch::channel(link::Status::default());
@@ -81,7 +82,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let work_context = work::Context {
         tls: tls_of_work,
         regions: regions_of_work,
-        bindings: bindings.clone(),
+        attester: Attester::new(bindings.clone(), Arc::clone(&snapshot)),
         cache: work::fill::Settings {
             folder: config.state_dir.join("cache"),
             limit_bytes: config.cache_bytes,

@@ -1,5 +1,4 @@
-//! Keeps the map of which MAC holds which address now: what the metadata proxy attests with, and how events find their
-//! machine. Bounded by the addresses of the rack's blocks, and those of its peers' blocks whose bindings it has extended since
+//! Keeps the map of which MAC holds which address now, for [`crate::attest`]. Bounded by the addresses of the rack's blocks, and those of its peers' blocks whose bindings it has extended since
 //! it attached.
 
 use std::net::IpAddr;
@@ -8,17 +7,9 @@ use std::time::{Duration, Instant};
 
 use lease::{Client, ClientKey, Row, VlanId};
 
-use crate::work::{Binding, Bindings};
+use crate::attest::{Binding, Bindings};
 
 type Map = std::collections::HashMap<IpAddr, Binding>;
-
-/// The binding of `address` if it has not ended. Reservations are not here: they are in the snapshot.
-pub(super) fn live(bindings: &Bindings, address: IpAddr, now: Instant) -> Option<Binding> {
-    let map = bindings.read().unwrap_or_else(PoisonError::into_inner);
-    map.get(&address)
-        .copied()
-        .filter(|binding| now < binding.end)
-}
 
 /// What an attach told, instead of what was known. `sent`: when its request left, from which the rows count.
 pub(super) fn replace(bindings: &Bindings, rows: &[Row], sent: Instant) {
@@ -98,15 +89,13 @@ mod tests {
         replace(&bindings, &rows, now);
         assert_eq!(bindings.read().unwrap().len(), 1);
         let one = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(live(&bindings, one, now).unwrap().mac, [1; 6]);
-        assert_eq!(live(&bindings, one, now + Duration::from_secs(5)), None);
-        granted(&bindings, one, &client(1), now + Duration::from_secs(2));
-        assert_eq!(
-            live(&bindings, one, now).unwrap().end,
-            now + Duration::from_secs(5)
-        );
-        granted(&bindings, one, &client(9), now + Duration::from_secs(2));
-        assert_eq!(live(&bindings, one, now).unwrap().mac, [9; 6]);
+        let held = || bindings.read().unwrap().get(&one).map(|b| (b.mac, b.end));
+        let (soon, later) = (now + Duration::from_secs(2), now + Duration::from_secs(5));
+        assert_eq!(held(), Some(([1; 6], later)));
+        granted(&bindings, one, &client(1), soon);
+        assert_eq!(held(), Some(([1; 6], later)));
+        granted(&bindings, one, &client(9), soon);
+        assert_eq!(held(), Some(([9; 6], soon)));
         remove(&bindings, one);
         assert!(bindings.read().unwrap().is_empty());
     }

@@ -18,8 +18,8 @@ use super::region::Shared;
 use super::shards::Shards;
 use super::thread::Happening;
 use super::wire;
+use crate::attest::Bindings;
 use crate::spool::SpoolThread;
-use crate::work::Bindings;
 
 /// Longer than the machine's own patience with each: a call that never ends must not be kept for ever.
 const BATCH_TIME: Duration = Duration::from_secs(10);

@@ -51,10 +51,11 @@ pub use feed::Counters as FeedCounters;
 pub use identity::IdentityError;
 pub use interfaces::Interface;
 
+use crate::attest::Bindings;
 use crate::metrics::Numbers;
+use crate::work::Region;
 use crate::work::fill::Letter;
 use crate::work::power::Ask;
-use crate::work::{Bindings, Region};
 use enrol::Token;
 use identity::Identity;
 use thread::Thread;
@@ -92,7 +93,7 @@ pub struct LinkContext {
 pub struct Ports {
     /// Identity and the list of regions live here; only the owner reads them.
     pub state_dir: PathBuf,
-    /// Kept by this thread for the metadata proxy.
+    /// Kept by this thread, for the attester.
     pub bindings: Bindings,
     /// The work thread's mailboxes.
     pub power: mpsc::Sender<Ask>,

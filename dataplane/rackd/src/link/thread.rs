@@ -25,7 +25,8 @@ use super::leases::Leases;
 use super::region::{self, LinkId, Shared};
 use super::shards::{Ringing, Shards};
 use super::wire::{self, Welcome};
-use super::{LinkContext, LinkFailed, Ports, Status, bindings, enrol, machine, tls};
+use super::{LinkContext, LinkFailed, Ports, Status, enrol, machine, tls};
+use crate::attest::Attester;
 use crate::metrics::Numbers;
 use crate::work::Region;
 
@@ -112,6 +113,7 @@ pub(super) struct Thread {
     sockets: BTreeMap<u32, Vec<OwnedFd>>,
     sockets_missing: bool,
     letters: Option<JoinHandle<()>>,
+    attester: Attester,
     ports: Ports,
     calls: JoinSet<()>,
     interfaces_at: Instant,
@@ -141,6 +143,7 @@ impl Thread {
         let tls = Arc::new(tls::client_config(&identity).map_err(LinkFailed::Tls)?);
         ports.tls.send_replace(Some(Arc::clone(&tls)));
         let interfaces = (ports.interfaces)().unwrap_or_default();
+        let attester = Attester::new(Arc::clone(&ports.bindings), Arc::clone(&snapshot));
         let mut feed = Feed::new(snapshot);
         feed.set_interfaces(indexes(&interfaces));
         let (from_spool, spooled) = mpsc::unbounded_channel();
@@ -189,6 +192,7 @@ impl Thread {
             sockets: BTreeMap::new(),
             sockets_missing: false,
             letters: None,
+            attester,
             ports,
             calls: JoinSet::new(),
             interfaces_at: now + INTERFACES_EVERY,
@@ -627,17 +631,7 @@ impl Thread {
     // ------------------------------------------------------------ calls
 
     fn mac_of(&self, address: std::net::IpAddr, now: Instant) -> Option<[u8; 6]> {
-        if let Some(binding) = bindings::live(&self.ports.bindings, address, now) {
-            return Some(binding.mac);
-        }
-        let std::net::IpAddr::V4(v4) = address.to_canonical() else {
-            return None;
-        };
-        let feed = self.feed.borrow();
-        let link = feed.snapshot().link_by_address(v4)?;
-        feed.snapshot()
-            .reserved_mac(link.dhcp.vlan, v4)
-            .map(|mac| mac.0)
+        self.attester.card(address, now).map(|card| card.mac)
     }
 
     fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {

@@ -6,9 +6,8 @@
 //! Only `disk` uses the ring; everything else is plain tokio.
 //!
 //! The thread has no state that a restart may not lose. The link thread reaches it by bounded mailboxes,
-//! the shards by their own queues and its bell ([`shards`]). It shares the image objects with both, the
-//! [`Bindings`] (which client has which address) with the link thread that keeps them, and its counters
-//! with everybody.
+//! the shards by their own queues and its bell ([`shards`]). It shares the image objects with both, what
+//! the link thread knows of machines and addresses by the [`Attester`], and its counters with everybody.
 
 pub mod arp;
 pub mod disk;
@@ -21,15 +20,15 @@ pub mod shards;
 mod testing;
 pub mod upstream;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use images::Object;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+
+use crate::attest::Attester;
 
 pub use upstream::Region;
 
@@ -37,19 +36,6 @@ pub use upstream::Region;
 const MAILBOX_LETTERS_MAX: usize = 1_024;
 /// What a stopping thread gives operations and connections to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-
-/// Who has an address, as far as this rack can attest it: a live binding it has ACKed itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Binding {
-    pub mac: [u8; 6],
-    /// The region's VLAN id.
-    pub vlan: u32,
-    /// The binding proves nothing from here on.
-    pub end: Instant,
-}
-
-/// By the client's address. Written by the link thread, which also bounds it (the rack's own ranges).
-pub type Bindings = Arc<RwLock<HashMap<IpAddr, Binding>>>;
 
 /// Writes the metrics page as it is now.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -61,7 +47,7 @@ pub struct Context {
     pub tls: watch::Receiver<Option<Arc<rustls::ClientConfig>>>,
     /// Live regiond processes, by host and rack HTTP port.
     pub regions: watch::Receiver<Arc<[Region]>>,
-    pub bindings: Bindings,
+    pub attester: Attester,
     pub cache: fill::Settings,
     /// To the link thread: objects for the snapshot in place of those with the same hash, if it still has
     /// them (an eviction makes a file absent again).
@@ -148,7 +134,7 @@ async fn serve(context: Context) {
     let Context {
         tls,
         regions,
-        bindings,
+        attester,
         cache,
         replaced,
         shards,
@@ -184,7 +170,7 @@ async fn serve(context: Context) {
     ending.spawn_local(proxy::run(
         inbox.connections,
         pool,
-        bindings,
+        attester,
         metrics,
         counters,
     ));

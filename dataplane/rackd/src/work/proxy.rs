@@ -2,7 +2,7 @@
 //! (`/MAAS/...`; and the rack's own `/metrics`), served as HTTP/1.1 and passed on over the pooled, authenticated link to a region.
 //!
 //! The rack says who asks, and only the rack: `X-Muster-Client-Address` is the peer's address, and where
-//! a live binding of this rack has that address, `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
+//! the rack knows whose it is ([`crate::attest`]), `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
 //! the machine. What a client sends under these names is removed.
 //!
 //! A request goes to the next region when one did not answer, if nothing of it was sent or if it is
@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::upstream::{BoxError, Failed, Pool, RequestBody, ResponseBody};
-use super::{Binding, Bindings, Counter, Counters as WorkCounters, Metrics};
+use super::{Counter, Counters as WorkCounters, Metrics};
+use crate::attest::{Attester, Card};
 
 pub const CLIENT_ADDRESS: HeaderName = HeaderName::from_static("x-muster-client-address");
 pub const CLIENT_MAC: HeaderName = HeaderName::from_static("x-muster-client-mac");
@@ -95,7 +96,7 @@ type Answer = UnsyncBoxBody<Bytes, BoxError>;
 
 struct Proxy {
     pool: Arc<Pool>,
-    bindings: Bindings,
+    attester: Attester,
     metrics: Metrics,
     counters: Arc<WorkCounters>,
     answer_deadline: Duration,
@@ -105,14 +106,14 @@ struct Proxy {
 pub async fn run(
     inbox: mpsc::Receiver<HandedOff>,
     pool: Arc<Pool>,
-    bindings: Bindings,
+    attester: Attester,
     metrics: Metrics,
     counters: Arc<WorkCounters>,
 ) {
     let answer_deadline = ANSWER_DEADLINE;
     let proxy = Arc::new(Proxy {
         pool,
-        bindings,
+        attester,
         metrics,
         counters,
         answer_deadline,
@@ -227,11 +228,11 @@ impl Proxy {
             counters.rejected.add(1);
             return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n"));
         }
-        let binding = self.attest(peer.ip());
-        if binding.is_some() {
+        let card = self.attester.card(peer.ip(), std::time::Instant::now());
+        if card.is_some() {
             counters.attested.add(1);
         }
-        let request = outgoing(request, peer, local, binding);
+        let request = outgoing(request, peer, local, card);
         Ok(match self.ask_regions(request, peer).await {
             Some(mut response) => {
                 counters.answered.add(1);
@@ -252,13 +253,6 @@ impl Proxy {
                 response
             }
         })
-    }
-
-    /// The live binding of `address`, if this rack made one.
-    fn attest(&self, address: IpAddr) -> Option<Binding> {
-        let bindings = self.bindings.read().unwrap_or_else(PoisonError::into_inner);
-        let binding = bindings.get(&address.to_canonical()).copied();
-        binding.filter(|binding| std::time::Instant::now() < binding.end)
     }
 
     /// The first region's answer, in an order that keeps one machine at one region. `None`: no answer.
@@ -344,7 +338,7 @@ fn outgoing(
     request: Request<Incoming>,
     peer: SocketAddr,
     local: SocketAddr,
-    binding: Option<Binding>,
+    card: Option<Card>,
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     let headers = &mut parts.headers;
@@ -376,14 +370,14 @@ fn outgoing(
     let address = peer.ip().to_canonical().to_string();
     set(FORWARDED_FOR, address.clone());
     set(CLIENT_ADDRESS, address);
-    if let Some(binding) = binding {
-        let mac: Vec<String> = binding
+    if let Some(card) = card {
+        let mac: Vec<String> = card
             .mac
             .iter()
             .map(|octet| format!("{octet:02x}"))
             .collect();
         set(CLIENT_MAC, mac.join(":"));
-        set(CLIENT_VLAN, binding.vlan.to_string());
+        set(CLIENT_VLAN, card.vlan.to_string());
     }
     // Path and query only: the absolute form is for proxies, which a region is not.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());

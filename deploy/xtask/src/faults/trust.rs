@@ -17,6 +17,10 @@ pub const CASES: &[(&str, Case)] = &[
         "another machine's metadata, and a preseed where no machine is",
         metadata,
     ),
+    (
+        "a machine with a reserved address, of which no lease is kept",
+        reserved,
+    ),
     ("an unknown machine enlists itself", enlistment),
 ];
 
@@ -177,6 +181,23 @@ fn metadata(bench: &mut Bench) -> Result<()> {
     }
     known.machine.go("user-data")?;
     bench.expect_ready(&known)
+}
+
+/// The rack answers it from its snapshot and keeps no lease: the reservation says whose the address is.
+fn reserved(bench: &mut Bench) -> Result<()> {
+    const ADDRESS: &str = "10.99.4.77";
+    let known = bench.machine(BmcKind::Model { silent_after: None }, json!({}))?;
+    let mac = known.machine.macs[0].clone();
+    let fields = [("ip", ADDRESS), ("mac_address", &mac)];
+    bench.lab.region().post("reservedips/", "", &fields)?;
+    bench.commission(&known)?;
+    let given = bench.step(&known.machine, "address")?;
+    ensure!(given.text("address") == ADDRESS, "it got {}", given.line);
+    let end = bench.end_of(&known, COMMISSIONING_LIMIT)?;
+    ensure!(end.status == "Ready", "{}: {}", end.status, end.reason);
+    let rows = bench.lease_rows(&known.machine)?;
+    ensure!(rows.is_empty(), "it has a lease after all: {rows:?}");
+    Ok(())
 }
 
 fn enlistment(bench: &mut Bench) -> Result<()> {

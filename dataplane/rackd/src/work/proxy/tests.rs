@@ -1,13 +1,12 @@
 //! The proxy between real sockets: plain HTTP in front, TLS with client certificates behind.
 
-use std::collections::HashMap;
-use std::sync::RwLock;
 use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::attest::{Binding, Bindings};
 use crate::work::testing::{Authority, TestPool, TestRegion, dead_region, pool};
 
 struct Bench {
@@ -34,12 +33,12 @@ impl Bench {
         let authority = Authority::new();
         let region = TestRegion::start(&authority).await;
         let links = pool(&authority, std::slice::from_ref(&region.region));
-        let bindings: Bindings = Arc::new(RwLock::new(HashMap::new()));
+        let bindings = Bindings::default();
         let counters = Arc::new(WorkCounters::default());
         let (mailbox, inbox) = mpsc::channel(16);
         let proxy = Arc::new(Proxy {
             pool: links.pool.clone(),
-            bindings: bindings.clone(),
+            attester: Attester::new(bindings.clone(), Arc::default()),
             metrics: Arc::new(|| "muster_rack_machines 3\n".to_owned()),
             counters: counters.clone(),
             answer_deadline: Duration::from_secs(2),
