@@ -73,9 +73,13 @@ impl<'a> Firmware<'a> {
     fn is_able_ipxe(&self) -> bool {
         match self.ipxe {
             Some(features) => features.http && (features.bzimage || features.efi),
-            // Bare "iPXE", or counted as RFC 3004 §4 has it.
-            None => matches!(self.user_class, b"iPXE" | b"\x04iPXE"),
+            None => self.is_ipxe(),
         }
+    }
+
+    /// Option 175, or the user class: bare "iPXE", or counted as RFC 3004 §4 has it.
+    fn is_ipxe(&self) -> bool {
+        self.ipxe.is_some() || matches!(self.user_class, b"iPXE" | b"\x04iPXE")
     }
 
     /// Switch hardware in its installer environment.
@@ -186,10 +190,21 @@ const METHODS: [(u16, &str, Name); 11] = [
     (0x06, "uefi_amd64_tftp", Name::Tftp("bootx64.efi")),
 ];
 
+/// Method -> the iPXE in place of its loader where another server hands out the addresses. shim's GRUB 2.06 looks for its
+/// configuration at that server; iPXE keeps to whoever told it what to boot. A site may have none: its firmware may insist
+/// on signed loaders.
+const IPXE_BESIDE: [(&str, &str); 3] = [
+    ("uefi_amd64_tftp", "ipxe.efi"),
+    ("uefi_ebc_tftp", "ipxe.efi"),
+    ("uefi_arm64_tftp", "ipxe-arm64.efi"),
+];
+
 /// Every boot file of the rack at one address, written once.
 #[derive(Clone, Debug)]
 pub struct BootFiles {
     ipxe: Option<BootFile>,
+    /// In the order of `IPXE_BESIDE`.
+    ipxe_beside: [Option<BootFile>; IPXE_BESIDE.len()],
     onie: Option<BootFile>,
     /// In the order of `METHODS`.
     by_arch: [Option<BootFile>; METHODS.len()],
@@ -202,6 +217,8 @@ impl BootFiles {
         let url = |path| Text::format(format_args!("http://{rack}/{path}"));
         Self {
             ipxe: url("ipxe.cfg").map(|file| BootFile::plain("ipxe", file)),
+            ipxe_beside: IPXE_BESIDE
+                .map(|(method, file)| BootFile::named(method, Name::Tftp(file), rack)),
             onie: url("MAAS/a/v3/nos-installer").map(|url| BootFile {
                 vendor_identifying: Some(VendorIdentifying::onie_installer(url)),
                 ..BootFile::plain("onie", Text::EMPTY)
@@ -213,7 +230,7 @@ impl BootFiles {
     /// The one for this firmware; `disabled` are the boot methods that the subnet does not give. None: no boot file,
     /// so the firmware goes on to its next device.
     pub fn choose(&self, firmware: &Firmware<'_>, disabled: &[String]) -> Option<&BootFile> {
-        let enabled = |file: &&BootFile| !disabled.iter().any(|name| name == file.method);
+        let enabled = |file: &&BootFile| is_enabled(file.method, disabled);
         if firmware.is_able_ipxe()
             && let Some(script) = self.ipxe.as_ref().filter(enabled)
         {
@@ -227,6 +244,29 @@ impl BootFiles {
         let row = METHODS.iter().position(|(listed, ..)| *listed == arch);
         self.by_arch[row.unwrap_or(0)].as_ref().filter(enabled)
     }
+
+    /// The same on a link whose addresses somebody else hands out; `has` says whether the rack has a file.
+    pub fn choose_beside(
+        &self,
+        firmware: &Firmware<'_>,
+        disabled: &[String],
+        has: impl Fn(&str) -> bool,
+    ) -> Option<&BootFile> {
+        let file = self.choose(firmware, disabled)?;
+        // An iPXE that gets no script would get itself for ever.
+        if firmware.is_ipxe() || !is_enabled("ipxe", disabled) {
+            return Some(file);
+        }
+        let row = IPXE_BESIDE
+            .iter()
+            .position(|(method, _)| *method == file.method);
+        let ipxe = row.and_then(|row| self.ipxe_beside[row].as_ref());
+        ipxe.filter(|ipxe| has(ipxe.file.as_str())).or(Some(file))
+    }
+}
+
+fn is_enabled(method: &str, disabled: &[String]) -> bool {
+    !disabled.iter().any(|name| name == method)
 }
 
 #[cfg(test)]
@@ -334,6 +374,54 @@ mod tests {
         assert_eq!(method(by_class(b"iPXE"), &[]), script);
         assert_eq!(method(by_class(b"\x04iPXE"), &[]), script);
         assert_eq!(method(by_class(b"gPXE"), &[]), pxe);
+    }
+
+    #[test]
+    fn beside_another_server_uefi_gets_ipxe_where_the_rack_has_one() {
+        let files = BootFiles::of(RACK);
+        let choose = |firmware: Firmware<'_>, disabled: &[&str], has: &[&str]| {
+            let disabled: Vec<String> = disabled.iter().map(ToString::to_string).collect();
+            let has = |file: &str| has.contains(&file);
+            let file = files.choose_beside(&firmware, &disabled, has);
+            file.map(|file| (file.method, file.file.to_string()))
+        };
+        let of = |arch| Firmware {
+            arch: Some(arch),
+            ..Firmware::default()
+        };
+        let all = ["ipxe.efi", "ipxe-arm64.efi", "bootx64.efi"];
+        for (arch, disabled, has, want) in [
+            (7, &[][..], &all[..], Some(("uefi_amd64_tftp", "ipxe.efi"))),
+            (9, &[], &all, Some(("uefi_ebc_tftp", "ipxe.efi"))),
+            (11, &[], &all, Some(("uefi_arm64_tftp", "ipxe-arm64.efi"))),
+            (7, &[], &[], Some(("uefi_amd64_tftp", "bootx64.efi"))),
+            (
+                11,
+                &[],
+                &all[..1],
+                Some(("uefi_arm64_tftp", "bootaa64.efi")),
+            ),
+            (0, &[], &all, Some(("pxe", "lpxelinux.0"))),
+            (7, &["ipxe"], &all, Some(("uefi_amd64_tftp", "bootx64.efi"))),
+            (7, &["uefi_amd64_tftp"], &all, None),
+        ] {
+            let found = choose(of(arch), disabled, has);
+            let found = found
+                .as_ref()
+                .map(|(method, file)| (*method, file.as_str()));
+            assert_eq!(found, want, "{arch} {disabled:?}");
+        }
+        let weak = Firmware {
+            ipxe: Some(IpxeFeatures::default()),
+            ..of(7)
+        };
+        let shim = Some(("uefi_amd64_tftp", "bootx64.efi".to_string()));
+        assert_eq!(choose(weak, &[], &all), shim, "not itself again");
+        let able = Firmware {
+            user_class: b"iPXE",
+            ..of(7)
+        };
+        assert_eq!(choose(able, &[], &all).unwrap().0, "ipxe");
     }
 
     #[test]

@@ -344,13 +344,19 @@ pub(crate) fn boot_choice<'a>(
     let disabled = home.map_or(&[][..], |(_, subnet)| &subnet.disabled_archs);
     let machine = query.mac().and_then(|mac| snapshot.machine_by_mac(&mac.0));
     let firmware = Firmware::of(query);
+    let is_proxied = link.mode == dhcp::Mode::Proxy;
+    let files = snapshot.boot_files(link.server);
+    let file = files.and_then(|files| match is_proxied {
+        false => files.choose(&firmware, disabled),
+        true => files.choose_beside(&firmware, disabled, |file| {
+            snapshot.loaders.contains_key(file)
+        }),
+    });
     Choice {
         server: link.server,
-        file: snapshot
-            .boot_files(link.server)
-            .and_then(|files| files.choose(&firmware, disabled)),
+        file,
         is_firmware: firmware.is_network_boot(),
-        is_proxied: link.mode == dhcp::Mode::Proxy,
+        is_proxied,
         hostname: machine.map_or("", |machine| &machine.hostname),
     }
 }

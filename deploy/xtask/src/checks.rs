@@ -12,12 +12,13 @@ use clap::{Args, ValueEnum};
 use lab::{BootNetwork, Firmware, Lab, LabConfig};
 
 use crate::clients;
-use crate::commissioning;
+use crate::commissioning::{self, Addresses};
 use crate::database::TestDatabase;
 use crate::differential;
 use crate::faults;
 use crate::kills;
 use crate::packages;
+use crate::proxied;
 use crate::screen::Screen;
 use crate::workspace::{self, Profile};
 
@@ -312,14 +313,19 @@ fn in_the_lab() -> Result<Score> {
         }
         score.add(Score::of(result.is_ok()));
     };
+    let mut known = Vec::new();
     for (index, firmware) in [(0, Firmware::Bios), (1, Firmware::Uefi)] {
         let start = Instant::now();
-        let result = commission(&mut lab, index);
+        let result = commission(&mut lab, index).map(|ids| known.extend(ids));
         judge(&format!("commissioning, {firmware}"), &lab, start, result);
     }
     let start = Instant::now();
     let result = commissioning::enlist(&mut lab, 2, COMMISSIONING_LIMIT).map(drop);
     judge("enlistment of an unknown machine", &lab, start, result);
+    let start = Instant::now();
+    let result = proxied::commission(&mut lab, &[0, 1], &known, COMMISSIONING_LIMIT);
+    let what = "commissioning of both beside another DHCP server";
+    judge(what, &lab, start, result);
     drop(lab);
 
     let score = score;
@@ -327,16 +333,23 @@ fn in_the_lab() -> Result<Score> {
     Ok(score)
 }
 
-fn commission(lab: &mut Lab, index: usize) -> Result<()> {
+/// The machine's id.
+fn commission(lab: &mut Lab, index: usize) -> Result<Vec<String>> {
     let ids = commissioning::create(lab, &[index])?;
-    let reports =
-        commissioning::commission(lab, &[index], &ids, COMMISSIONING_LIMIT, &mut Screen::new())?;
+    let reports = commissioning::commission(
+        lab,
+        &[index],
+        &ids,
+        COMMISSIONING_LIMIT,
+        Addresses::Ours,
+        &mut Screen::new(),
+    )?;
     for report in reports {
         if let Some(failure) = &report.failure {
             bail!("{}", report.explain(failure));
         }
     }
-    Ok(())
+    Ok(ids)
 }
 
 pub fn finish_logs(folder: &Path, score: Score) {

@@ -15,6 +15,26 @@ const POLL: Duration = Duration::from_secs(1);
 /// After Ready the machine switches itself off; a rack has to see that, too.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(90);
 const EVENTS_SHOWN: usize = 12;
+const ADDRESS_STEP: usize = 5;
+
+/// Who hands out the machines' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    Ours,
+    /// Another DHCP server does, so the step of it is not seen.
+    Elsewhere,
+}
+
+impl Addresses {
+    /// The first step that did not happen, 1 to 12.
+    fn missing(self, events: &[Event]) -> Option<usize> {
+        let steps = timeline::steps(events);
+        (1..).zip(steps).find_map(|(number, step)| {
+            let not_ours = self == Addresses::Elsewhere && number == ADDRESS_STEP;
+            (step.is_none() && !not_ours).then_some(number)
+        })
+    }
+}
 
 /// One machine's way, as far as it is known.
 #[derive(Debug)]
@@ -25,19 +45,24 @@ pub struct Report {
     /// The region's last word on it.
     pub machine: Value,
     pub failure: Option<String>,
+    addresses: Addresses,
+    /// What happened before is not this commissioning's.
+    before: i64,
     started: Instant,
     ended: bool,
     ready: Option<Instant>,
 }
 
 impl Report {
-    fn new(name: &str, system_id: &str) -> Self {
+    fn new(name: &str, system_id: &str, addresses: Addresses) -> Self {
         Self {
             name: name.to_owned(),
             system_id: system_id.to_owned(),
             events: Vec::new(),
             machine: Value::Null,
             failure: None,
+            addresses,
+            before: 0,
             started: Instant::now(),
             ended: false,
             ready: None,
@@ -73,16 +98,10 @@ impl Report {
 
     /// Which step is missing, what the region says of the machine, and the last events.
     pub fn explain(&self, why: &str) -> String {
-        let missing = timeline::steps(&self.events)
-            .iter()
-            .position(Option::is_none);
         let mut text = format!("{}: {why}", self.name);
-        if let Some(step) = missing {
-            let name = timeline::step_name(step + 1);
-            text += &format!(
-                "\n  the first step that did not happen is {}: {name}",
-                step + 1
-            );
+        if let Some(step) = self.addresses.missing(&self.events) {
+            let name = timeline::step_name(step);
+            text += &format!("\n  the first step that did not happen is {step}: {name}");
         }
         for field in [
             "status_name",
@@ -144,15 +163,18 @@ pub fn commission(
     machines: &[usize],
     ids: &[String],
     limit: Duration,
+    addresses: Addresses,
     screen: &mut Screen,
 ) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for (index, id) in machines.iter().zip(ids) {
         let name = lab.machines()[*index].name.clone();
+        let mut report = Report::new(&name, id, addresses);
+        report.before = events_of(lab, id, 0)?.last().map_or(0, |event| event.id);
         lab.region()
             .post(&format!("machines/{id}/"), "commission", &[])
             .with_context(|| format!("asking for the commissioning of {name}"))?;
-        reports.push(Report::new(&name, id));
+        reports.push(report);
     }
     let start = Instant::now();
     while reports.iter().any(|report| !report.ended) {
@@ -179,22 +201,8 @@ pub fn commission(
 fn refresh(lab: &Lab, report: &mut Report, screen: &mut Screen) -> Result<()> {
     let region = lab.region();
     report.machine = region.get(&format!("machines/{}/", report.system_id), &[])?;
-    let after = report.events.last().map_or(0, |event| event.id).to_string();
-    let query = [
-        ("op", "query"),
-        ("id", &report.system_id),
-        ("after", &after),
-        ("level", "DEBUG"),
-        ("limit", "1000"),
-    ];
-    let answer = region.get("events/", &query)?;
-    let found = answer
-        .get("events")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    let mut new: Vec<Event> = found.iter().filter_map(Event::parse).collect();
-    new.retain(|event| report.events.last().is_none_or(|last| event.id > last.id));
-    new.sort_by_key(|event| event.id);
+    let last = report.events.last().map_or(report.before, |event| event.id);
+    let new = events_of(lab, &report.system_id, last)?;
     if !screen.is_terminal() {
         let seconds = report.started.elapsed().as_secs_f64();
         for event in &new {
@@ -211,6 +219,28 @@ fn refresh(lab: &Lab, report: &mut Report, screen: &mut Screen) -> Result<()> {
     Ok(())
 }
 
+/// A machine's events after the one with this id, in order.
+fn events_of(lab: &Lab, system_id: &str, after: i64) -> Result<Vec<Event>> {
+    let text = after.to_string();
+    let query = [
+        ("op", "query"),
+        ("id", system_id),
+        ("after", &text),
+        ("level", "DEBUG"),
+        ("limit", "1000"),
+    ];
+    let answer = lab.region().get("events/", &query)?;
+    let found = answer.get("events").and_then(Value::as_array);
+    let mut events: Vec<Event> = found
+        .into_iter()
+        .flatten()
+        .filter_map(Event::parse)
+        .collect();
+    events.retain(|event| event.id > after);
+    events.sort_by_key(|event| event.id);
+    Ok(events)
+}
+
 fn judge(
     lab: &Lab,
     machine: &Machine,
@@ -223,7 +253,7 @@ fn judge(
         "Ready" => {
             let since = *report.ready.get_or_insert_with(Instant::now);
             let off = report.text("power_state") == "off" && !machine.is_on()?;
-            let all_steps = timeline::steps(&report.events).iter().all(Option::is_some);
+            let all_steps = report.addresses.missing(&report.events).is_none();
             if off && all_steps {
                 report.ended = true;
                 report.failure =

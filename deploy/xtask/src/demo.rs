@@ -9,7 +9,7 @@ use clap::Args;
 use lab::usage::Usage;
 use lab::{BootNetwork, Firmware, Lab, LabConfig};
 
-use crate::commissioning::{self, Report};
+use crate::commissioning::{self, Addresses, Report};
 use crate::screen::Screen;
 use crate::workspace::{self, Profile};
 use crate::{inventory, packages, parse_firmware, timeline};
@@ -126,7 +126,14 @@ impl Demo {
         let (usage, counters) = (lab.usage()?, counters(lab));
         let started = Instant::now();
         let limit = LIMIT + LIMIT_PER_FURTHER_MACHINE * u32::from(self.machines - 1);
-        let reports = commissioning::commission(lab, &machines, &ids, limit, &mut Screen::new())?;
+        let reports = commissioning::commission(
+            lab,
+            &machines,
+            &ids,
+            limit,
+            Addresses::Ours,
+            &mut Screen::new(),
+        )?;
         let seconds = started.elapsed().as_secs_f64();
 
         for report in &reports {

@@ -15,6 +15,7 @@ mod fuzz;
 mod inventory;
 mod kills;
 mod packages;
+mod proxied;
 mod screen;
 mod standing;
 mod timeline;

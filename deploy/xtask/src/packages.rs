@@ -5,7 +5,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -170,6 +170,48 @@ fn ensure_all(bench: bool) -> Result<()> {
         left.join(", ")
     );
     Ok(())
+}
+
+/// One file of a package that is not to be installed: fetched and unpacked below the lab's cache.
+pub fn file_of(package: &str, file: &str) -> Result<PathBuf> {
+    let folder = workspace::lab_cache()?.join("packages").join(package);
+    let wanted = folder.join(file);
+    if wanted.exists() {
+        return Ok(wanted);
+    }
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let download = || -> Result<bool> {
+        let mut command = Command::new("apt-get");
+        let status = command
+            .args([
+                "download",
+                "--quiet=2",
+                "--option=APT::Sandbox::User=root",
+                package,
+            ])
+            .current_dir(&folder);
+        Ok(status.status().context("starting apt-get")?.success())
+    };
+    if !download()? {
+        // Its lists are old, or there are none.
+        apt(&["update".to_owned()])?;
+        ensure!(download()?, "apt-get can't download {package}");
+    }
+    for entry in
+        std::fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?
+    {
+        let path = entry.context("listing a folder")?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            let mut command = Command::new("dpkg-deb");
+            let status = command.arg("--extract").arg(&path).arg(&folder).status();
+            ensure!(
+                status.context("starting dpkg-deb")?.success(),
+                "unpacking {package} failed"
+            );
+        }
+    }
+    ensure!(wanted.exists(), "{package} has no {file}");
+    Ok(wanted)
 }
 
 fn is_there(package: &str, file: &str) -> bool {
