@@ -331,6 +331,72 @@ fn the_port_a_client_hangs_on_may_hold_its_address() {
         let step = rack.send(&on_port(request(mac(last), far(200))));
         assert_eq!(step.reply(), Some((Ack, far(200))));
     }
+    // At T1 it asks the server itself, and no relay names its port; at T2 one does.
+    let step = rack.send(&renew(mac(2), far(200)));
+    assert_eq!((step.reply(), step.dropped), (None, Some(Drop::NoRecord)));
+    let step = rack.send(&on_port(rebind(mac(2), far(200))));
+    assert_eq!(step.reply(), Some((Ack, far(200))));
+}
+
+#[test]
+fn a_ports_address_within_the_range_is_renewed_by_whoever_holds_it() {
+    let mut rack = rack();
+    rack.config.reservations.push(Reservation {
+        vlan: 5002,
+        subnet: 8,
+        key: ReservationKey::Circuit {
+            circuit: b"port-7"[..].into(),
+            remote: [][..].into(),
+        },
+        ..reservation(mac(1), far(11))
+    });
+    let on_port = |message| with_info(message, &[(1, b"port-7")]);
+    rack.send(&on_port(discover(mac(1))));
+    let step = rack.send(&on_port(request(mac(1), far(11))));
+    let (ticket, _) = step.write().clone();
+    let durable = Outcome::Durable {
+        remaining: secs(1200),
+    };
+    assert_eq!(rack.outcome(ticket, durable).reply(), Some((Ack, far(11))));
+    let step = rack.at(60).send(&renew(mac(1), far(11)));
+    assert_eq!(step.reply(), Some((Ack, far(11))));
+    let step = rack.send(&renew(mac(2), far(11)));
+    assert_eq!(step.dropped, Some(Drop::NoRecord), "another client's");
+}
+
+/// Relays put option 82 into the options field (RFC 3046 §2.1), and may look for a client's nowhere else.
+#[test]
+fn option_82_in_the_file_field_is_no_relays_word() {
+    let mut rack = rack();
+    let home = relayed(discover(mac(1)))
+        .with(code::OVERLOAD, &[1])
+        .with(code::RELAY_INFO, &relay_info(&[(1, b"port-7")]));
+    let mut octets = home.octets();
+    // Link selection of the rack's own link, in `file`.
+    let lie = [&[code::RELAY_INFO, 6, 5, 4][..], &ip(0).octets(), &[255]].concat();
+    octets[108..108 + lie.len()].copy_from_slice(&lie);
+    let step = rack.send_octets(&octets, SERVER, &dhcp::BootReply::default());
+    assert_eq!(step.reply(), Some((Offer, far(10))), "of the relay's link");
+    let echoed = step.replies[0].view().relay_info().map(<[u8]>::to_vec);
+    assert_eq!(echoed, Some(relay_info(&[(1, b"port-7")])));
+}
+
+/// The reply would go to every host of the network.
+#[test]
+fn a_relay_is_a_host() {
+    for giaddr in [
+        far(0),
+        far(255),
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::new(224, 0, 0, 9),
+    ] {
+        let message = Message {
+            giaddr,
+            ..discover(mac(1))
+        };
+        let step = rack().send(&message);
+        assert_eq!(step.dropped, Some(Drop::UnknownRelay), "{giaddr}");
+    }
 }
 
 #[test]

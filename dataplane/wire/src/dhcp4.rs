@@ -122,6 +122,8 @@ impl<'a> View<'a> {
             let (code, octets) = option?;
             seen.note(code);
             match (code, octets) {
+                // The first counts, as of all options that can't come in parts.
+                (code::OVERLOAD, [1..=3]) if overload != 0 => {}
                 (code::OVERLOAD, [bits @ 1..=3]) => overload = *bits,
                 (code::OVERLOAD, _) => return Err(ParseError::BadOverload),
                 _ => {}
@@ -265,7 +267,8 @@ impl<'a> View<'a> {
     // ---------------------------------------------------------------- options
 
     /// Every option but pad and end, as (code, octets): options field, then `file`, then `sname`. After
-    /// [`Self::joined`] one that came in parts is one.
+    /// [`Self::joined`] one that came in parts is one. Option 82 counts in the options field only, where relays put it
+    /// (RFC 3046 §2.1): in the others it is a client's, past a relay that looks where it belongs.
     pub fn options(&self) -> Options<'a> {
         Options {
             fields: [self.options, self.file_options(), self.sname_options()].map(Field),
@@ -451,7 +454,15 @@ impl<'a> Iterator for Options<'a> {
             return Some(option);
         }
         // Faults cannot be: parse saw to it.
-        self.fields.iter_mut().find_map(|field| field.next()?.ok())
+        let [options, overloaded @ ..] = &mut self.fields;
+        if let Some(option) = options.next() {
+            return option.ok();
+        }
+        overloaded.iter_mut().find_map(|field| {
+            field
+                .filter_map(Result::ok)
+                .find(|(code, _)| *code != code::RELAY_INFO)
+        })
     }
 }
 
@@ -542,6 +553,19 @@ mod tests {
         );
         assert_eq!(view.requested_address(), Some(Ipv4Addr::new(10, 0, 0, 9)));
         assert_eq!((view.file(), view.sname()), (&b""[..], &b""[..]));
+    }
+
+    #[test]
+    fn option_52_counts_once_and_option_82_in_its_own_field() {
+        let mut octets = message(&[52, 1, 1, 82, 3, 1, 1, b'a', 52, 1, 2, 255]);
+        octets[108..115].copy_from_slice(&[82, 3, 1, 1, b'b', 12, 0]);
+        octets[115] = 255;
+        let view = View::parse(&octets).unwrap();
+        let mut room = Joined::default();
+        for view in [view, view.joined(&mut room).unwrap()] {
+            assert_eq!(view.relay_info(), Some(&[1, 1, b'a'][..]));
+            assert_eq!(view.hostname(), Some(&b""[..]), "`file` holds options");
+        }
     }
 
     #[test]
