@@ -55,7 +55,7 @@ impl Shard {
         match self.count {
             1 => mean,
             // Four standard deviations.
-            _ => mean + 4 * mean.isqrt(),
+            _ => (mean + 4 * mean.isqrt()).min(count),
         }
     }
 }

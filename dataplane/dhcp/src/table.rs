@@ -158,10 +158,17 @@ impl Pool {
         self.usable() - known.min(self.usable() / 2)
     }
 
+    /// What is left of it once every one of the `known` clients could have an address here.
+    pub fn left_for_strangers(&self, known: usize) -> usize {
+        let held = self.strangers.saturating_add(known);
+        self.usable().saturating_sub(held)
+    }
+
     /// Ended leases of strangers are wanted back: from three quarters of what they may hold on. At the whole of it
     /// somebody would go without an address for every few that come back.
     pub fn is_low_for_strangers(&self, known: usize) -> bool {
-        self.dealable() * 4 < self.usable() || self.strangers * 4 >= self.for_strangers(known) * 3
+        self.dealable() * 4 < self.usable()
+            || (self.usable() > 0 && self.strangers * 4 >= self.for_strangers(known) * 3)
     }
 
     /// Clients that the region does not know hold all they may.

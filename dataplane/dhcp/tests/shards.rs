@@ -172,6 +172,68 @@ fn the_last_address_of_a_range_is_found_wherever_it_is() {
     assert!(lent > 0, "the hash is not that even");
 }
 
+/// Machines that enlist are strangers, all of them.
+#[test]
+fn strangers_find_the_last_address_of_a_range_too() {
+    let mut fixed = config();
+    fixed.strangers = (0..65).map(machine).collect();
+    fixed.known = 0;
+    let mut shards = Shards::new(8, 64, fixed);
+    for number in 0..64 {
+        let mac = machine(number);
+        let address = shards
+            .discover(&discover(mac))
+            .unwrap_or_else(|| panic!("machine {number} of 64"));
+        let ack = shards.send(&request(mac, address)).0;
+        assert_eq!(ack, Some((Ack, address)));
+    }
+    assert_eq!(shards.discover(&discover(machine(64))), None);
+}
+
+/// What is kept for known machines at another shard is not lent for a stranger, but for one of them it is.
+#[test]
+fn strangers_do_not_borrow_what_is_kept_for_known_machines() {
+    const KNOWN: usize = 16;
+    let mut fixed = config();
+    fixed.strangers = (0..200).map(machine).collect();
+    fixed.known = KNOWN;
+    let mut shards = Shards::new(4, 64, fixed);
+    let mut served = 0;
+    for number in 0..200 {
+        let mac = machine(number);
+        if let Some(address) = shards.discover(&discover(mac)) {
+            served += usize::from(shards.send(&request(mac, address)).0.is_some());
+        }
+    }
+    assert!(
+        (32..=64 - KNOWN).contains(&served),
+        "{served} strangers of 64"
+    );
+    for number in 1_000..1_000 + KNOWN as u32 {
+        let mac = machine(number);
+        let address = shards.discover(&discover(mac));
+        assert!(address.is_some(), "known machine {number}");
+    }
+}
+
+/// BOOTP clients do not ask for leases, but their addresses may be in a range, and there another shard's.
+#[test]
+fn a_reserved_address_comes_to_its_bootp_client() {
+    for last in 100..104 {
+        let mut fixed = config();
+        let key = ReservationKey::Mac(mac(1));
+        fixed.reservations.push(reservation(key, last));
+        let mut shards = Shards::new(4, 16, fixed);
+        let answer = (0..2).find_map(|_| {
+            let (_, dropped) = shards.send(&bootp(mac(1)));
+            let lent = shards.carry();
+            shards.deliver(&lent);
+            dropped.is_none().then_some(())
+        });
+        assert_eq!(answer, Some(()), "{last}");
+    }
+}
+
 #[test]
 fn what_was_lent_before_an_attach_means_nothing_after_it() {
     let mut shards = Shards::new(2, 4, config());

@@ -28,6 +28,8 @@ pub struct Wish {
     pub subnet: u32,
     /// This one; None: any of the subnet.
     pub address: Option<Ipv4Addr>,
+    /// For a client that the region does not know: what is kept for known ones is not lent.
+    pub stranger: bool,
 }
 
 /// An address on its way to another shard of the rack.
@@ -116,7 +118,11 @@ impl Engine {
                 let Some(pool) = self.table.pool(wish.vlan, wish.subnet) else {
                     return lent;
                 };
-                let count = pool.dealable().div_ceil(2).min(LENT_MAX);
+                let mut count = pool.dealable().div_ceil(2).min(LENT_MAX);
+                if wish.stranger {
+                    let known = self.shard.share(config.known_count());
+                    count = count.min(pool.left_for_strangers(known));
+                }
                 for _ in 0..LOOKED_MAX {
                     if lent.len() == count {
                         break;
@@ -176,6 +182,7 @@ impl Engine {
             vlan: ask.link.vlan,
             subnet,
             address,
+            stranger: ask.is_stranger(),
         };
         self.shard.count > 1 && self.wishes.add(wish, ask.now)
     }
@@ -205,6 +212,7 @@ mod tests {
             vlan: 1,
             subnet,
             address: None,
+            stranger: false,
         };
         assert!(wishes.add(wish(1), at(0)) && !wishes.add(wish(1), at(4)));
         assert!(wishes.add(wish(2), at(4)));

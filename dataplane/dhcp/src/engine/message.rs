@@ -137,6 +137,7 @@ impl Engine {
             };
             if stranger && pool.is_full_of_strangers(self.known) {
                 strangers_full |= pool.free > 0;
+                borrowing |= self.wish(ask, subnet.id, None);
                 continue;
             }
             if let Some(slot) = self.take_free(ask, subnet.id, stranger) {
