@@ -9,7 +9,7 @@ use wire::dhcp4::MessageType;
 use super::rules::{Reserved, claimed_hostname, is_allocatable, subnets};
 use super::{Ask, Engine};
 use crate::clock::Ms;
-use crate::config::{Config, Subnet};
+use crate::config::{Config, ReservationKey, Subnet};
 use crate::counters::{Drop, Sent};
 use crate::destination::reply_destination;
 use crate::outbox::{EventKind, Outbox, Ticket};
@@ -198,7 +198,19 @@ impl Engine {
             return self.ack_now(ask, own.address, own.subnet, lease, false, out);
         }
         let theirs = ask.config.reserved(ask.link.vlan, address);
-        if theirs.is_some_and(|theirs| !ask.is_key(&theirs.key)) {
+        if let Some(theirs) = theirs.filter(|theirs| !ask.is_key(&theirs.key)) {
+            // No relay is there to name the port of a client that renews by unicast (§4.3.2): if no lease of it is here,
+            // it comes through its relay when it rebinds.
+            let alone = claim == Claim::Renewing && !broadcast && !relayed;
+            if matches!(theirs.key, ReservationKey::Circuit { .. }) && alone {
+                self.serving(ask.now)?;
+                return match self.table.find(ask.link.vlan, address) {
+                    Some(slot) if self.table.is_held_by(slot, &ask.client) => {
+                        self.grant(ask, slot, subnet, out)
+                    }
+                    _ => Err(Drop::NoRecord),
+                };
+            }
             if !named {
                 self.take_turn(ask)?;
             }
