@@ -57,6 +57,8 @@ pub enum Drop {
     CircuitLimited,
     /// The clients of this relay's port hold as many addresses as they may.
     CircuitFull,
+    /// The client, or its relay's port, has declined as many addresses as it may.
+    DeclineLimited,
     /// This shard has no free address, or not the client's own: another shard was asked for one.
     Borrowing,
 }

@@ -19,7 +19,7 @@ mod rules;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ::lease::{Block, Client, Row, TAKE_AWAY_GRACE};
+use ::lease::{Block, Client, DECLINE_QUARANTINE, Row, TAKE_AWAY_GRACE};
 use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
@@ -88,6 +88,7 @@ pub struct Engine {
     exhausted_again: Ms,
     clients: Buckets,
     ports: Buckets,
+    decliners: Buckets,
     rogues: Rogues,
     prober: Prober,
     wishes: Wishes,
@@ -101,6 +102,9 @@ const HOPS_MAX: u8 = 16;
 /// Clients and ports whose rate is remembered at one time, 16 octets each.
 const CLIENTS_LIMITED: usize = 1 << 15;
 const PORTS_LIMITED: usize = 1 << 14;
+/// Addresses that a client, or a port whose addresses are counted, may keep from everybody by declining them.
+const DECLINES_AT_ONCE: u32 = 4;
+const DECLINERS_LIMITED: usize = 1 << 12;
 
 impl Engine {
     /// `seed` must be random: tables are keyed by what strangers send.
@@ -120,6 +124,12 @@ impl Engine {
             exhausted_again: Ms::PAST,
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
             ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),
+            decliners: Buckets::every(
+                DECLINE_QUARANTINE / DECLINES_AT_ONCE,
+                DECLINES_AT_ONCE,
+                DECLINERS_LIMITED,
+                seed,
+            ),
             rogues: Rogues::new(),
             prober: Prober::new(),
             wishes: Wishes::new(),
@@ -221,7 +231,8 @@ impl Engine {
         let rests_until = quarantine_ends(row.quarantine);
         let Some(client) = &row.client else {
             if self.table.state(slot) == State::Free {
-                self.table.rest(slot, None, rests_until, Ms::PAST, false);
+                // Whose doing it was is forgotten: on the strangers' account it takes nothing from a known client.
+                self.table.rest(slot, None, rests_until, Ms::PAST, true);
             }
             return;
         };

@@ -5,6 +5,7 @@
 //! | messages of a client        | hardware address            | [`crate::Drop::RateLimited`]  |
 //! | messages of a port          | relay and its circuit id    | [`crate::Drop::CircuitLimited`] |
 //! | addresses of a port         | the same                    | [`crate::Drop::CircuitFull`]  |
+//! | addresses it declines       | of both                     | [`crate::Drop::DeclineLimited`] |
 //!
 //! The tables have a fixed number of places and are keyed by a seeded hash: whoever sends many names only makes the
 //! table forget whom it does not limit. A forgotten name starts with a full bucket, so no flood makes a limit tighter
@@ -14,6 +15,7 @@
 //! and its limits then hold for each of them.
 
 use std::hash::{BuildHasher, Hash};
+use std::time::Duration;
 
 use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
@@ -109,16 +111,23 @@ struct Bucket {
 impl Buckets {
     /// `names` is rounded up to a power of two; nothing is kept where there is no limit.
     pub fn new(rate: Rate, names: usize, seed: u64) -> Self {
-        let lines = match rate.per_sec {
+        let names = if rate.per_sec == 0 { 0 } else { names };
+        let interval = Duration::from_secs(1) / rate.per_sec.max(1);
+        Self::every(interval, rate.burst, names, seed)
+    }
+
+    /// `burst` at once, and one more in each `interval`.
+    pub fn every(interval: Duration, burst: u32, names: usize, seed: u64) -> Self {
+        let lines = match names {
             0 => 0,
             _ => names.div_ceil(WAYS).next_power_of_two(),
         };
-        let interval_us = 1_000_000 / u64::from(rate.per_sec.max(1));
+        let interval_us = interval.as_micros() as u64; // seconds to minutes
         Self {
             lines: vec![[Bucket::default(); WAYS]; lines].into(),
             hasher: hasher(seed),
             interval_us,
-            ahead_us: interval_us * u64::from(rate.burst.max(1)),
+            ahead_us: interval_us * u64::from(burst.max(1)),
         }
     }
 

@@ -11,17 +11,77 @@ use wire::dhcp4::code;
 
 /// RFC 3396 joins its parts to more than one length octet counts, which no lease's key may have.
 #[test]
-fn a_client_id_of_more_than_255_octets_is_nobody() {
-    for (octets, dropped) in [(255, None), (256, Some(Drop::NoIdentity))] {
-        let long = Message {
-            hlen: 0,
-            broadcast: true,
-            ..discover(mac(1))
-        }
-        .with(code::CLIENT_ID, &vec![7; octets]);
-        let step = Rack::with_rows(config(), 8, &[]).send(&long);
-        assert_eq!(step.dropped, dropped, "{octets}");
+fn a_client_id_of_more_than_255_octets_is_no_key() {
+    let by_mac = ClientKey::Mac(mac(1).0);
+    for (hlen, octets, want) in [
+        (0, 255, Some(ClientKey::ClientId(vec![7; 255].into()))),
+        (0, 256, None),
+        (6, 255, Some(ClientKey::ClientId(vec![7; 255].into()))),
+        (6, 256, Some(by_mac)),
+    ] {
+        let mut config = config();
+        config.links[0].subnets[0].client_id_identity = true;
+        let mut rack = Rack::with_rows(config, 8, &[]);
+        let asks = |message: Message| {
+            let broadcast = true;
+            Message {
+                hlen,
+                broadcast,
+                ..message
+            }
+            .with(code::CLIENT_ID, &vec![7; octets])
+        };
+        let step = rack.send(&asks(discover(mac(1))));
+        let Some(want) = want else {
+            assert_eq!(step.dropped, Some(Drop::NoIdentity));
+            continue;
+        };
+        let offered = step.replies[0].address;
+        let step = rack.send(&asks(request(mac(1), offered)));
+        let WriteKind::Grant { client, .. } = &step.write().1.kind else {
+            panic!("no grant")
+        };
+        assert_eq!(client.key, want, "hlen {hlen}, {octets} octets");
     }
+}
+
+/// A router that answers ARP for every address makes a client decline all it gets.
+#[test]
+fn one_client_keeps_few_addresses_from_the_others_by_declining() {
+    let mut rack = Rack::with_rows(config(), 16, &[]);
+    let mut declined = 0;
+    let mut last = None;
+    for _ in 0..20 {
+        rack.now += secs(10);
+        let (_, address) = rack.send(&discover(mac(1))).reply().expect("an offer");
+        let step = rack.send(&decline(mac(1), address));
+        declined += step.writes.len();
+        last = step.dropped;
+    }
+    // Four at once, and one more after each 150 s of the 200.
+    assert_eq!((declined, last), (5, Some(Drop::DeclineLimited)));
+}
+
+/// Likewise a port whose addresses are counted, whoever its clients say they are.
+#[test]
+fn one_port_keeps_few_addresses_from_the_others_by_declining() {
+    let limits = Limits {
+        leases_per_circuit_max: 2,
+        ..Limits::default()
+    };
+    let mut rack = Rack::limited(limits, 32);
+    let on_port = |message: Message| {
+        let giaddr = ip(253);
+        Message { giaddr, ..message }.with(code::RELAY_INFO, &relay_info(&[(1, b"port-7")]))
+    };
+    let mut declined = 0;
+    for n in 1..=20 {
+        if let Some((_, address)) = rack.send(&on_port(discover(mac(n)))).reply() {
+            let step = rack.send(&on_port(decline(mac(n), address)));
+            declined += step.writes.len();
+        }
+    }
+    assert_eq!(declined, 4);
 }
 
 /// An address that a stranger declines rests on the strangers' account.
@@ -38,6 +98,17 @@ fn strangers_that_decline_leave_known_machines_their_share() {
         }
     }
     assert_eq!(served, 4, "half of the range");
+    // The region tells of them after an attach, and not whose doing they were.
+    let bare: Vec<Row> = (100..104)
+        .map(|last| Row {
+            client: None,
+            quarantine: secs(600),
+            ..row(ip(last), mac(1), 0)
+        })
+        .collect();
+    rack.attach(8, &bare);
+    let step = rack.send(&discover(mac(40)));
+    assert_eq!(step.dropped, Some(Drop::StrangersFull));
     for n in 50..54 {
         assert!(rack.send(&discover(mac(n))).reply().is_some(), "{n}");
     }

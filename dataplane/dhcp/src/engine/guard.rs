@@ -66,6 +66,22 @@ impl Engine {
         }
     }
 
+    /// One that declines whatever it gets, because a router answers ARP for all addresses or out of malice, does not take
+    /// the range from the others.
+    pub(super) fn check_declines<C: Config>(&mut self, ask: &Ask<'_, C>) -> Result<(), Drop> {
+        if !self.decliners.take(&ask.client, ask.now) {
+            return Err(Drop::DeclineLimited);
+        }
+        match port(ask.query) {
+            Some(port)
+                if self.table.circuits.is_counting() && !self.decliners.take(port, ask.now) =>
+            {
+                Err(Drop::DeclineLimited)
+            }
+            _ => Ok(()),
+        }
+    }
+
     // ---------------------------------------------------------------- strangers
 
     /// A free address of the subnet; a known client may have that of an offer to a stranger.

@@ -458,6 +458,7 @@ impl Engine {
             .find(ask.link.vlan, address)
             .filter(|slot| self.table.is_held_by(*slot, &ask.client))
             .ok_or(Drop::NoRecord)?;
+        self.check_declines(ask)?;
         let (client, ended) = match self.table.binding(slot) {
             // A grant on its way may still become a row, so a row is assumed.
             Some(binding) => (Some(&ask.client), binding.ended),

@@ -33,6 +33,7 @@ pub(super) const DROPS: &[Drop] = &[
     Drop::RateLimited,
     Drop::CircuitLimited,
     Drop::CircuitFull,
+    Drop::DeclineLimited,
     Drop::Borrowing,
 ];
 
