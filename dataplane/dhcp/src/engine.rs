@@ -600,14 +600,17 @@ fn link_selected<C: Config>(
     config: &C,
 ) -> Result<Ipv4Addr, Drop> {
     let giaddr = query.giaddr();
-    let Some(selected) = link_selection(query) else {
-        return Ok(giaddr);
-    };
-    let is_host = !giaddr.is_broadcast() && !giaddr.is_multicast();
-    if is_host && (config.link_of(giaddr).is_some() || received.source == giaddr) {
-        Ok(selected)
-    } else {
-        Err(Drop::UnknownRelay)
+    let at_home = config.link_of(giaddr);
+    let is_end = at_home
+        .and_then(|link| link.subnet_of(giaddr))
+        .is_some_and(|subnet| subnet.is_end(giaddr));
+    if giaddr.is_broadcast() || giaddr.is_multicast() || is_end {
+        return Err(Drop::UnknownRelay);
+    }
+    match link_selection(query) {
+        None => Ok(giaddr),
+        Some(selected) if at_home.is_some() || received.source == giaddr => Ok(selected),
+        Some(_) => Err(Drop::UnknownRelay),
     }
 }
 

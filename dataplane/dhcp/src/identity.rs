@@ -11,13 +11,11 @@ use crate::counters::Drop;
 
 /// The client that sent `query`, on the link `vlan`.
 pub fn identity(query: &View<'_>, vlan: VlanId, client_id_identity: bool) -> Result<Client, Drop> {
+    // In parts (RFC 3396) it may be longer than the spool and the link can carry.
     if (query.hlen() == 0 || client_id_identity)
         && let Some(id) = query.client_id()
+        && id.len() <= CLIENT_ID_BYTES_MAX
     {
-        // In parts (RFC 3396) it may be longer than the spool and the link can carry.
-        if id.len() > CLIENT_ID_BYTES_MAX {
-            return Err(Drop::NoIdentity);
-        }
         return Ok(Client {
             vlan,
             key: ClientKey::ClientId(id.into()),

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use common::*;
 use dhcp::*;
+use lease::{ClientKey, Row, WriteKind};
 use wire::dhcp4::MessageType::{Discover, Inform, Offer};
 use wire::dhcp4::code;
 
@@ -160,7 +161,11 @@ fn no_reply_goes_to_an_address_that_the_client_does_not_have() {
             Ipv4Addr::BROADCAST,
             Some(Drop::UnknownRelay),
         ),
-        (Ipv4Addr::new(224, 0, 0, 9), NONE, Some(Drop::UnknownRelay)),
+        (
+            Ipv4Addr::new(224, 0, 0, 9),
+            Ipv4Addr::new(224, 0, 0, 9),
+            Some(Drop::UnknownRelay),
+        ),
         (victim, victim, None),
     ] {
         assert_eq!(rack.send(&lie(giaddr, source)).dropped, dropped, "{giaddr}");

@@ -425,7 +425,7 @@ fn the_hostname_is_the_reservations_then_the_machines_and_never_the_clients() {
 
 #[test]
 fn a_client_id_in_parts_is_read_and_echoed_whole() {
-    // One of more than 255 octets is echoed, and known by its MAC: as a key it would be nobody's (hostile.rs).
+    // One of more than 255 octets is echoed, and its client known by its MAC.
     for (octets, part, is_identity) in [(255, 100, true), (300, 255, false)] {
         let id: Vec<u8> = (0..octets).map(|n| n as u8).collect();
         let mut config = config();

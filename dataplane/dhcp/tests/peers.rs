@@ -408,4 +408,9 @@ fn extends_have_a_limit_and_those_nobody_answers_are_given_up() {
     );
     rack.at(200).tick();
     assert_eq!(ask(&mut rack, 1_024).writes.len(), 1);
+    assert_eq!(
+        ask(&mut rack, 0).writes.len(),
+        1,
+        "forgotten, so asked anew"
+    );
 }

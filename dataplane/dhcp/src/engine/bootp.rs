@@ -26,6 +26,9 @@ impl Engine {
             let slot = self.table.find(ask.link.vlan, own.address);
             let slot = slot.ok_or(Drop::NoRecord)?;
             if !self.table.is_held_by(slot, &ask.client) && !self.is_dealable(slot) {
+                if self.wish_for_reserved(ask, own.subnet.id, slot) {
+                    return Err(Drop::Borrowing);
+                }
                 self.counters.count(Sent::ReservationTaken);
                 return Err(Drop::NoFreeAddress);
             }
