@@ -150,8 +150,12 @@ fn reads_as_dhcproto(view: &View<'_>, octets: &[u8]) {
 /// the rest of RFC 3396 §7 is added here.
 fn their_options(fields: &[&[u8]]) -> BTreeMap<u8, Vec<u8>> {
     let mut joined: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
-    for field in fields {
+    for (at, field) in fields.iter().enumerate() {
         for option in borrowed::DhcpOptionIterator::new(field) {
+            // A relay's stands in the options field.
+            if at > 0 && u8::from(option.code()) == code::RELAY_INFO {
+                continue;
+            }
             let octets = joined.entry(u8::from(option.code())).or_default();
             octets.extend_from_slice(option.data());
         }
