@@ -312,18 +312,22 @@ fn any_address_of_the_rack_names_it() {
     assert_eq!(rack.send(&by_other_name).writes.len(), 1);
 }
 
-#[test]
-fn the_port_a_client_hangs_on_may_hold_its_address() {
-    let mut rack = rack();
-    rack.config.reservations.push(Reservation {
+fn of_port_7(address: Ipv4Addr) -> Reservation {
+    Reservation {
         vlan: 5002,
         subnet: 8,
         key: ReservationKey::Circuit {
             circuit: b"port-7"[..].into(),
             remote: [][..].into(),
         },
-        ..reservation(mac(1), far(200))
-    });
+        ..reservation(mac(1), address)
+    }
+}
+
+#[test]
+fn the_port_a_client_hangs_on_may_hold_its_address() {
+    let mut rack = rack();
+    rack.config.reservations.push(of_port_7(far(200)));
     let on_port = |message| with_info(message, &[(1, b"port-7"), (2, b"switch")]);
     for last in [1, 2] {
         let step = rack.send(&on_port(discover(mac(last))));
@@ -341,15 +345,7 @@ fn the_port_a_client_hangs_on_may_hold_its_address() {
 #[test]
 fn a_ports_address_within_the_range_is_renewed_by_whoever_holds_it() {
     let mut rack = rack();
-    rack.config.reservations.push(Reservation {
-        vlan: 5002,
-        subnet: 8,
-        key: ReservationKey::Circuit {
-            circuit: b"port-7"[..].into(),
-            remote: [][..].into(),
-        },
-        ..reservation(mac(1), far(11))
-    });
+    rack.config.reservations.push(of_port_7(far(11)));
     let on_port = |message| with_info(message, &[(1, b"port-7")]);
     rack.send(&on_port(discover(mac(1))));
     let step = rack.send(&on_port(request(mac(1), far(11))));

@@ -135,6 +135,16 @@ impl Shards {
         })
     }
 
+    /// The machine with this number gets an address.
+    fn bind(&mut self, number: u32) -> Ipv4Addr {
+        let mac = machine(number);
+        let address = self.discover(&discover(mac));
+        let address = address.unwrap_or_else(|| panic!("nothing for machine {number}"));
+        let ack = self.send(&request(mac, address)).0;
+        assert_eq!(ack, Some((Ack, address)));
+        address
+    }
+
     fn addresses(&self) -> usize {
         self.engines
             .iter()
@@ -154,12 +164,7 @@ fn the_last_address_of_a_range_is_found_wherever_it_is() {
     let mut shards = Shards::new(8, 64, config());
     let mut held = HashMap::new();
     for number in 0..64 {
-        let mac = machine(number);
-        let address = shards
-            .discover(&discover(mac))
-            .unwrap_or_else(|| panic!("machine {number} of 64"));
-        let ack = shards.send(&request(mac, address)).0;
-        assert_eq!(ack, Some((Ack, address)));
+        let (mac, address) = (machine(number), shards.bind(number));
         assert_eq!(held.insert(address, mac), None, "one client each");
     }
     assert_eq!(shards.discover(&discover(machine(64))), None);
@@ -180,12 +185,7 @@ fn strangers_find_the_last_address_of_a_range_too() {
     fixed.known = 0;
     let mut shards = Shards::new(8, 64, fixed);
     for number in 0..64 {
-        let mac = machine(number);
-        let address = shards
-            .discover(&discover(mac))
-            .unwrap_or_else(|| panic!("machine {number} of 64"));
-        let ack = shards.send(&request(mac, address)).0;
-        assert_eq!(ack, Some((Ack, address)));
+        shards.bind(number);
     }
     assert_eq!(shards.discover(&discover(machine(64))), None);
 }

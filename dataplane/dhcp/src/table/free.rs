@@ -1,0 +1,210 @@
+//! Which free address is next: allocation, offers that run out or yield, and the stock of probed ones.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use lease::VlanId;
+
+use super::list::{NONE, Place};
+use super::records::What;
+use super::{State, Table};
+use crate::clock::Ms;
+
+/// Addresses looked at before an allocation gives up. Each that may not be dealt goes aside, so that it costs the
+/// next one nothing: only a reservation or range made since the attach is ever met here.
+pub(super) const TRIES_MAX: usize = 1024;
+/// Of those aside, how many are looked at again by one allocation: for what is no longer reserved.
+const ASIDE_TRIES: usize = 2;
+pub(super) const ASIDE_TRIES_EMPTY: usize = 64;
+
+impl Table {
+    /// A free address of the subnet that `allowed` accepts: one that was probed after `probed_after`, else the
+    /// longest free. It stays Free, and may be the next one's too, until the caller gives it another state.
+    pub fn allocate(
+        &mut self,
+        vlan: VlanId,
+        subnet: u32,
+        probed_after: Ms,
+        allowed: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
+        // What goes aside only now need not be looked at again.
+        let aside = self.pools[pool].aside.length;
+        let found = self.first_free(pool, probed_after, &allowed);
+        let again = match found {
+            Some(_) => ASIDE_TRIES,
+            None => ASIDE_TRIES_EMPTY,
+        };
+        let back = self.look_aside(pool, again.min(aside), &allowed);
+        found.or(back)
+    }
+
+    fn first_free(
+        &mut self,
+        pool: usize,
+        probed_after: Ms,
+        allowed: &impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        for _ in 0..TRIES_MAX {
+            let stocked = self.pools[pool].stock.addresses.first();
+            let index = match stocked {
+                Some((index, at)) if *at >= probed_after => *index,
+                _ if self.pools[pool].queue.head != NONE => self.pools[pool].queue.head,
+                Some((index, _)) => *index,
+                None => return None,
+            };
+            self.count_step();
+            if self.run(index).refused {
+                self.put(index, Place::Nowhere); // nobody's before the next attach
+            } else if allowed(self.address(index)) {
+                return Some(index);
+            } else {
+                self.put(index, Place::Aside);
+            }
+        }
+        None
+    }
+
+    /// Looks at so many of those aside; the first that may be dealt after all, back in the queue.
+    fn look_aside(
+        &mut self,
+        pool: usize,
+        tries: usize,
+        allowed: &impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        for _ in 0..tries {
+            let index = self.pools[pool].aside.head;
+            if index == NONE {
+                return None;
+            }
+            self.count_step();
+            if allowed(self.address(index)) {
+                self.put(index, Place::Queue);
+                return Some(index);
+            }
+            self.put(index, Place::Aside); // to the end
+        }
+        None
+    }
+
+    #[cfg(test)]
+    fn count_step(&mut self) {
+        self.steps += 1;
+    }
+
+    #[cfg(not(test))]
+    fn count_step(&self) {}
+
+    // ---------------------------------------------------------------- offers
+
+    /// When the first offer may run out.
+    pub fn next_offer_end(&self) -> Option<Ms> {
+        (self.offered > 0).then_some(self.offers_due)
+    }
+
+    /// Ends offers whose hold is over, at most so many.
+    pub fn expire_offers(&mut self, now: Ms, mut most: usize) {
+        let mut due = Ms::NEVER;
+        for pool in 0..self.pools.len() {
+            for place in [Place::KnownOffers, Place::StrangerOffers] {
+                while let Some((slot, until)) = self.first_offer(pool, place) {
+                    if until > now || most == 0 {
+                        due = due.min(until);
+                        break;
+                    }
+                    most -= 1;
+                    self.free(slot);
+                }
+            }
+        }
+        self.offers_due = due;
+    }
+
+    fn first_offer(&mut self, pool: usize, place: Place) -> Option<(u32, Ms)> {
+        let slot = self.pools[pool].list(place)?.head;
+        match self.records.what(self.slots.get(slot as usize)?.record)? {
+            What::Offered { until } => Some((slot, *until)),
+            _ => None,
+        }
+    }
+
+    /// Frees the address that was offered to a stranger the longest ago, in this subnet.
+    pub fn evict_stranger_offer(&mut self, vlan: VlanId, subnet: u32) -> Option<u32> {
+        let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
+        let (slot, _) = self.first_offer(pool, Place::StrangerOffers)?;
+        self.free(slot);
+        Some(slot)
+    }
+
+    /// Takes one stranger's offer back wherever there is one.
+    pub fn evict_any_stranger_offer(&mut self) -> bool {
+        let found =
+            (0..self.pools.len()).find_map(|pool| self.first_offer(pool, Place::StrangerOffers));
+        if let Some((slot, _)) = found {
+            self.free(slot);
+        }
+        found.is_some()
+    }
+
+    // ---------------------------------------------------------------- probes
+
+    /// Whether nobody answered a probe for this free address since then.
+    pub fn is_stocked(&self, slot: u32, probed_after: Ms) -> bool {
+        self.slots[slot as usize].place == Place::Stock
+            && self
+                .pool_of(slot)
+                .stock
+                .addresses
+                .iter()
+                .any(|(other, at)| *other == slot && *at >= probed_after)
+    }
+
+    /// The next free address of a pool that wants to be probed: the oldest of the stock if it was probed longer ago
+    /// than `fresh`, else the head of the queue if the stock is smaller than `target`.
+    pub fn next_to_probe(
+        &self,
+        pool: usize,
+        target: usize,
+        now: Ms,
+        fresh: Duration,
+    ) -> Option<u32> {
+        let pool = &self.pools[pool];
+        if pool.probe_after > now {
+            return None;
+        }
+        match pool.stock.addresses.first() {
+            Some((slot, at)) if *at < now.minus(fresh) => Some(*slot),
+            _ if pool.stocked() + pool.probing < target => {
+                Some(pool.queue.head).filter(|head| *head != NONE)
+            }
+            _ => None,
+        }
+    }
+
+    /// Out of its list while somebody may answer for it. It can still be taken out of turn.
+    pub fn start_probe(&mut self, slot: u32) {
+        if self.state(slot) == State::Free {
+            self.put(slot, Place::Nowhere);
+        }
+    }
+
+    pub fn set_aside(&mut self, slot: u32) {
+        if self.state(slot) == State::Free {
+            self.put(slot, Place::Aside);
+        }
+    }
+
+    /// Back among the free: to the stock if it was found unused at that time, else to the queue.
+    pub fn end_probe(&mut self, slot: u32, unused_at: Option<Ms>) {
+        if self.state(slot) != State::Free || self.slots[slot as usize].place != Place::Nowhere {
+            return;
+        }
+        match unused_at {
+            Some(at) => {
+                self.slots[slot as usize].place = Place::Stock;
+                self.pool_of_mut(slot).stock.addresses.push((slot, at));
+            }
+            None => self.put(slot, Place::Queue),
+        }
+    }
+}
