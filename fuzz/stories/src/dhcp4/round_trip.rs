@@ -96,6 +96,10 @@ impl Tight {
         kept.expect("the shortest message has room for it");
         let mut taken: Vec<&(u8, Vec<u8>)> = vec![];
         for option in options {
+            // In `file` or `sname` it would not count: replies keep its room in the options field.
+            if option.0 == code::RELAY_INFO {
+                continue;
+            }
             if writer.option(option.0, &option.1).is_ok() {
                 taken.push(option);
             }
