@@ -156,6 +156,14 @@ pub async fn complete_file(
     .execute(&mut *db)
     .await?;
     feed::changed(db, Kind::File, &hex::encode(sha256)).await?;
+    // Racks were told nothing of a loader while its file was on its way.
+    let paths: Vec<String> = sqlx::query_scalar("select path from boot_loader where sha256 = $1")
+        .bind(sha256.as_slice())
+        .fetch_all(&mut *db)
+        .await?;
+    for path in paths {
+        feed::changed(db, Kind::Loader, &path).await?;
+    }
     // Which image machines boot may have changed with it.
     feed::changed(db, Kind::Settings, "").await
 }
@@ -402,6 +410,13 @@ mod tests {
         complete_file(&mut tx, &[1; 32], &[[2; 32]]).await.unwrap();
         let want = vec![("bootx64.efi".to_owned(), [1; 32], 10)];
         assert_eq!(loaders(&mut tx).await.unwrap(), want);
+        let told: i64 = sqlx::query_scalar(
+            "select count(*) from change where kind = 'loader' and key = 'bootx64.efi'",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+        assert_eq!(told, 2, "and racks are told of it then");
         reset_file(&mut tx, &[1; 32], 10).await.unwrap();
         assert_eq!(loaders(&mut tx).await.unwrap(), []);
     }
