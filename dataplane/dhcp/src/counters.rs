@@ -28,7 +28,7 @@ pub enum Drop {
     /// Not attached, or past `until`: only reservations are answered.
     Mute,
     NoFreeAddress,
-    /// Unknown clients already hold their half of the range.
+    /// Unknown clients already hold all of the range that they may.
     StrangersFull,
     OffersFull,
     PendingFull,

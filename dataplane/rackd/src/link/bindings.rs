@@ -1,5 +1,5 @@
-//! Keeps the map of which MAC holds which address now, for [`crate::attest`]. Bounded by the addresses of the rack's blocks, and those of its peers' blocks whose bindings it has extended since
-//! it attached.
+//! Keeps the map of which MAC holds which address now, for [`crate::attest`]. Bounded by the addresses of the rack's
+//! blocks, and those of its peers' blocks whose bindings it has extended since it attached.
 
 use std::net::IpAddr;
 use std::sync::{PoisonError, RwLockWriteGuard};
