@@ -4,6 +4,7 @@
 //! Every wait is for something that is seen, and has an end. What a crate's own tests show is not shown again here.
 
 mod bench;
+mod hostile;
 mod network;
 mod pair;
 mod power;

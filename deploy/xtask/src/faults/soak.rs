@@ -19,6 +19,8 @@ use crate::kills;
 use crate::packages;
 use crate::workspace::{self, Profile};
 
+const MINUTES: u64 = 30;
+const HOSTILE_MINUTES: u64 = 15;
 const MACHINES: usize = 4;
 /// A claim of a dead region runs out (85 s), a machine that was left alone is noticed (a minute), twice.
 const ROUND_LIMIT: Duration = Duration::from_secs(400);
@@ -27,9 +29,12 @@ const NODE_TIMEOUT_MIN: u32 = 1;
 
 #[derive(Args)]
 pub struct Soak {
-    /// How long machines commission under faults; 0: not at all.
-    #[arg(long, default_value_t = 30)]
-    minutes: u64,
+    /// How long machines commission under faults; 0: not at all [default: 30; with --hostile 15]
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Instead: a hostile host on the machines' VLAN, and what an ordinary client notices of it.
+    #[arg(long, conflicts_with_all = ["kills", "seed"])]
+    hostile: bool,
     /// How often each program is killed under DHCP load; 0: not at all.
     #[arg(long, default_value_t = 30)]
     kills: usize,
@@ -52,6 +57,10 @@ impl Soak {
             arguments.push("--prepared".to_owned());
             return workspace::as_root(&arguments);
         }
+        if self.hostile {
+            let score = super::hostile::run(self.minutes.unwrap_or(HOSTILE_MINUTES))?;
+            return Ok(ending(score, ""));
+        }
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let seed = match self.seed {
             Some(seed) => seed,
@@ -59,47 +68,49 @@ impl Soak {
         };
         println!("seed {seed}");
         let mut score = Score::default();
-        if self.minutes > 0 {
-            score.add(self.machines(seed)?);
+        let minutes = self.minutes.unwrap_or(MINUTES);
+        if minutes > 0 {
+            score.add(machines_and_faults(seed, minutes)?);
         }
         if self.kills > 0 && score.failed == 0 {
             score.add(kills::rounds(self.kills, seed, &[])?);
         }
-        println!(
-            "{} passed, {} failed (seed {seed})",
-            score.passed, score.failed
-        );
-        Ok(if score.failed == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(ending(score, &format!(" (seed {seed})")))
     }
+}
 
-    fn machines(&self, seed: u64) -> Result<Score> {
-        let mut random = Random(seed.max(1));
-        let (mut bench, logs) = super::bench("soak", Vec::new(), &[])?;
-        bench.lab.query(&format!(
-            "insert into setting values ('node_timeout', '{NODE_TIMEOUT_MIN}')
-             on conflict (name) do update set value = excluded.value"
-        ))?;
-        let machines = machines(&mut bench)?;
-        let end = Instant::now() + Duration::from_secs(60 * self.minutes);
-        let mut rounds = 0;
-        while Instant::now() < end && !bench.has_failed() {
-            rounds += 1;
-            bench.case(&format!("round {rounds}"), |bench| {
-                round(bench, &mut random, &machines)
-            });
-        }
-        bench.case(
-            "no program panicked, no lease was in conflict",
-            trust::nothing_odd,
-        );
-        let score = bench.end();
-        finish_logs(&logs, score);
-        Ok(score)
+fn ending(score: Score, note: &str) -> ExitCode {
+    println!("{} passed, {} failed{note}", score.passed, score.failed);
+    if score.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
+}
+
+fn machines_and_faults(seed: u64, minutes: u64) -> Result<Score> {
+    let mut random = Random(seed.max(1));
+    let (mut bench, logs) = super::bench("soak", Vec::new(), &[])?;
+    bench.lab.query(&format!(
+        "insert into setting values ('node_timeout', '{NODE_TIMEOUT_MIN}')
+         on conflict (name) do update set value = excluded.value"
+    ))?;
+    let machines = machines(&mut bench)?;
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let mut rounds = 0;
+    while Instant::now() < end && !bench.has_failed() {
+        rounds += 1;
+        bench.case(&format!("round {rounds}"), |bench| {
+            round(bench, &mut random, &machines)
+        });
+    }
+    bench.case(
+        "no program panicked, no lease was in conflict",
+        trust::nothing_odd,
+    );
+    let score = bench.end();
+    finish_logs(&logs, score);
+    Ok(score)
 }
 
 fn machines(bench: &mut Bench) -> Result<Vec<Known>> {
