@@ -103,6 +103,9 @@ event_types! {
     // A machine's life.
     MachineCreated "MACHINE_CREATED" Audit "Machine created",
     MachineEnlisted "MACHINE_ENLISTED" Info "Machine enlisted",
+    EnlistRefused "ENLIST_REFUSED" Warning "Enlistment refused",
+    CardShared "CARD_SHARED" Warning "Another machine has a network card of this address",
+    ReservationTaken "RESERVATION_TAKEN" Warning "A user's reservation no longer names a machine's card",
     MachineChanged "MACHINE_CHANGED" Audit "Machine changed",
     MachineDeleted "MACHINE_DELETED" Audit "Machine deleted",
     CommissioningFailed "COMMISSIONING_FAILED" Error "Commissioning failed",
@@ -127,6 +130,7 @@ event_types! {
     BootpReply "BOOTP_REPLY" Info "Reserved address given to a BOOTP client",
     ProxyDhcp "PROXY_DHCP" Info "Boot file told beside another DHCP server",
     AddressInUse "ADDRESS_IN_USE" Warning "Address used without a lease",
+    AddressDisputed "ADDRESS_DISPUTED" Warning "Address used by another network card",
     RogueDhcpServer "ROGUE_DHCP_SERVER" Error "Unknown DHCP server on the network",
     DhcpTrace "DHCP_TRACE" Debug "DHCP message of a traced machine",
     RangeFilling "DHCP_RANGE_FILLING" Warning "Address range is 80 % full",

@@ -1,11 +1,12 @@
 //! Whose card is behind an address: what the rack tells the region of a machine whose request it passes on
-//! (docs/protocols.md, Trust; docs/decisions/0010).
+//! (docs/protocols.md, Trust; docs/decisions/0016).
 //!
-//! | in this order                              | known of                                                       |
-//! |--------------------------------------------|----------------------------------------------------------------|
-//! | a live binding under a MAC                 | clients that this rack, or one it attached after, gave a lease |
-//! | a reservation for a MAC                    | clients of which no lease is kept                              |
-//! | the neighbour table of the link's device   | whoever else talks to the rack from a link of its own          |
+//! Two questions, and only the second one proves anything:
+//!
+//! | question                           | answered by                                                              |
+//! |------------------------------------|--------------------------------------------------------------------------|
+//! | who was given this address?        | a live binding under a MAC, else a reservation for a MAC, else the neighbour table |
+//! | whose connection is this, surely?  | on a link of the rack's own: the neighbour table, with which the frame that opened the connection and the binding or reservation must agree; behind a relay: the binding, or a reservation for a machine's card |
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -49,7 +50,7 @@ impl Attester {
         Self { bindings, snapshot }
     }
 
-    /// The card that has `address` now, or `None` where nothing says so.
+    /// The card that was given `address`, or that answers for it. No proof: the source of a datagram says nothing.
     pub fn card(&self, address: IpAddr, now: Instant) -> Option<Card> {
         let address = address.to_canonical();
         if let Some(card) = self.bound(address, now) {
@@ -68,6 +69,37 @@ impl Attester {
         Some(Card { mac, vlan })
     }
 
+    /// The card behind a TCP connection from `address`. `frame`: the Ethernet source of what opened it, where the
+    /// kernel has kept that.
+    pub fn attest(&self, address: IpAddr, frame: Option<[u8; 6]>, now: Instant) -> Verdict {
+        let address = address.to_canonical();
+        let bound = self.bound(address, now);
+        let IpAddr::V4(v4) = address else {
+            return Verdict::Unknown;
+        };
+        let snapshot = self.snapshot.load();
+        let Some(link) = snapshot.link_by_address(v4) else {
+            return Verdict::Unknown;
+        };
+        let vlan = link.dhcp.vlan;
+        let reserved = snapshot.reserved_mac(vlan, v4).map(|mac| mac.0);
+        let machine_of = |mac: [u8; 6]| snapshot.machine_by_mac(&mac).map(|m| &m.system_id);
+        // A relay brings the queries of a link without a device: nobody of it is our neighbour.
+        if link.interface.is_empty() {
+            let reserved = reserved.filter(|mac| machine_of(*mac).is_some());
+            let reserved = reserved.map(|mac| Card { mac, vlan });
+            return bound.or(reserved).map_or(Verdict::Unknown, Verdict::Card);
+        }
+        let seen = Seen {
+            given: bound.map(|card| card.mac).or(reserved),
+            frame,
+            neighbour: neighbour(link, v4),
+        };
+        seen.judge(vlan, |a, b| {
+            machine_of(a).is_some() && machine_of(a) == machine_of(b)
+        })
+    }
+
     fn bound(&self, address: IpAddr, now: Instant) -> Option<Card> {
         let bindings = self.bindings.read().unwrap_or_else(PoisonError::into_inner);
         let binding = bindings.get(&address).filter(|binding| now < binding.end)?;
@@ -75,6 +107,54 @@ impl Attester {
             mac: binding.mac,
             vlan: binding.vlan,
         })
+    }
+}
+
+/// What a rack concludes of a connection's sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Card(Card),
+    /// Nothing says whose card it is.
+    Unknown,
+    /// The address is another card's: nothing is answered.
+    Disputed(Dispute),
+}
+
+/// Two witnesses that contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dispute {
+    /// The card that the address was given to, else the one that frames to it are sent to.
+    pub rightful: [u8; 6],
+    /// The card that talks to us.
+    pub seen: [u8; 6],
+}
+
+/// What is known of a host on a link of the rack's own.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Whom a binding or a reservation names.
+    given: Option<[u8; 6]>,
+    /// Whose frame opened the connection.
+    frame: Option<[u8; 6]>,
+    /// Whom frames to the address are sent to now.
+    neighbour: Option<[u8; 6]>,
+}
+
+impl Seen {
+    /// All that speak must name one card, or cards of one known machine: a host with two cards on a network answers
+    /// for both addresses with either. Without a neighbour nothing is proven.
+    fn judge(self, vlan: u32, same_machine: impl Fn([u8; 6], [u8; 6]) -> bool) -> Verdict {
+        let Some(neighbour) = self.neighbour else {
+            return Verdict::Unknown;
+        };
+        let rightful = self.given.unwrap_or(neighbour);
+        for seen in [Some(neighbour), self.frame].into_iter().flatten() {
+            if seen != rightful && !same_machine(seen, rightful) {
+                return Verdict::Disputed(Dispute { rightful, seen });
+            }
+        }
+        let mac = rightful;
+        Verdict::Card(Card { mac, vlan })
     }
 }
 
@@ -87,17 +167,29 @@ fn neighbour(link: &Link, address: Ipv4Addr) -> Option<[u8; 6]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
 
     const VLAN: u32 = 5001;
 
+    /// Without a device: a relay's.
+    pub(crate) fn relayed(net: &str) -> Link {
+        let mut link = link_of(net);
+        link.interface = String::new();
+        link.index = None;
+        link
+    }
+
     fn link() -> Link {
+        link_of("10.99.0.0/24")
+    }
+
+    fn link_of(net: &str) -> Link {
         let subnet = dhcp::Subnet {
             id: 1,
-            net: "10.99.0.0/24".parse().unwrap(),
+            net: net.parse().unwrap(),
             gateway: None,
             dns: vec![],
             ntp: vec![],
@@ -132,6 +224,176 @@ mod tests {
             hostname: String::new(),
             lease: None,
             options: [].into(),
+        }
+    }
+
+    #[test]
+    fn all_witnesses_on_a_link_must_name_one_card_or_one_machine() {
+        const A: [u8; 6] = [0xa; 6];
+        const A2: [u8; 6] = [0xa2; 6];
+        const X: [u8; 6] = [0x66; 6];
+        // A and A2 are cards of one machine; nobody knows X.
+        let same = |a: [u8; 6], b: [u8; 6]| [A, A2].contains(&a) && [A, A2].contains(&b);
+        let card = |mac| Verdict::Card(Card { mac, vlan: VLAN });
+        let disputed = |rightful, seen| Verdict::Disputed(Dispute { rightful, seen });
+        let unknown = Verdict::Unknown;
+        for (given, frame, neighbour, want, why) in [
+            (Some(A), Some(A), Some(A), card(A), "the holder itself"),
+            (
+                Some(A),
+                None,
+                Some(A),
+                card(A),
+                "a kernel that kept no frame",
+            ),
+            (
+                None,
+                Some(X),
+                Some(X),
+                card(X),
+                "no lease of ours: its own card",
+            ),
+            (
+                Some(A),
+                Some(X),
+                Some(X),
+                disputed(A, X),
+                "a thief of the address",
+            ),
+            (
+                Some(A),
+                None,
+                Some(X),
+                disputed(A, X),
+                "the same, no frame kept",
+            ),
+            (
+                Some(A),
+                Some(X),
+                Some(A),
+                disputed(A, X),
+                "a thief that poisons ARP",
+            ),
+            (
+                None,
+                Some(X),
+                Some(A),
+                disputed(A, X),
+                "the same, no lease of ours",
+            ),
+            (
+                Some(A),
+                Some(A),
+                Some(A2),
+                card(A),
+                "answers ARP with its second card",
+            ),
+            (
+                Some(A2),
+                Some(A),
+                Some(A),
+                card(A2),
+                "talks with its first card",
+            ),
+            (Some(A), Some(A), None, unknown, "no neighbour"),
+            (
+                Some(A),
+                None,
+                None,
+                unknown,
+                "a lease alone attests nothing",
+            ),
+            (None, None, None, unknown, "nothing"),
+        ] {
+            let seen = Seen {
+                given,
+                frame,
+                neighbour,
+            };
+            assert_eq!(seen.judge(VLAN, same), want, "{why}");
+        }
+    }
+
+    fn machine(id: &str, mac: u8) -> Arc<boot::Machine> {
+        Arc::new(boot::Machine {
+            system_id: id.into(),
+            hostname: id.into(),
+            domain: String::new(),
+            macs: vec![wire::ethernet::Mac([mac; 6])],
+            purpose: boot::Purpose::Local,
+            arch: "amd64".into(),
+            subarch: "generic".into(),
+            osystem: String::new(),
+            release: String::new(),
+            label: String::new(),
+            kernel: String::new(),
+            initrd: String::new(),
+            squashfs: String::new(),
+            extra_options: String::new(),
+            ephemeral_options: String::new(),
+            boot_window: false,
+        })
+    }
+
+    #[test]
+    fn behind_a_relay_a_binding_attests_and_a_reservation_only_for_a_machines_card() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_links(vec![relayed("10.99.0.0/24")]);
+        let mac = |n: u8| dhcp::ReservationKey::Mac(wire::ethernet::Mac([n; 6]));
+        snapshot.insert_reservation(reservation(7, mac(7)));
+        snapshot.insert_reservation(reservation(8, mac(8)));
+        snapshot.insert_machine(machine("abc123", 7));
+        let (bindings, now) = (Bindings::default(), Instant::now());
+        let binding = Binding {
+            mac: [5; 6],
+            vlan: VLAN,
+            end: now + Duration::from_secs(10),
+        };
+        bindings
+            .write()
+            .unwrap()
+            .insert([10, 99, 0, 5].into(), binding);
+        let attester = Attester::new(bindings, Arc::new(ArcSwap::from_pointee(snapshot)));
+        for (last, want, why) in [
+            (5, Some(5), "bound"),
+            (7, Some(7), "reserved for a machine's card"),
+            (8, None, "reserved for nobody that is known"),
+            (9, None, "nobody's"),
+        ] {
+            let card = want.map(|n| Card {
+                mac: [n; 6],
+                vlan: VLAN,
+            });
+            let want = card.map_or(Verdict::Unknown, Verdict::Card);
+            let address = IpAddr::from([10, 99, 0, last]);
+            assert_eq!(attester.attest(address, None, now), want, "{why}");
+        }
+    }
+
+    /// The device is loopback, where nobody is a neighbour.
+    #[test]
+    fn on_a_link_of_our_own_neither_lease_nor_reservation_attests_alone() {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_links(vec![link()]);
+        let mac = |n: u8| dhcp::ReservationKey::Mac(wire::ethernet::Mac([n; 6]));
+        snapshot.insert_reservation(reservation(7, mac(7)));
+        snapshot.insert_machine(machine("abc123", 7));
+        let (bindings, now) = (Bindings::default(), Instant::now());
+        let binding = Binding {
+            mac: [5; 6],
+            vlan: VLAN,
+            end: now + Duration::from_secs(10),
+        };
+        bindings
+            .write()
+            .unwrap()
+            .insert([10, 99, 0, 5].into(), binding);
+        let attester = Attester::new(bindings, Arc::new(ArcSwap::from_pointee(snapshot)));
+        for last in [5, 7, 9] {
+            let address = IpAddr::from([10, 99, 0, last]);
+            assert_eq!(attester.attest(address, None, now), Verdict::Unknown);
+            let frame = Some([last; 6]);
+            assert_eq!(attester.attest(address, frame, now), Verdict::Unknown);
         }
     }
 

@@ -223,6 +223,7 @@ fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {
         ("proxy_connections_total", &work.proxy.connections),
         ("proxy_requests_total", &work.proxy.requests),
         ("proxy_attested_total", &work.proxy.attested),
+        ("proxy_disputed_total", &work.proxy.disputed),
         ("proxy_refused_total", &work.proxy.refused),
         ("proxy_retried_total", &work.proxy.retried),
         ("proxy_unavailable_total", &work.proxy.unavailable),

@@ -23,6 +23,8 @@ const SUPERVISE: Duration = Duration::from_millis(500);
 /// Free addresses of each range kept probed ahead of demand, by all shards together, and by one at least.
 const PROBE_STOCK: usize = 32;
 const PROBE_STOCK_MIN: usize = 4;
+/// Events of the work thread that the link thread has not taken yet.
+const REPORTS_WAITING_MAX: usize = 256;
 /// Threads get this long to end when the rack is told to.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let (regions, regions_of_work) = watch::channel(Arc::from([]));
     let (status, status_of_rack) = watch::channel(link::Status::default());
     let (replaced, replaced_files) = mpsc::unbounded_channel();
+    let (reports, reported) = mpsc::channel(REPORTS_WAITING_MAX);
     let (mailboxes, inbox) = work::mailboxes();
     let (stop, stop_of_work) = watch::channel(false);
     let cancel = CancellationToken::new();
@@ -92,6 +95,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         bell: mail.work_bell,
         metrics: metrics::page(metrics::Numbers::clone(&numbers)),
         counters,
+        reports,
         mailboxes: mailboxes.clone(),
         inbox,
         stop: stop_of_work,
@@ -116,6 +120,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             power: mailboxes.power,
             fills: mailboxes.fills,
             replaced: replaced_files,
+            reported,
             tls,
             regions,
             status,

@@ -31,5 +31,7 @@ mod streams;
 
 pub use probe::{Missing, RingError};
 pub use ring::{Ring, RingLimits};
-pub use sockets::{Places, ShardSockets, SocketError, interface_index, open, open_arp, open_link};
+pub use sockets::{
+    Places, ShardSockets, SocketError, interface_index, open, open_arp, open_link, opened_by,
+};
 pub use start::{Running, Start, StartError, start_shard};

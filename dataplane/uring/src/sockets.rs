@@ -74,6 +74,10 @@ pub struct SocketError {
 /// Octets the kernel keeps of a burst. Without privilege it is cut to net.core.rmem_max.
 const BUFFER_BYTES: usize = 4 << 20;
 const BACKLOG: c_int = 4096;
+/// `TCP_SAVE_SYN`: from the Ethernet header on.
+const SAVE_FRAME: c_int = 2;
+/// Ethernet, IP and TCP headers with all their options.
+const SYN_BYTES_MAX: usize = 256;
 /// A machine that lost its power in mid-download must not hold its connection: its next boot uses the same port.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -345,11 +349,46 @@ fn open_listener(place: SocketAddr) -> Result<Socket, SocketError> {
     socket
         .set_tcp_nodelay(true)
         .map_err(fault("sending at once", place))?;
+    // For `opened_by`.
+    set(&socket, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, &SAVE_FRAME)
+        .map_err(fault("keeping the frames that open connections", place))?;
     socket
         .bind(&place.into())
         .map_err(fault("binding", place))?;
     socket.listen(BACKLOG).map_err(fault("listening", place))?;
     Ok(socket)
+}
+
+/// The Ethernet source of the frame that opened an accepted connection. `None` where the kernel did not keep it (a
+/// connection that it took by SYN cookie), and where the link is no Ethernet. Asking forgets it.
+pub fn opened_by(connection: &impl AsRawFd) -> Option<[u8; 6]> {
+    let mut octets = [0u8; SYN_BYTES_MAX];
+    let mut length = SYN_BYTES_MAX as libc::socklen_t;
+    // SAFETY: `octets` and `length` are valid for writes for the call, and `length` says the size of `octets`.
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVED_SYN,
+            octets.as_mut_ptr().cast::<c_void>(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return None;
+    }
+    ethernet_source(octets.get(..length as usize)?)
+}
+
+/// Of a frame that carries IP.
+fn ethernet_source(frame: &[u8]) -> Option<[u8; 6]> {
+    let (source, rest) = frame.get(6..)?.split_first_chunk()?;
+    let is_ip = matches!(
+        rest,
+        [0x08, 0x00, 0x40..=0x4f, ..] | [0x86, 0xdd, 0x60..=0x6f, ..]
+    );
+    // Loopback's has no source.
+    (is_ip && *source != [0; 6]).then_some(*source)
 }
 
 /// A socket for this place. `[::]` takes IPv4 as well, and becomes 0.0.0.0 where there is no IPv6.
@@ -442,5 +481,40 @@ fn fault(action: &'static str, what: impl ToString) -> impl FnOnce(io::Error) ->
         action,
         what: what.to_string(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_of_an_ethernet_frame_with_ip_in_it_and_of_nothing_else() {
+        let mac = [0x52, 0x54, 0, 0, 1, 2];
+        let frame = |source: [u8; 6], rest: &[u8]| [&[0xff; 6][..], &source, rest].concat();
+        let v4 = frame(mac, &[0x08, 0x00, 0x45, 0]);
+        let v6 = frame(mac, &[0x86, 0xdd, 0x60, 0]);
+        for (frame, want, why) in [
+            (&v4, Some(mac), "IPv4"),
+            (&v6, Some(mac), "IPv6"),
+            (&frame(mac, &[0x08, 0x06, 0, 1]), None, "ARP"),
+            (&frame([0; 6], &[0x08, 0x00, 0x45, 0]), None, "loopback"),
+            (&vec![0x45; 40], None, "an IP header alone"),
+        ] {
+            assert_eq!(ethernet_source(frame), want, "{why}");
+        }
+        for cut in 0..v4.len() - 1 {
+            assert_eq!(ethernet_source(&v4[..cut]), None, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_connection_over_loopback_was_opened_by_no_card() {
+        let place = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener: std::net::TcpListener = open_listener(place).unwrap().into();
+        let address = listener.local_addr().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(opened_by(&server), None);
     }
 }

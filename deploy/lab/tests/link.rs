@@ -121,6 +121,7 @@ impl Rack {
                 power: asks,
                 fills,
                 replaced: mpsc::unbounded_channel().1,
+                reported: mpsc::channel(1).1,
                 tls: watch::Sender::new(None),
                 regions: watch::Sender::new(Arc::from([])),
                 status,

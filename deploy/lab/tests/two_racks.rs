@@ -429,6 +429,7 @@ impl Rack {
                 power: mpsc::channel(1).0,
                 fills: mpsc::channel(16).0,
                 replaced: mpsc::unbounded_channel().1,
+                reported: mpsc::channel(1).1,
                 tls: watch::Sender::new(None),
                 regions: watch::Sender::new(Arc::from([])),
                 status,

@@ -100,6 +100,8 @@ pub struct Ports {
     pub fills: mpsc::Sender<Letter>,
     /// The other end of the work thread's `replaced`: objects in place of those it evicted.
     pub replaced: mpsc::UnboundedReceiver<Arc<Object>>,
+    /// Events of the work thread.
+    pub reported: mpsc::Receiver<shard::Event>,
     /// For the work thread's HTTPS: this rack's certificate and the regions' authority.
     pub tls: watch::Sender<Option<Arc<rustls::ClientConfig>>>,
     /// The linked regiond processes, the preferred one first.

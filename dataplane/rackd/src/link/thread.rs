@@ -229,6 +229,9 @@ impl Thread {
                             tokio::time::sleep(MAILBOX_RETRY).await;
                         }
                     }
+                    Some(event) = self.ports.reported.recv() => {
+                        self.events.push(event, Instant::now());
+                    }
                     Some(object) = self.ports.replaced.recv() => {
                         self.feed.borrow_mut().replace_object(object);
                     }

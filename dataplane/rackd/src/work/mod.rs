@@ -58,6 +58,8 @@ pub struct Context {
     pub counters: Arc<Counters>,
     /// The rack's metrics, in Prometheus' text format: `GET /metrics`.
     pub metrics: Metrics,
+    /// To the link thread: what is to become an event.
+    pub reports: mpsc::Sender<shard::Event>,
     pub mailboxes: Mailboxes,
     pub inbox: Inbox,
     /// True once the rack stops.
@@ -144,6 +146,7 @@ async fn serve(context: Context) {
     let Context {
         counters,
         metrics,
+        reports,
         mailboxes,
         inbox,
         mut stop,
@@ -173,6 +176,7 @@ async fn serve(context: Context) {
         attester,
         metrics,
         counters,
+        reports,
     ));
     // An error: whoever could say stop is gone.
     let _ = stop.wait_for(|stopped| *stopped).await;

@@ -3,7 +3,7 @@
 //!
 //! The rack says who asks, and only the rack: `X-Muster-Client-Address` is the peer's address, and where
 //! the rack knows whose it is ([`crate::attest`]), `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
-//! the machine. What a client sends under these names is removed.
+//! the machine. What a client sends under these names is removed. A client that uses another card's address is refused.
 //!
 //! A request goes to the next region when one did not answer, if nothing of it was sent or if it is
 //! idempotent and has no body, and again to the first when none did, until the deadline: then the client gets 503
@@ -33,10 +33,11 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use wire::ethernet::Mac;
 
 use super::upstream::{BoxError, Failed, Pool, RequestBody, ResponseBody};
 use super::{Counter, Counters as WorkCounters, Metrics};
-use crate::attest::{Attester, Card};
+use crate::attest::{Attester, Card, Dispute, Verdict};
 
 pub const CLIENT_ADDRESS: HeaderName = HeaderName::from_static("x-muster-client-address");
 pub const CLIENT_MAC: HeaderName = HeaderName::from_static("x-muster-client-mac");
@@ -64,6 +65,9 @@ const ONE_REGION_TIMEOUT: Duration = Duration::from_secs(8);
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 const RETRY_AFTER_SECS: u64 = 5;
 
+const DISPUTED: &str =
+    "This address is another network card's: nothing is answered to it from this one.\n";
+
 /// A connection that left a shard for good.
 pub struct HandedOff {
     pub socket: OwnedFd,
@@ -81,6 +85,8 @@ pub struct Counters {
     pub requests: Counter,
     /// Requests whose client this rack could attest.
     pub attested: Counter,
+    /// 403: the client uses another card's address.
+    pub disputed: Counter,
     pub answered: Counter,
     /// Tries at a further region.
     pub retried: Counter,
@@ -99,6 +105,8 @@ struct Proxy {
     attester: Attester,
     metrics: Metrics,
     counters: Arc<WorkCounters>,
+    /// To the link thread.
+    reports: mpsc::Sender<shard::Event>,
     answer_deadline: Duration,
 }
 
@@ -109,6 +117,7 @@ pub async fn run(
     attester: Attester,
     metrics: Metrics,
     counters: Arc<WorkCounters>,
+    reports: mpsc::Sender<shard::Event>,
 ) {
     let answer_deadline = ANSWER_DEADLINE;
     let proxy = Arc::new(Proxy {
@@ -116,6 +125,7 @@ pub async fn run(
         attester,
         metrics,
         counters,
+        reports,
         answer_deadline,
     });
     serve(inbox, proxy, CONNECTIONS_MAX).await;
@@ -180,6 +190,7 @@ impl Proxy {
             local,
             read,
         } = handed;
+        let frame = uring::opened_by(&socket);
         let stream = match adopt(socket) {
             Ok(stream) => stream,
             Err(error) => {
@@ -192,7 +203,7 @@ impl Proxy {
             read: read.into(),
             stream,
         };
-        let service = service_fn(|request| self.answer(request, peer, local));
+        let service = service_fn(|request| self.answer(request, peer, local, frame));
         let connection = http1::Builder::new()
             .keep_alive(false)
             .timer(TokioTimer::new())
@@ -210,6 +221,7 @@ impl Proxy {
         request: Request<Incoming>,
         peer: SocketAddr,
         local: SocketAddr,
+        frame: Option<[u8; 6]>,
     ) -> Result<Response<Answer>, Infallible> {
         let counters = &self.counters.proxy;
         counters.requests.add(1);
@@ -228,7 +240,16 @@ impl Proxy {
             counters.rejected.add(1);
             return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n"));
         }
-        let card = self.attester.card(peer.ip(), std::time::Instant::now());
+        let now = std::time::Instant::now();
+        let card = match self.attester.attest(peer.ip(), frame, now) {
+            Verdict::Card(card) => Some(card),
+            Verdict::Unknown => None,
+            Verdict::Disputed(dispute) => {
+                counters.disputed.add(1);
+                self.report(peer.ip().to_canonical(), dispute, now);
+                return Ok(plain(StatusCode::FORBIDDEN, DISPUTED));
+            }
+        };
         if card.is_some() {
             counters.attested.add(1);
         }
@@ -253,6 +274,18 @@ impl Proxy {
                 response
             }
         })
+    }
+
+    /// An event of the card that has the address; where there is no room for it, the counter has to do.
+    fn report(&self, address: IpAddr, dispute: Dispute, now: std::time::Instant) {
+        let event = shard::Event {
+            kind: "ADDRESS_DISPUTED",
+            mac: Some(dispute.rightful),
+            address,
+            detail: format!("by {}: refused", Mac(dispute.seen)).into(),
+            at: now,
+        };
+        let _ = self.reports.try_send(event);
     }
 
     /// The first region's answer, in an order that keeps one machine at one region. `None`: no answer.
@@ -371,12 +404,7 @@ fn outgoing(
     set(FORWARDED_FOR, address.clone());
     set(CLIENT_ADDRESS, address);
     if let Some(card) = card {
-        let mac: Vec<String> = card
-            .mac
-            .iter()
-            .map(|octet| format!("{octet:02x}"))
-            .collect();
-        set(CLIENT_MAC, mac.join(":"));
+        set(CLIENT_MAC, Mac(card.mac).to_string());
         set(CLIENT_VLAN, card.vlan.to_string());
     }
     // Path and query only: the absolute form is for proxies, which a region is not.

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::attest::tests::relayed;
 use crate::attest::{Binding, Bindings};
 use crate::work::testing::{Authority, TestPool, TestRegion, dead_region, pool};
 
@@ -35,10 +36,14 @@ impl Bench {
         let links = pool(&authority, std::slice::from_ref(&region.region));
         let bindings = Bindings::default();
         let counters = Arc::new(WorkCounters::default());
+        let mut snapshot = shard::Snapshot::default();
+        snapshot.set_links(vec![relayed("127.0.0.0/8")]);
+        let snapshot = Arc::new(snapshot);
         let (mailbox, inbox) = mpsc::channel(16);
         let proxy = Arc::new(Proxy {
             pool: links.pool.clone(),
-            attester: Attester::new(bindings.clone(), Arc::default()),
+            attester: Attester::new(bindings.clone(), Arc::new(snapshot.into())),
+            reports: mpsc::channel(1).0,
             metrics: Arc::new(|| "muster_rack_machines 3\n".to_owned()),
             counters: counters.clone(),
             answer_deadline: Duration::from_secs(2),
