@@ -7,12 +7,17 @@
 //! One request at a time; further ones wait in `input` (pipelining of the simplest kind). One send is in flight at a
 //! time, at most `chunk_bytes` long: that is the fairness between connections. No response head goes out before the
 //! first octet of its body is at hand, so that a fill that fails is a 503 and not a broken body.
+//!
+//! A send that failed is no send of nothing: whoever reports one says that the connection is broken, and a report of 0
+//! octets ends it too. What counts as progress is what the client has taken, not what left for its socket: in each
+//! stretch of `stall` it takes `take_bytes_min` octets or is dropped, so that neither silence nor one octet now and then
+//! holds a place for ever.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use wire::http1::{HEAD_BYTES_MAX, Method, RequestHead, ResponseHead, Status};
 
 use crate::object::{Object, State as ObjectState};
@@ -62,13 +67,13 @@ pub trait Catalog {
 pub enum Step {
     /// Nothing until more octets arrive or the deadline passes.
     Receive,
-    /// Nothing until the send in flight is done or the deadline passes.
+    /// Nothing until the send in flight makes progress or the deadline passes.
     Busy,
     /// Nothing until the catalog may know more.
     WaitAnswer,
-    /// Send these octets, then report with `on_sent`. `more`: a body follows at once.
+    /// Send some or all of these octets, then report with `on_sent`. `more`: a body follows at once.
     SendBytes { bytes: Bytes, more: bool },
-    /// Send these octets of the object's file, then report with `on_sent`.
+    /// Send some or all of these octets of the object's file, then report with `on_sent`.
     SendFile {
         object: Arc<Object>,
         offset: u64,
@@ -98,14 +103,28 @@ pub struct Served {
     pub whole: bool,
 }
 
+/// What a connection holds its place for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// No whole head has come yet.
+    New,
+    /// Between requests.
+    Idle,
+    /// It was asked for something.
+    Busy,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Octets per send: one connection's share of a turn.
     pub chunk_bytes: u64,
-    /// Between requests, and for a whole head to arrive.
+    /// For the first head, from the connection's beginning to its last octet.
+    pub head: Duration,
+    /// Between requests, the next head included.
     pub idle: Duration,
-    /// A client that takes nothing for so long is dropped.
+    /// How often it is looked at what a client takes, and the least that it has to take from one look to the next.
     pub stall: Duration,
+    pub take_bytes_min: u64,
     /// For the catalog's answer.
     pub find: Duration,
     /// For the next piece of a file.
@@ -116,8 +135,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             chunk_bytes: 512 * 1024,
+            head: Duration::from_secs(10),
             idle: Duration::from_secs(30),
             stall: Duration::from_secs(20),
+            // 1 KiB/s: slower than any network that machines boot over.
+            take_bytes_min: 20 * 1024,
             find: Duration::from_secs(3),
             fill: Duration::from_secs(60),
         }
@@ -136,9 +158,10 @@ pub struct Counters {
     /// 503: over a limit, no answer in time, or the fill failed.
     pub unavailable: u64,
     pub handed_off: u64,
-    /// Closed for silence between requests or within a head.
+    /// Closed because a head did not come whole in its time: the first, or the next.
+    pub heads_late: u64,
     pub idle: u64,
-    /// Dropped because the client took nothing.
+    /// Dropped because the client took nothing, or too little.
     pub stalled: u64,
     /// Dropped in mid-body because the rest of the file did not come.
     pub broken: u64,
@@ -158,8 +181,10 @@ enum State {
 
 #[derive(Debug)]
 struct Response {
-    /// The head, with a small body behind it; taken when sent.
-    head: Option<Bytes>,
+    /// What is left to send of the head, with a small body behind it.
+    head: Bytes,
+    /// Octets of it are on their way: it can't become another one.
+    begun: bool,
     body: Body,
     /// Next octet of the body to send; `offset <= end`.
     offset: u64,
@@ -167,13 +192,21 @@ struct Response {
     keep_alive: bool,
     /// What `on_sent` still has to report.
     in_flight: u64,
-    /// A head is in flight, not body.
-    head_in_flight: bool,
-    /// For a piece; the deadline counts from when the wait began.
-    waiting: bool,
+    clock: Clock,
     /// The object's failures when the request came.
     failures: u32,
     served: Option<Served>,
+}
+
+/// What the deadline of a response is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    /// Nothing was sent or waited for yet.
+    Unset,
+    /// The next piece; counts from when the wait began.
+    Piece,
+    /// The client's taking.
+    Taking,
 }
 
 #[derive(Debug)]
@@ -191,6 +224,13 @@ pub struct Connection {
     state: State,
     ended_by_peer: bool,
     deadline: Instant,
+    /// A head has come whole before.
+    asked: bool,
+    /// Octets that left for the socket, those that the client had not taken of them when it was last looked at, and those
+    /// that it had when the stretch began.
+    sent: u64,
+    queued: u64,
+    taken: u64,
     served: Option<Served>,
 }
 
@@ -201,7 +241,11 @@ impl Connection {
             input: Vec::new(),
             state: State::Reading,
             ended_by_peer: false,
-            deadline: now + limits.idle,
+            deadline: now + limits.head,
+            asked: false,
+            sent: 0,
+            queued: 0,
+            taken: 0,
             served: None,
         }
     }
@@ -218,9 +262,28 @@ impl Connection {
         matches!(self.state, State::Reading) && self.input.is_empty()
     }
 
+    /// What the connection holds its place for.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Reading if self.asked => Phase::Idle,
+            State::Reading => Phase::New,
+            State::Finding | State::Sending(_) | State::Ended => Phase::Busy,
+        }
+    }
+
     /// When `step` must be called again if nothing else happens.
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// `step` is about to judge what the client takes: say before it, with `on_queued`, what it has not taken.
+    pub fn wants_queued(&self, now: Instant) -> bool {
+        matches!(self.state, State::Sending(_)) && self.deadline <= now
+    }
+
+    /// So many octets of those sent are not with the client yet.
+    pub fn on_queued(&mut self, queued: u64) {
+        self.queued = queued;
     }
 
     /// Octets arrived. Call `step` next.
@@ -237,27 +300,27 @@ impl Connection {
         self.ended_by_peer = true;
     }
 
-    /// The send in flight is done: so many octets left.
-    pub fn on_sent(&mut self, sent: u64, now: Instant, counters: &mut Counters) {
+    /// The send in flight is over: so many octets left, not always all. None is a broken connection.
+    pub fn on_sent(&mut self, sent: u64, counters: &mut Counters) {
         let State::Sending(response) = &mut self.state else {
             return;
         };
-        let sent = sent.min(response.in_flight);
-        if sent > 0 {
-            self.deadline = now + self.limits.stall;
+        if response.in_flight == 0 {
+            return;
         }
-        if response.head_in_flight {
-            // SEND was told to wait for all: less means that the connection is broken.
-            response.head_in_flight = false;
-            if sent < response.in_flight {
-                self.state = State::Ended;
-                return;
-            }
-        } else {
+        let sent = sent.min(response.in_flight);
+        if sent == 0 {
+            self.state = State::Ended;
+            return;
+        }
+        self.sent += sent;
+        response.in_flight = 0;
+        if response.head.is_empty() {
             response.offset += sent;
             counters.body_bytes += sent;
+        } else {
+            response.head.advance(sent as usize); // no more than its length
         }
-        response.in_flight = 0;
     }
 
     /// The last response that left completely, once.
@@ -282,13 +345,30 @@ impl Connection {
                 }
                 State::Sending(response) => {
                     let late = now >= self.deadline;
-                    if let Some(step) = response.next(late, &self.limits, counters) {
-                        if matches!(step, Step::SendBytes { .. } | Step::SendFile { .. }) {
-                            response.waiting = false;
+                    if response.in_flight > 0 {
+                        let taken = self.sent.saturating_sub(self.queued);
+                        if late && taken < self.taken + self.limits.take_bytes_min {
+                            counters.stalled += 1;
+                            return Step::Abort;
+                        }
+                        if late {
+                            self.taken = taken;
                             self.deadline = now + self.limits.stall;
-                        } else if matches!(step, Step::WaitFor { .. }) && !response.waiting {
-                            response.waiting = true;
-                            self.deadline = now + self.limits.fill;
+                        }
+                        return Step::Busy;
+                    }
+                    let late = late && response.clock == Clock::Piece;
+                    if let Some(step) = response.next(late, &self.limits, counters) {
+                        let (clock, time) = match step {
+                            Step::SendBytes { .. } | Step::SendFile { .. } => {
+                                (Clock::Taking, self.limits.stall)
+                            }
+                            Step::WaitFor { .. } => (Clock::Piece, self.limits.fill),
+                            _ => return step,
+                        };
+                        if response.clock != clock {
+                            response.clock = clock;
+                            self.deadline = now + time;
                         }
                         return step;
                     }
@@ -322,7 +402,11 @@ impl Connection {
                 return Some(Step::Close);
             }
             Ok(None) if now >= self.deadline => {
-                counters.idle += 1;
+                if self.asked && self.input.is_empty() {
+                    counters.idle += 1;
+                } else {
+                    counters.heads_late += 1;
+                }
                 self.state = State::Ended;
                 return Some(Step::Close);
             }
@@ -333,6 +417,7 @@ impl Connection {
                 return None;
             }
         };
+        self.asked = true;
         let waited = matches!(self.state, State::Finding);
         let readable = matches!(head.method, Method::Get | Method::Head);
         let path = head.path();
@@ -412,14 +497,14 @@ impl Response {
         }
         .emit(&mut head);
         Self {
-            head: Some(head.into()),
+            head: head.into(),
+            begun: false,
             body: Body::None,
             offset: 0,
             end: 0,
             keep_alive,
             in_flight: 0,
-            head_in_flight: false,
-            waiting: false,
+            clock: Clock::Unset,
             failures: 0,
             served: None,
         }
@@ -475,7 +560,8 @@ impl Response {
         }
         .emit(&mut head);
         let mut response = Self {
-            head: None,
+            head: Bytes::new(),
+            begun: false,
             failures: match &body {
                 Body::Object(object) => object.failures(),
                 _ => 0,
@@ -485,8 +571,7 @@ impl Response {
             end: offset + length,
             keep_alive: request.keep_alive,
             in_flight: 0,
-            head_in_flight: false,
-            waiting: false,
+            clock: Clock::Unset,
             served: None,
         };
         if request.method == Method::Head {
@@ -509,19 +594,12 @@ impl Response {
                 response.offset = response.end;
             }
         }
-        response.head = Some(head.into());
+        response.head = head.into();
         response
     }
 
-    /// What to send or wait for; `None` when all has left. `late`: the deadline has passed.
+    /// What to send or wait for; `None` when all has left. `late`: the wait for a piece has been too long.
     fn next(&mut self, late: bool, limits: &Limits, counters: &mut Counters) -> Option<Step> {
-        if self.in_flight > 0 {
-            if late {
-                counters.stalled += 1;
-                return Some(Step::Abort);
-            }
-            return Some(Step::Busy);
-        }
         let length = (self.end - self.offset).min(limits.chunk_bytes);
         if length > 0
             && let Body::Object(object) = &self.body
@@ -530,7 +608,7 @@ impl Response {
             if available == 0 {
                 return Some(self.wait(late, counters));
             }
-            if self.head.is_none() {
+            if self.head.is_empty() {
                 let object = Arc::clone(object);
                 self.in_flight = available;
                 return Some(Step::SendFile {
@@ -540,13 +618,8 @@ impl Response {
                 });
             }
         }
-        if let Some(head) = self.head.take() {
-            self.in_flight = head.len() as u64;
-            self.head_in_flight = true;
-            return Some(Step::SendBytes {
-                bytes: head,
-                more: length > 0,
-            });
+        if !self.head.is_empty() {
+            return Some(self.send_head(length > 0));
         }
         if length == 0 {
             return None;
@@ -578,18 +651,21 @@ impl Response {
                 want,
             };
         }
-        if self.head.is_none() {
+        if self.begun {
             counters.broken += 1;
             return Step::Abort;
         }
         counters.unavailable += 1;
         *self = Self::status(Status::Unavailable, None, self.keep_alive);
-        let head = self.head.take().unwrap_or_default();
-        self.in_flight = head.len() as u64;
-        self.head_in_flight = true;
+        self.send_head(false)
+    }
+
+    fn send_head(&mut self, more: bool) -> Step {
+        self.begun = true;
+        self.in_flight = self.head.len() as u64;
         Step::SendBytes {
-            bytes: head,
-            more: false,
+            bytes: self.head.clone(),
+            more,
         }
     }
 }

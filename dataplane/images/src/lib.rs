@@ -12,7 +12,7 @@ mod object;
 mod path;
 
 pub use connection::{
-    Asked, Catalog, Connection, Counters, Found, Limits, PIPELINE_BYTES_MAX, Served, Step,
+    Asked, Catalog, Connection, Counters, Found, Limits, PIPELINE_BYTES_MAX, Phase, Served, Step,
 };
 pub use object::{Object, State};
 pub use path::image_hash;

@@ -95,7 +95,7 @@ impl Script {
                 Step::Close => return (text, "close"),
                 Step::Abort => return (text, "abort"),
             };
-            self.connection.on_sent(sent, self.now, &mut self.counters);
+            self.connection.on_sent(sent, &mut self.counters);
             step = self.step();
         }
     }
@@ -233,7 +233,7 @@ fn a_partial_send_goes_on_where_it_stopped() {
     };
     script
         .connection
-        .on_sent(bytes.len() as u64, script.now, &mut script.counters);
+        .on_sent(bytes.len() as u64, &mut script.counters);
     let step = script.step();
     assert!(matches!(
         step,
@@ -244,9 +244,7 @@ fn a_partial_send_goes_on_where_it_stopped() {
         }
     ));
     assert!(matches!(script.step(), Step::Busy));
-    script
-        .connection
-        .on_sent(1_000, script.now, &mut script.counters);
+    script.connection.on_sent(1_000, &mut script.counters);
     let step = script.step();
     assert!(
         matches!(
@@ -367,13 +365,25 @@ fn a_fill_that_fails() {
 #[test]
 fn silence_has_limits() {
     let limits = Limits::default();
-    // Idle, also within a head: octets of a slow head do not move the deadline.
+    // The first head: its octets do not move the deadline.
     let mut script = Script::new();
-    script.now += limits.idle - Duration::from_secs(1);
+    script.now += limits.head - Duration::from_secs(1);
     assert_eq!(script.ask("GET /").1, "receive");
     script.now += Duration::from_secs(1);
     assert_eq!(script.ask("t").1, "close");
-    assert_eq!(script.counters.idle, 1);
+    assert_eq!(script.counters.heads_late, 1);
+    // Between requests, and the next head, in one time limit.
+    for (half, counted) in [("", (0, 1)), ("GET /", (1, 0))] {
+        let mut script = Script::new();
+        assert_eq!(script.ask(&get("/text")).1, "receive");
+        script.now += limits.idle - Duration::from_secs(1);
+        assert_eq!(script.ask(half).1, "receive");
+        script.now += Duration::from_secs(1);
+        let step = script.step();
+        assert_eq!(script.drain(step).1, "close");
+        let counters = script.counters;
+        assert_eq!((counters.heads_late, counters.idle), counted);
+    }
     // A client that takes nothing.
     let mut script = Script::new();
     let step = script.bytes(&get("/text"));
@@ -434,4 +444,96 @@ fn a_flood_while_we_send_is_cut() {
     }
     assert!(matches!(script.step(), Step::Abort));
     assert_eq!(script.counters.flooded, 1);
+}
+
+/// A send that failed is not one that sent nothing yet: the connection ends, in the head as in the body.
+#[test]
+fn a_send_of_nothing_ends_the_connection() {
+    for (path, sends) in [("/big", 0), ("/big", 1), ("/big", 2), ("/object", 1)] {
+        let mut script = Script::new();
+        let mut step = script.bytes(&get(path));
+        for _ in 0..sends {
+            let sent = match step {
+                Step::SendBytes { bytes, .. } => bytes.len() as u64,
+                Step::SendFile { length, .. } => length,
+                other => panic!("{other:?}"),
+            };
+            script.connection.on_sent(sent, &mut script.counters);
+            step = script.step();
+        }
+        script.connection.on_sent(0, &mut script.counters);
+        let step = script.step();
+        assert!(matches!(step, Step::Abort), "{path} {sends}: {step:?}");
+    }
+}
+
+/// Octet by octet, head and body: every octet leaves once and in order.
+#[test]
+fn a_send_may_take_any_part() {
+    for part in [1, 7, 4_096, 30_000] {
+        let mut script = Script::new();
+        let mut step = script.bytes(&get("/big"));
+        let mut text = Vec::new();
+        while let Step::SendBytes { bytes, .. } = step {
+            let sent = bytes
+                .len()
+                .min(if text.len() < 20_000 { part } else { 300_000 });
+            text.extend_from_slice(&bytes[..sent]);
+            script.connection.on_sent(sent as u64, &mut script.counters);
+            step = script.step();
+        }
+        let (whole, _) = Script::new().ask(&get("/big"));
+        assert!(text == whole.as_bytes(), "by {part}");
+        assert_eq!(script.counters.body_bytes, 1_200_000);
+    }
+}
+
+/// What a client takes decides, and not what left for its socket: a slow one is served, one that takes an octet now and
+/// then holds no place for ever.
+#[test]
+fn a_client_has_to_take_a_little_in_each_stretch() {
+    let limits = Limits::default();
+    for (per_stretch, lives) in [
+        (limits.take_bytes_min, true),
+        (limits.take_bytes_min - 1, false),
+        (1, false),
+        (0, false),
+    ] {
+        let mut script = Script::new();
+        let (mut left, mut taken) = (0, 0);
+        let mut step = script.bytes(&get("/big"));
+        // The head and a chunk are in the socket; what the client takes makes room for as much.
+        for _ in 0..2 {
+            let Step::SendBytes { bytes, .. } = step else {
+                panic!("{step:?}")
+            };
+            left += bytes.len() as u64;
+            script
+                .connection
+                .on_sent(bytes.len() as u64, &mut script.counters);
+            step = script.step();
+        }
+        script.connection.on_sent(1, &mut script.counters);
+        left += 1;
+        for stretch in 1..=4 {
+            let step = script.step();
+            assert!(matches!(step, Step::SendBytes { .. }), "{step:?}");
+            script.now += limits.stall - Duration::from_millis(1);
+            assert!(!script.connection.wants_queued(script.now));
+            assert!(matches!(script.step(), Step::Busy));
+            script.now += Duration::from_millis(1);
+            assert!(script.connection.wants_queued(script.now));
+            taken += per_stretch;
+            script.connection.on_queued(left - taken);
+            let step = script.step();
+            if !lives {
+                assert!(matches!(step, Step::Abort), "{per_stretch}: {step:?}");
+                assert_eq!(script.counters.stalled, 1);
+                break;
+            }
+            assert!(matches!(step, Step::Busy), "{stretch}: {step:?}");
+            script.connection.on_sent(per_stretch, &mut script.counters);
+            left += per_stretch;
+        }
+    }
 }

@@ -66,6 +66,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
         ("dhcp_pending", stats.dhcp_usage.pending),
         ("tftp_transfers", stats.tftp_transfers),
         ("http_connections", stats.http_connections),
+        ("driver_streams", stats.driver.streams as usize),
     ] {
         line(text, name, labels, value as u64);
     }
@@ -104,6 +105,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             boot_configs,
             boot_configs_by_call,
             boot_calls_unanswered,
+            boot_calls_refused,
             connections_refused,
         ]
     );
@@ -128,10 +130,14 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             body_bytes,
             not_found,
             refused,
+            range_refused,
             unavailable,
+            handed_off,
+            heads_late,
             idle,
             stalled,
             broken,
+            flooded,
         ]
     );
     lines!(
@@ -143,11 +149,19 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             datagrams_received,
             datagrams_sent,
             sends_failed,
+            trains_split,
+            frames_tagged,
+            datagrams_unusable,
             buffers_exhausted,
             accepted,
             accept_refused,
+            accept_gone,
+            accept_failed,
+            stream_sends_failed,
             file_bytes,
             enters,
+            enters_refused,
+            arms_failed,
         ]
     );
 }

@@ -2,7 +2,8 @@
 //!
 //! A driver knows sockets and buffers and nothing of protocols; the shard knows protocols and no socket. The octets of
 //! a datagram stay in the driver's buffer until `release`. Streams are TCP connections that were accepted: at most one
-//! send is in flight on each, and every send is answered by one [`Completion::StreamSent`].
+//! send is in flight on each, and every send is answered once: by [`Completion::StreamSent`] if octets left, by
+//! [`Completion::Ended`] with `broken` if it failed. The two are never the same.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -45,11 +46,17 @@ pub trait Driver {
     /// No new connections from now on.
     fn stop_accepting(&mut self);
 
-    /// Sends all of `bytes`. `more`: something follows at once, so the last segment may wait for it.
+    /// Sends some or all of `bytes`; the completion says how many octets it was. `more`: something follows at once, so the
+    /// last segment may wait for it.
     fn stream_send(&mut self, stream: StreamId, bytes: Bytes, more: bool);
 
     /// Sends at most `length` octets of the object's file; the completion says how many it was.
     fn stream_send_file(&mut self, stream: StreamId, object: Arc<Object>, offset: u64, length: u64);
+
+    /// Octets sent that the client has not taken yet, as far as the driver can tell.
+    fn stream_queued(&self, _stream: StreamId) -> u64 {
+        0
+    }
 
     /// Takes the connection away; [`Completion::Taken`] brings it with whatever arrived meanwhile.
     fn stream_take(&mut self, stream: StreamId);
@@ -81,7 +88,7 @@ pub enum Completion {
         stream: StreamId,
         broken: bool,
     },
-    /// The send in flight is over: so many octets left. Fewer than asked of a `stream_send` means broken.
+    /// The send in flight is over: so many octets left, one at least.
     StreamSent {
         stream: StreamId,
         sent: u64,
@@ -187,11 +194,18 @@ pub struct DriverCounters {
     /// Multishot receives that ended because every buffer was in use, and were armed again.
     pub buffers_exhausted: u64,
     pub accepted: u64,
+    /// Sends and waits of streams that failed: the client is gone, or its file is.
+    pub stream_sends_failed: u64,
     /// Connections beyond the driver's table.
     pub accept_refused: u64,
+    /// Connections that were gone before they were looked at.
+    pub accept_gone: u64,
     pub accept_failed: u64,
     pub streams: u64,
     pub file_bytes: u64,
-    /// Calls into the kernel.
+    /// Calls into the kernel, and those that it could not serve for want of memory or of room for completions.
     pub enters: u64,
+    pub enters_refused: u64,
+    /// Operations that found no room in the queue, or that the kernel ended with an error and that were armed again.
+    pub arms_failed: u64,
 }

@@ -129,9 +129,9 @@ impl HttpSide {
         }
     }
 
-    pub fn on_sent(&mut self, stream: StreamId, sent: u64, now: Instant) {
+    pub fn on_sent(&mut self, stream: StreamId, sent: u64) {
         if let Some(http) = get(&mut self.table, stream) {
-            http.connection.on_sent(sent, now, &mut self.counters);
+            http.connection.on_sent(sent, &mut self.counters);
         }
     }
 
@@ -178,6 +178,9 @@ impl HttpSide {
                 return;
             }
             let now = core.now;
+            if http.connection.wants_queued(now) {
+                http.connection.on_queued(driver.stream_queued(stream));
+            }
             let mut catalog = HttpCatalog {
                 client: http.peer.ip(),
                 local: http.local.ip(),

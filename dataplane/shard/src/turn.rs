@@ -231,7 +231,7 @@ impl<D: Driver> Shard<D> {
                 self.drive(stream);
             }
             Completion::StreamSent { stream, sent } => {
-                self.http.on_sent(stream, sent, self.core.now);
+                self.http.on_sent(stream, sent);
                 self.drive(stream);
             }
             Completion::Taken {

@@ -81,6 +81,19 @@ pub(crate) struct Queue {
     /// The kernel can gather (6.12 on).
     gathers: bool,
     enters: u64,
+    refused: u64,
+}
+
+/// How long a thread waits that has nothing to do and to whom the kernel has no memory to give.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(1);
+
+/// EINTR: a signal. EBUSY: completions must be taken first. EAGAIN: no memory for a request now. What was not submitted
+/// stays queued; everything else is the ring's end.
+fn passes(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)
+    )
 }
 
 /// Completions that end a gathering wait early.
@@ -93,6 +106,7 @@ impl Queue {
             ring,
             gathers,
             enters: 0,
+            refused: 0,
         }
     }
 
@@ -101,9 +115,21 @@ impl Queue {
         self.enters
     }
 
+    /// Of them, those that the kernel could not serve just then.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// What is not submitted for a passing reason stays queued.
     pub fn submit(&mut self) -> io::Result<()> {
         self.enters += 1;
-        self.ring.submit().map(drop)
+        match self.ring.submit() {
+            Err(error) if passes(&error) => {
+                self.refused += 1;
+                Ok(())
+            }
+            result => result.map(drop),
+        }
     }
 
     /// Asks the kernel to end everything that was submitted, and waits for it at most so long.
@@ -114,7 +140,7 @@ impl Queue {
             .register_sync_cancel(wait, CancelBuilder::any())
     }
 
-    /// Queues one operation. If the queue is full it is submitted first.
+    /// Queues one operation. If the queue is full it is submitted first; `WouldBlock`: it is full even so, which passes.
     ///
     /// # Safety
     /// Everything `entry` points at must stay valid and untouched until its last completion.
@@ -124,8 +150,7 @@ impl Queue {
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            self.enters += 1;
-            self.ring.submit()?;
+            self.submit()?;
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
@@ -181,12 +206,16 @@ impl Queue {
         };
         match result {
             Ok(()) => {}
-            Err(error) => match error.raw_os_error() {
-                // ETIME: nothing happened. EINTR: a signal. EBUSY: completions must be taken first. EAGAIN: no memory
-                // for a request now; what was not submitted stays queued.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => return Err(error),
-            },
+            // Nothing happened.
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
+            Err(error) if passes(&error) => {
+                self.refused += 1;
+                // A lack of memory does not pass by asking again at once.
+                if error.raw_os_error() == Some(libc::EAGAIN) && self.ring.completion().is_empty() {
+                    std::thread::sleep(NO_MEMORY_PAUSE.min(wait));
+                }
+            }
+            Err(error) => return Err(error),
         }
         for entry in self.ring.completion() {
             let data = entry.user_data();

@@ -88,6 +88,32 @@ struct Socket {
     armed: bool,
     /// Cancelled; gone with its last completion.
     leaving: bool,
+    retry: Retry,
+}
+
+/// When what ended with an error may be armed again: at once after the first time, later if it goes on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Retry {
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+/// What fails again and again is tried so often.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+impl Retry {
+    fn failed(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = (self.failures > 1).then_some(now + RETRY_AFTER);
+    }
+
+    fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| at <= now)
+    }
 }
 
 /// The memory that operations in flight point at. `Ring::drop` gives it up if they cannot be ended.
@@ -112,6 +138,9 @@ pub struct Ring {
     listener: Option<Listener>,
     bell: Arc<Bell>,
     bell_armed: bool,
+    bell_retry: Retry,
+    /// Cancellations that found no room in the queue.
+    uncancelled: Vec<u64>,
     /// Sockets for each way out.
     dhcp: Option<u32>,
     proxy_dhcp: Option<u32>,
@@ -131,8 +160,13 @@ struct Listener {
     fd: OwnedFd,
     armed: bool,
     leaving: bool,
-    /// After a failed accept: not before this time again.
-    not_before: Option<Instant>,
+    retry: Retry,
+}
+
+impl Listener {
+    fn wants_arming(&self) -> bool {
+        !self.armed && !self.leaving
+    }
 }
 
 impl Ring {
@@ -182,6 +216,8 @@ impl Ring {
             listener: None,
             bell,
             bell_armed: false,
+            bell_retry: Retry::default(),
+            uncancelled: Vec::new(),
             dhcp: None,
             proxy_dhcp: None,
             transfer: None,
@@ -211,11 +247,10 @@ impl Ring {
             fd,
             armed: false,
             leaving: false,
-            not_before: None,
+            retry: Retry::default(),
         });
-        ring.arm()
-            .and_then(|()| ring.queue.submit())
-            .map_err(RingError::Arm)?;
+        ring.arm().map_err(RingError::Arm)?;
+        ring.queue.submit().map_err(RingError::Arm)?;
         Ok(ring)
     }
 
@@ -226,15 +261,31 @@ impl Ring {
             interface,
             armed: false,
             leaving: false,
+            retry: Retry::default(),
         };
         let index = self.sockets.insert(socket) as u32; // far fewer sockets than that
         self.unarmed.push(index);
         index
     }
 
-    /// Arms what is not armed: at start, and what ended since the last poll.
+    /// Arms what is not armed: at start, and what ended since the last poll. What finds no room in the queue is armed in
+    /// the next poll; an error is the ring's end.
     fn arm(&mut self) -> io::Result<()> {
-        if !self.bell_armed {
+        match self.try_to_arm() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.counters.arms_failed += 1;
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn try_to_arm(&mut self) -> io::Result<()> {
+        while let Some(target) = self.uncancelled.last() {
+            self.queue.cancel(*target, user_data(Kind::Cancel, 0))?;
+            self.uncancelled.pop();
+        }
+        if !self.bell_armed && self.bell_retry.is_due(self.now) {
             let poll = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), libc::POLLIN as u32)
                 .multi(true)
                 .build()
@@ -242,11 +293,27 @@ impl Ring {
             self.queue.push_plain(&poll)?;
             self.bell_armed = true;
         }
+        if let Some(listener) = &mut self.listener
+            && listener.wants_arming()
+            && listener.retry.is_due(self.now)
+        {
+            let accept = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
+                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                .build()
+                .user_data(user_data(Kind::Accept, 0));
+            self.queue.push_plain(&accept)?;
+            listener.armed = true;
+        }
+        let mut later = Vec::new();
         while let Some(index) = self.unarmed.pop() {
             let Some(socket) = self.sockets.get_mut(index as usize) else {
                 continue;
             };
             if socket.armed || socket.leaving {
+                continue;
+            }
+            if !socket.retry.is_due(self.now) {
+                later.push(index);
                 continue;
             }
             let set = match socket.service {
@@ -258,39 +325,43 @@ impl Ring {
             let receive = opcode::RecvMsgMulti::new(Fd(socket.fd.as_raw_fd()), template, group)
                 .build()
                 .user_data(user_data(Kind::Datagrams, index));
-            socket.armed = true;
             // SAFETY: `template` is boxed in `memory`, never written after `new`, and outlives every operation (`drop`).
-            unsafe { self.queue.push(&receive)? };
+            let pushed = unsafe { self.queue.push(&receive) };
+            if let Err(error) = pushed {
+                self.unarmed.push(index);
+                self.unarmed.append(&mut later);
+                return Err(error);
+            }
+            socket.armed = true;
         }
-        if let Some(listener) = &mut self.listener
-            && !listener.armed
-            && !listener.leaving
-            && listener.not_before.is_none_or(|at| at <= self.now)
-        {
-            let accept = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
-                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
-                .build()
-                .user_data(user_data(Kind::Accept, 0));
-            self.queue.push_plain(&accept)?;
-            listener.armed = true;
-        }
+        self.unarmed = later;
         Ok(())
     }
 
     fn needs_arming(&self) -> bool {
         !self.bell_armed
             || !self.unarmed.is_empty()
-            || self.listener.as_ref().is_some_and(|listener| {
-                !listener.armed
-                    && !listener.leaving
-                    && listener.not_before.is_none_or(|at| at <= self.now)
-            })
+            || !self.uncancelled.is_empty()
+            || self.listener.as_ref().is_some_and(Listener::wants_arming)
+    }
+
+    fn cancel(&mut self, target: u64) {
+        let answer = user_data(Kind::Cancel, 0);
+        if self.queue.cancel(target, answer).is_err() {
+            self.uncancelled.push(target);
+        }
     }
 
     fn on_reaped(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
         match reaped.kind {
             Kind::Bell => {
                 self.bell_armed = reaped.goes_on();
+                if reaped.result < 0 {
+                    self.counters.arms_failed += 1;
+                    self.bell_retry.failed(self.now);
+                } else {
+                    self.bell_retry.succeeded();
+                }
                 self.bell.silence();
                 done.push(Completion::Mail);
             }
@@ -345,6 +416,7 @@ impl Ring {
         self.counters.trains_split += 1;
         let sent = self.memory.large.send_split(index, socket.fd.as_raw_fd());
         self.counters.datagrams_sent += sent as u64;
+        self.counters.sends_failed += (self.memory.large.segments(index) - sent) as u64;
     }
 
     fn on_datagram(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
@@ -352,6 +424,13 @@ impl Ring {
             return;
         };
         let (service, interface) = (socket.service, socket.interface);
+        if reaped.result >= 0 {
+            socket.retry.succeeded();
+        } else if !matches!(-reaped.result, libc::ENOBUFS | libc::ECANCELED) {
+            // ENETDOWN: the device went down. Whatever it is, it may be so again at once.
+            self.counters.arms_failed += 1;
+            socket.retry.failed(self.now);
+        }
         if !reaped.goes_on() {
             socket.armed = false;
             if socket.leaving {
@@ -370,7 +449,6 @@ impl Ring {
             if reaped.result == -libc::ENOBUFS {
                 self.counters.buffers_exhausted += 1;
             }
-            // ENETDOWN: the device went down. ECANCELED: we did it. Anything else: armed again all the same.
             return;
         };
         set.take(index);
@@ -404,9 +482,14 @@ impl Ring {
             listener.armed = false;
             if listener.leaving {
                 self.listener = None;
-            } else if reaped.result < 0 {
-                // EMFILE, ENFILE, ENOMEM: it will not be better at once.
-                listener.not_before = Some(self.now + Duration::from_millis(100));
+            }
+        }
+        if let Some(listener) = &mut self.listener {
+            if reaped.result >= 0 {
+                listener.retry.succeeded();
+            } else {
+                // ECONNABORTED: that client is gone. EMFILE, ENFILE, ENOMEM: it will not be better at once.
+                listener.retry.failed(self.now);
             }
         }
         if reaped.result < 0 {
@@ -416,16 +499,13 @@ impl Ring {
             return;
         }
         let fd = crate::streams::adopt(reaped.result);
-        match self.memory.streams.insert(fd, &mut self.queue) {
-            Some((stream, peer, local)) => {
-                self.counters.accepted += 1;
-                done.push(Completion::Accepted {
-                    stream,
-                    peer,
-                    local,
-                });
-            }
-            None => self.counters.accept_refused += 1,
+        if let Some((stream, peer, local)) = self.memory.streams.insert(fd, &mut self.queue) {
+            self.counters.accepted += 1;
+            done.push(Completion::Accepted {
+                stream,
+                peer,
+                local,
+            });
         }
     }
 }
@@ -497,9 +577,14 @@ impl Driver for Ring {
         let wait = if busy {
             Duration::ZERO
         } else {
-            match memory.streams.next_deadline() {
+            let wait = match memory.streams.next_deadline() {
                 Some(at) => wait.min(at.saturating_duration_since(self.now)),
                 None => wait,
+            };
+            // Something waits to be tried again.
+            match self.needs_arming() || self.memory.streams.has_starved() {
+                true => wait.min(RETRY_AFTER),
+                false => wait,
             }
         };
         let mut reaped = std::mem::take(&mut self.reaped);
@@ -613,9 +698,7 @@ impl Driver for Ring {
                 continue;
             }
             socket.leaving = true;
-            let target = user_data(Kind::Datagrams, index as u32);
-            // If the queue is full the socket stays until the ring goes: it still receives, and nobody listens.
-            let _ = self.queue.cancel(target, user_data(Kind::Cancel, 0));
+            self.cancel(user_data(Kind::Datagrams, index as u32));
         }
         self.links.clear();
         for link in links {
@@ -630,8 +713,7 @@ impl Driver for Ring {
         };
         if listener.armed {
             listener.leaving = true;
-            let target = user_data(Kind::Accept, 0);
-            let _ = self.queue.cancel(target, user_data(Kind::Cancel, 0));
+            self.cancel(user_data(Kind::Accept, 0));
         } else {
             self.listener = None;
         }
@@ -655,6 +737,10 @@ impl Driver for Ring {
             .send_file(stream, object, offset, length);
     }
 
+    fn stream_queued(&self, stream: StreamId) -> u64 {
+        self.memory.streams.queued(stream)
+    }
+
     fn stream_take(&mut self, stream: StreamId) {
         self.memory.streams.take(stream, &mut self.queue);
     }
@@ -666,12 +752,16 @@ impl Driver for Ring {
     }
 
     fn counters(&self) -> DriverCounters {
+        let streams = &self.memory.streams;
         DriverCounters {
-            streams: self.memory.streams.count() as u64,
-            file_bytes: self.memory.streams.file_bytes(),
-            buffers_exhausted: self.counters.buffers_exhausted
-                + self.memory.streams.buffers_exhausted(),
+            streams: streams.count() as u64,
+            file_bytes: streams.counters.file_bytes,
+            stream_sends_failed: streams.counters.sends_failed,
+            accept_refused: streams.counters.refused,
+            accept_gone: streams.counters.gone,
+            buffers_exhausted: self.counters.buffers_exhausted + streams.counters.buffers_exhausted,
             enters: self.queue.enters(),
+            enters_refused: self.queue.refused(),
             ..self.counters
         }
     }

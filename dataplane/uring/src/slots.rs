@@ -136,6 +136,12 @@ impl Slots {
         slot.bytes > slot.segment_bytes
     }
 
+    /// How many datagrams the slot holds.
+    pub fn segments(&self, index: u32) -> usize {
+        let slot = &self.all[index as usize];
+        slot.bytes.div_ceil(slot.segment_bytes)
+    }
+
     /// The completion came, or the slot was never submitted.
     pub fn free(&mut self, index: u32) {
         let Some(slot) = self

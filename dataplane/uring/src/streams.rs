@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use images::Object;
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -54,12 +54,8 @@ enum State {
 
 enum Outgoing {
     None,
-    /// Held until the completion: the kernel reads them. `total` is what the shard asked for.
-    Bytes {
-        rest: Bytes,
-        total: usize,
-        more: bool,
-    },
+    /// Held until the completion: the kernel reads them.
+    Bytes(Bytes),
     File {
         object: Arc<Object>,
         offset: u64,
@@ -77,10 +73,22 @@ pub(crate) struct Streams {
     starved: Vec<u32>,
     /// Takes and closes that need no completion any more.
     finished: Vec<u32>,
-    /// In order of their ends.
+    /// Broken by us: the shard is told in the next poll.
+    broken: Vec<StreamId>,
+    /// In order of their ends; past `lingering_max` the oldest go at once.
     lingering: VecDeque<(Instant, StreamId)>,
-    file_bytes: u64,
-    buffers_exhausted: u64,
+    lingering_max: usize,
+    pub counters: StreamCounters,
+}
+
+#[derive(Clone, Copy, Default)]
+pub(crate) struct StreamCounters {
+    pub file_bytes: u64,
+    pub buffers_exhausted: u64,
+    /// Sends, and waits for room to send, that failed.
+    pub sends_failed: u64,
+    pub refused: u64,
+    pub gone: u64,
 }
 
 /// An accepted descriptor becomes ours.
@@ -98,9 +106,10 @@ impl Streams {
             ready: VecDeque::new(),
             starved: Vec::new(),
             finished: Vec::new(),
+            broken: Vec::new(),
             lingering: VecDeque::new(),
-            file_bytes: 0,
-            buffers_exhausted: 0,
+            lingering_max: streams_max / 4,
+            counters: StreamCounters::default(),
         }
     }
 
@@ -108,19 +117,16 @@ impl Streams {
         self.table.len()
     }
 
-    pub fn file_bytes(&self) -> u64 {
-        self.file_bytes
-    }
-
-    pub fn buffers_exhausted(&self) -> u64 {
-        self.buffers_exhausted
-    }
-
     pub fn in_flight_count(&self) -> usize {
         self.table
             .iter()
             .map(|(_, stream)| stream.pending as usize)
             .sum()
+    }
+
+    /// Receives are to be armed again.
+    pub fn has_starved(&self) -> bool {
+        !self.starved.is_empty()
     }
 
     pub fn has_files_ready(&self) -> bool {
@@ -132,21 +138,24 @@ impl Streams {
         self.lingering.front().map(|(at, _)| *at)
     }
 
-    /// A new connection, receiving. `None`: the table is full, or it is gone already.
+    /// A new connection, receiving. `None`, and counted: the table is full, or it is gone already.
     pub fn insert(
         &mut self,
         fd: OwnedFd,
         queue: &mut Queue,
     ) -> Option<(StreamId, SocketAddr, SocketAddr)> {
         if self.table.len() >= self.streams_max {
+            self.counters.refused += 1;
             abort_on_drop(&fd);
             return None;
         }
-        let peer = rustix::net::getpeername(&fd)
-            .ok()
-            .flatten()
-            .and_then(to_address)?;
-        let local = rustix::net::getsockname(&fd).ok().and_then(to_address)?;
+        let peer = rustix::net::getpeername(&fd).ok().flatten();
+        let local = rustix::net::getsockname(&fd).ok();
+        let addresses = peer.and_then(to_address).zip(local.and_then(to_address));
+        let Some((peer, local)) = addresses else {
+            self.counters.gone += 1;
+            return None;
+        };
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let index = self.table.insert(Stream {
@@ -202,68 +211,64 @@ impl Streams {
             matches!(stream.send, Outgoing::None),
             "one send at a time on a stream"
         );
-        let total = bytes.len();
-        self.submit_send(id.index, bytes, total, more, queue);
-    }
-
-    fn submit_send(
-        &mut self,
-        index: u32,
-        rest: Bytes,
-        total: usize,
-        more: bool,
-        queue: &mut Queue,
-    ) {
-        let Some(stream) = self.table.get_mut(index as usize) else {
-            return;
-        };
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
-        let (start, length) = (rest.as_ptr(), rest.len() as u32); // chunks are far below 4 GiB
+        // What there is room for counts as progress: no MSG_WAITALL.
+        let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+        let (start, length) = (bytes.as_ptr(), bytes.len() as u32); // chunks are far below 4 GiB
         let send = opcode::Send::new(Fd(stream.fd.as_raw_fd()), start, length)
             .flags(flags)
             .build()
-            .user_data(user_data(Kind::StreamSend, index));
-        // SAFETY: the octets belong to `rest`, immutable and reference-counted, which `stream.send` holds from the
+            .user_data(user_data(Kind::StreamSend, id.index));
+        // SAFETY: the octets belong to `bytes`, immutable and reference-counted, which `stream.send` holds from the
         // next line until the completion; the table entry lives as long as `pending` is not zero.
         if unsafe { queue.push(&send) }.is_ok() {
-            stream.send = Outgoing::Bytes { rest, total, more };
+            stream.send = Outgoing::Bytes(bytes);
             stream.pending += 1;
         } else {
             // No room even after a submit: the connection is not worth more.
-            self.fail(index);
+            self.fail(id.index);
         }
     }
 
-    fn on_sent(
-        &mut self,
-        id: StreamId,
-        result: i32,
-        queue: &mut Queue,
-        done: &mut Vec<Completion>,
-    ) {
+    /// A send that failed, whatever the reason, is the end of the connection and never a send of 0 octets.
+    fn on_sent(&mut self, id: StreamId, result: i32, done: &mut Vec<Completion>) {
         let Some(stream) = self.table.get_mut(id.index as usize) else {
             return;
         };
-        let Outgoing::Bytes {
-            mut rest,
-            total,
-            more,
-        } = std::mem::replace(&mut stream.send, Outgoing::None)
-        else {
+        let Outgoing::Bytes(bytes) = std::mem::replace(&mut stream.send, Outgoing::None) else {
             return;
         };
         if !matches!(stream.state, State::Open) {
             return;
         }
-        let sent = usize::try_from(result).unwrap_or(0).min(rest.len());
-        rest.advance(sent);
-        if sent > 0 && !rest.is_empty() {
-            // MSG_WAITALL ends early on a signal or a lack of memory.
-            self.submit_send(id.index, rest, total, more, queue);
-            return;
+        match u64::try_from(result) {
+            Ok(sent) if sent > 0 => {
+                let sent = sent.min(bytes.len() as u64);
+                done.push(Completion::StreamSent { stream: id, sent });
+            }
+            _ => {
+                self.counters.sends_failed += 1;
+                done.push(Completion::Ended {
+                    stream: id,
+                    broken: true,
+                });
+            }
         }
-        let sent = (total - rest.len()) as u64;
-        done.push(Completion::StreamSent { stream: id, sent });
+    }
+
+    /// Octets in the socket that the client has not acknowledged.
+    pub fn queued(&self, id: StreamId) -> u64 {
+        let stream = self.table.get(id.index as usize);
+        let Some(stream) = stream.filter(|stream| stream.generation == id.generation) else {
+            return 0;
+        };
+        let mut queued: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes one int, to `queued`, which is valid for writes for the call.
+        let result = unsafe { libc::ioctl(stream.fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+        // Without an answer all of it counts as taken, for the client's good.
+        if result < 0 {
+            return 0;
+        }
+        u64::try_from(queued).unwrap_or(0)
     }
 
     pub fn send_file(&mut self, id: StreamId, object: Arc<Object>, offset: u64, length: u64) {
@@ -319,6 +324,11 @@ impl Streams {
             let _ = rustix::net::shutdown(&stream.fd, Shutdown::Write);
             stream.state = State::Lingering;
             self.lingering.push_back((now + LINGER, id));
+            if self.lingering.len() > self.lingering_max
+                && let Some((_, oldest)) = self.lingering.pop_front()
+            {
+                self.end_if_lingering(oldest, queue);
+            }
             return;
         }
         if how == Close::Abort {
@@ -352,10 +362,26 @@ impl Streams {
         }
     }
 
-    /// Broken by us: the shard hears of it through the receive.
+    /// Broken by us. The shutdown ends every operation, and what is being taken is taken as it is; of an open one the
+    /// shard hears in the next poll.
     fn fail(&mut self, index: u32) {
         if let Some(stream) = self.table.get_mut(index as usize) {
             let _ = rustix::net::shutdown(&stream.fd, Shutdown::Both);
+            if matches!(stream.state, State::Open) {
+                self.broken.push(StreamId {
+                    index,
+                    generation: stream.generation,
+                });
+            }
+        }
+    }
+
+    fn end_if_lingering(&mut self, id: StreamId, queue: &mut Queue) {
+        if self
+            .find(id)
+            .is_some_and(|stream| matches!(stream.state, State::Lingering))
+        {
+            self.end(id.index, queue);
         }
     }
 
@@ -381,11 +407,23 @@ impl Streams {
         };
         match reaped.kind {
             Kind::StreamReceive => self.on_received(id, reaped, buffers, queue, done),
-            Kind::StreamSend => self.on_sent(id, reaped.result, queue, done),
-            Kind::StreamWritable => {
-                if matches!(stream.state, State::Open) {
+            Kind::StreamSend => self.on_sent(id, reaped.result, done),
+            Kind::StreamWritable if matches!(stream.state, State::Open) => {
+                if reaped.result >= 0 {
                     self.ready.push_back(index);
+                } else {
+                    // A wait that failed says nothing of the socket: asked again at once it would fail again.
+                    self.counters.sends_failed += 1;
+                    self.fail(index);
                 }
+            }
+            // The receive's last completion comes before the answer to its cancellation. If not, it goes on.
+            Kind::StreamCancel
+                if reaped.result < 0
+                    && stream.receiving
+                    && matches!(stream.state, State::Taking(_) | State::Closing) =>
+            {
+                self.fail(index);
             }
             _ => {}
         }
@@ -438,7 +476,7 @@ impl Streams {
                 false
             }
             result if result == -libc::ENOBUFS => {
-                self.buffers_exhausted += 1;
+                self.counters.buffers_exhausted += 1;
                 true
             }
             result if result < 0 => {
@@ -504,6 +542,17 @@ impl Streams {
         while let Some(index) = self.finished.pop() {
             self.settle(index, done);
         }
+        for id in std::mem::take(&mut self.broken) {
+            if self
+                .find(id)
+                .is_some_and(|stream| matches!(stream.state, State::Open))
+            {
+                done.push(Completion::Ended {
+                    stream: id,
+                    broken: true,
+                });
+            }
+        }
         // The shard has given its buffers back by now.
         if !self.starved.is_empty() && !buffers.is_exhausted() {
             for index in std::mem::take(&mut self.starved) {
@@ -543,7 +592,7 @@ impl Streams {
             match send_some(stream, object, *offset, (*length).min(left)) {
                 Ok(sent) if sent > 0 => {
                     left -= sent.min(left);
-                    self.file_bytes += sent;
+                    self.counters.file_bytes += sent;
                     stream.send = Outgoing::None;
                     done.push(Completion::StreamSent { stream: id, sent });
                 }
@@ -560,6 +609,7 @@ impl Streams {
                 }
                 // The client is gone, or the file is shorter than it should be.
                 Ok(_) | Err(_) => {
+                    self.counters.sends_failed += 1;
                     stream.send = Outgoing::None;
                     done.push(Completion::Ended {
                         stream: id,
@@ -577,12 +627,7 @@ impl Streams {
                 break;
             }
             self.lingering.pop_front();
-            if self
-                .find(id)
-                .is_some_and(|stream| matches!(stream.state, State::Lingering))
-            {
-                self.end(id.index, queue);
-            }
+            self.end_if_lingering(id, queue);
         }
     }
 

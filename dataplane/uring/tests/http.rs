@@ -423,6 +423,135 @@ fn stop_and_drain() {
     }
 }
 
+/// How a client can go in the middle of a body.
+#[derive(Clone, Copy, Debug)]
+enum Going {
+    /// RST.
+    Reset,
+    /// FIN, which says that it sends no more, then RST.
+    EndThenReset,
+    /// close(2) with octets unread: the kernel's RST.
+    Unread,
+}
+
+/// However a client goes, and whether its body comes from memory or from a file: its connection goes too, and the shard
+/// sleeps again.
+#[test]
+fn a_client_that_goes_away_in_mid_body_costs_nothing_afterwards() {
+    let (image, loader) = (content(32 * MIB), content(32 * MIB));
+    let rack = Rack::start(
+        snapshot(&[("bootx64.efi", &loader)], &[object(1, &image)]),
+        Setup::default(),
+    );
+    let mut went = 0;
+    for path in ["/images/bootx64.efi".into(), image_path(1)] {
+        for going in [Going::Reset, Going::EndThenReset, Going::Unread] {
+            for _ in 0..3 {
+                let mut stream = connect(rack.http);
+                stream.write_all(get(&path).as_bytes()).unwrap();
+                let mut some = vec![0; 64 * 1024];
+                stream.read_exact(&mut some).unwrap();
+                let reset = |stream: &TcpStream| {
+                    let socket = socket2::SockRef::from(stream);
+                    socket.set_linger(Some(Duration::ZERO)).unwrap();
+                };
+                match going {
+                    Going::Reset => reset(&stream),
+                    Going::EndThenReset => {
+                        stream.shutdown(Shutdown::Write).unwrap();
+                        // The shard sees the end before the reset: the fault itself.
+                        thread::sleep(Duration::from_millis(50));
+                        reset(&stream);
+                    }
+                    Going::Unread => {}
+                }
+                drop(stream);
+                went += 1;
+            }
+        }
+    }
+    let stats = wait_for(|| {
+        let stats = rack.shards[0].stats.get();
+        let accepted = stats.driver.accepted == went;
+        (accepted && stats.driver.streams == 0 && stats.http_connections == 0).then_some(stats)
+    });
+    assert!(stats.driver.stream_sends_failed > 0, "{:?}", stats.driver);
+    let before = rack.stats();
+    let after = rack.stats();
+    let turns = after.shard.turns - before.shard.turns;
+    assert!(turns < 40, "{turns} turns in 2 s");
+    assert_eq!(after.http.stalled, 0, "none waited for its deadline");
+    rack.stop();
+}
+
+/// What a client takes counts, not whether a whole chunk left: one that is slower than a chunk a stretch gets all of it.
+#[test]
+fn a_slow_client_gets_a_large_loader_whole() {
+    let loader = content(900_000);
+    let mut config = Config::default();
+    config.http.stall = Duration::from_millis(500);
+    config.http.take_bytes_min = 1024;
+    let rack = Rack::start(
+        snapshot(&[("grubx64.efi", &loader)], &[]),
+        Setup {
+            config,
+            send_buffer_bytes: Some(16 * 1024),
+            ..Setup::default()
+        },
+    );
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )
+    .unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.connect(&rack.http.into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+        .write_all(get("/images/grubx64.efi").as_bytes())
+        .unwrap();
+    assert!(head(&mut stream).starts_with("HTTP/1.1 200"));
+    let started = Instant::now();
+    let mut got = vec![0; loader.len()];
+    for part in got.chunks_mut(4 * 1024) {
+        stream.read_exact(part).expect("it goes on");
+        thread::sleep(Duration::from_millis(10)); // the client's pace
+    }
+    assert!(got == loader);
+    assert!(started.elapsed() > Duration::from_secs(2), "slow enough");
+    assert_eq!(rack.stats().http.stalled, 0);
+    rack.stop();
+}
+
+/// A client that takes next to nothing is dropped, though now and then an octet leaves.
+#[test]
+fn a_client_that_trickles_is_dropped() {
+    let loader = content(900_000);
+    let mut config = Config::default();
+    config.http.stall = Duration::from_millis(500);
+    config.http.take_bytes_min = 200_000;
+    let rack = Rack::start(
+        snapshot(&[("grubx64.efi", &loader)], &[]),
+        Setup {
+            config,
+            send_buffer_bytes: Some(16 * 1024),
+            ..Setup::default()
+        },
+    );
+    let mut stream = connect(rack.http);
+    stream
+        .write_all(get("/images/grubx64.efi").as_bytes())
+        .unwrap();
+    let mut octet = [0];
+    wait_for(|| {
+        let _ = stream.read(&mut octet);
+        (rack.shards[0].stats.get().http.stalled == 1).then_some(())
+    });
+    rack.stop();
+}
+
 /// Nothing to do costs nothing: no shard spins, with connections or without.
 #[test]
 fn an_idle_shard_sleeps() {

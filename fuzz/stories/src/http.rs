@@ -121,7 +121,7 @@ pub fn http_connection(input: &[u8]) {
             assert!(connection.deadline() >= start);
             now = now.max(connection.deadline());
             if in_flight > 0 {
-                connection.on_sent(in_flight, now, &mut counters);
+                connection.on_sent(in_flight, &mut counters);
                 in_flight = 0;
             }
             continue;
@@ -136,7 +136,7 @@ pub fn http_connection(input: &[u8]) {
                     0 => u64::from(pick(&mut input, 5000)).min(in_flight),
                     _ => in_flight,
                 };
-                connection.on_sent(sent, now, &mut counters);
+                connection.on_sent(sent, &mut counters);
                 in_flight = 0;
             }
             5 => {

@@ -38,6 +38,8 @@ pub struct Setup {
     pub limits: RingLimits,
     /// Per shard.
     pub links: Vec<Vec<LinkSocket>>,
+    /// What the kernel keeps of a connection's octets to send; its own choice without.
+    pub send_buffer_bytes: Option<usize>,
 }
 
 impl Default for Setup {
@@ -57,6 +59,7 @@ impl Default for Setup {
                 ..RingLimits::default()
             },
             links: Vec::new(),
+            send_buffer_bytes: None,
         }
     }
 }
@@ -65,6 +68,14 @@ impl Rack {
     pub fn start(snapshot: Snapshot, mut setup: Setup) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let sockets = uring::open(&setup.places, setup.shards).expect("sockets open");
+        if let Some(bytes) = setup.send_buffer_bytes {
+            for fd in sockets.iter().filter_map(|sockets| sockets.http.as_ref()) {
+                // Accepted connections inherit it.
+                socket2::SockRef::from(fd)
+                    .set_send_buffer_size(bytes)
+                    .unwrap();
+            }
+        }
         let at = |address: Option<SocketAddr>| {
             SocketAddr::from(([127, 0, 0, 1], address.map_or(0, |address| address.port())))
         };
