@@ -1,7 +1,8 @@
 //! The engine: attach, messages in, outcomes in, time in; replies, writes and events out.
 //!
-//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3)
-//! by the questions in `engine/rules.rs`, beside another rack in `engine/peer.rs`; `engine/lease.rs` turns outcomes into ACKs and takes addresses back;
+//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3), a REQUEST in
+//! `engine/request.rs`, by the questions in `engine/rules.rs`, beside another rack in `engine/peer.rs`; `engine/lease.rs`
+//! turns outcomes into ACKs and takes addresses back;
 //! `engine/guard.rs` keeps one client, one port and all strangers within bounds; `engine/probes.rs` finds addresses
 //! that somebody uses unasked; `engine/lend.rs` moves free ones between the rack's shards.
 
@@ -14,6 +15,7 @@ mod message;
 mod peer;
 mod probes;
 mod proxy;
+mod request;
 mod rules;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -84,6 +86,8 @@ pub struct Engine {
     last_scan: Ms,
     /// Where the next scan for ended rows begins.
     cursor: u32,
+    /// Held by somebody, and reserved for somebody else.
+    wanted: Vec<u32>,
     /// Exhaustion is not told again before then.
     exhausted_again: Ms,
     clients: Buckets,
@@ -121,6 +125,7 @@ impl Engine {
             next_scan: Ms::NEVER,
             last_scan: Ms::PAST,
             cursor: 0,
+            wanted: Vec::with_capacity(lease::WANTED_MAX),
             exhausted_again: Ms::PAST,
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
             ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),
@@ -273,6 +278,7 @@ impl Engine {
         self.peers.clear();
         self.prober.clear();
         self.wishes.clear();
+        self.wanted.clear();
         self.until = None;
         self.next_scan = Ms::NEVER;
         self.cursor = 0;

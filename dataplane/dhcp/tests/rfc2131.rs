@@ -266,10 +266,10 @@ fn init_reboot_and_renewal_by_the_table() {
             Some(Drop::NoRecord),
         ),
         (
-            "init-reboot, peer's block",
+            "init-reboot, nobody's block",
             init_reboot(mac(1), ip(150)),
+            Some(Nak),
             None,
-            Some(Drop::NoRecord),
         ),
         (
             "init-reboot, wrong net",

@@ -10,7 +10,7 @@ use crate::clock::{Ms, trusted};
 use crate::counters::Sent;
 use crate::outbox::{Event, EventKind, Outbox, Ticket};
 use crate::pending::{Kind, Pending, Prepared};
-use crate::table::Binding;
+use crate::table::{Binding, State};
 
 /// Offers ended in one tick at most.
 const OFFERS_PER_TICK_MAX: usize = 256;
@@ -18,6 +18,8 @@ const OFFERS_PER_TICK_MAX: usize = 256;
 const SCAN_SLOTS_MAX: usize = 4096;
 const RECLAIMS_PER_SCAN_MAX: usize = 64;
 const EXPIRED_PER_SCAN_MAX: usize = 64;
+/// Addresses reserved for one client and held by another that are looked after at one time; the others wait for a scan.
+pub(super) const WANTED_MAX: usize = 64;
 /// How often to scan: while addresses run low and this round over the table is not at its end, or its last scan found
 /// more than it may ask for; when they run low; and otherwise.
 const SCAN_EVERY_BUSY: Duration = Duration::from_millis(50);
@@ -222,6 +224,7 @@ impl Engine {
     fn scan(&mut self, now: Ms, out: &mut Outbox) {
         self.expire_pending(now, out);
         self.peers.sweep(now);
+        self.reclaim_wanted(now, out);
         let pools = self.table.pools();
         let low = pools
             .iter()
@@ -304,9 +307,6 @@ impl Engine {
 
     /// Its row has surely ended, by a minute, and its pool needs addresses.
     fn is_reclaimable(&self, slot: u32, now: Ms) -> bool {
-        let Some(binding) = self.table.binding(slot) else {
-            return false;
-        };
         let pool = self.table.pool_of(slot);
         // Strangers that take all they may cost no known machine its address.
         let wanted = if self.table.is_strangers(slot) {
@@ -314,12 +314,42 @@ impl Engine {
         } else {
             pool.is_low()
         };
-        wanted && !self.table.run(slot).refused && {
-            !binding.unknown
-                && binding.writing.is_none()
-                && binding.ended != Ms::NEVER
-                && binding.ended.plus(TAKE_AWAY_GRACE) < now
-                && binding.rests_until < now
+        wanted && self.has_ended(slot, now)
+    }
+
+    fn has_ended(&self, slot: u32, now: Ms) -> bool {
+        let Some(binding) = self.table.binding(slot) else {
+            return false;
+        };
+        !self.table.run(slot).refused
+            && !binding.unknown
+            && binding.writing.is_none()
+            && binding.ended != Ms::NEVER
+            && binding.ended.plus(TAKE_AWAY_GRACE) < now
+            && binding.rests_until < now
+    }
+
+    /// Somebody has an address that is reserved for another client: it comes back when its lease has ended, however many
+    /// are free.
+    pub(super) fn want(&mut self, slot: u32) {
+        let is_held = self.table.state(slot) == State::Bound;
+        if is_held && self.wanted.len() < WANTED_MAX && !self.wanted.contains(&slot) {
+            self.wanted.push(slot);
+            self.hurry_scan();
+        }
+    }
+
+    fn reclaim_wanted(&mut self, now: Ms, out: &mut Outbox) {
+        let mut at = 0;
+        while let Some(slot) = self.wanted.get(at).copied() {
+            if self.table.state(slot) != State::Bound {
+                self.wanted.swap_remove(at);
+                continue;
+            }
+            if self.has_ended(slot, now) {
+                self.reclaim(slot, now, out);
+            }
+            at += 1;
         }
     }
 

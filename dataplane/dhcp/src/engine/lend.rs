@@ -108,10 +108,12 @@ impl Engine {
         let mut lent = Vec::new();
         match wish.address {
             Some(address) => {
-                if let Some(slot) = self.table.find(wish.vlan, address)
-                    && self.is_dealable(slot)
-                {
-                    lent.push(self.give(slot));
+                if let Some(slot) = self.table.find(wish.vlan, address) {
+                    if self.is_dealable(slot) {
+                        lent.push(self.give(slot));
+                    } else {
+                        self.want(slot);
+                    }
                 }
             }
             None => {

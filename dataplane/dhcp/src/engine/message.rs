@@ -1,4 +1,4 @@
-//! What each message type gets (RFC 2131 §4.3).
+//! What each message type gets (RFC 2131 §4.3), and how a grant becomes an ACK. A REQUEST is decided in `request.rs`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use wire::dhcp4::MessageType;
 use super::rules::{Reserved, claimed_hostname, is_allocatable, subnets};
 use super::{Ask, Engine};
 use crate::clock::Ms;
-use crate::config::{Config, ReservationKey, Subnet};
+use crate::config::{Config, Subnet};
 use crate::counters::{Drop, Sent};
 use crate::destination::reply_destination;
 use crate::outbox::{EventKind, Outbox, Ticket};
@@ -22,15 +22,6 @@ pub(super) const LEASE_MIN: Duration = Duration::from_secs(10);
 
 /// How often an exhausted range is worth an event.
 const EXHAUSTED_EVERY: Duration = Duration::from_secs(10);
-
-/// In which state of RFC 2131 figure 5 the client is when it sends a REQUEST.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Claim {
-    Selecting,
-    InitReboot,
-    /// Renewing or rebinding: they differ only in how the message travelled.
-    Renewing,
-}
 
 impl Engine {
     // ---------------------------------------------------------------- DISCOVER
@@ -102,6 +93,7 @@ impl Engine {
                 found => {
                     if let Some(slot) = found {
                         borrowing = self.wish_for_reserved(ask, own.subnet.id, slot);
+                        self.want(slot);
                     }
                     self.counters.count(Sent::ReservationTaken);
                 }
@@ -165,129 +157,11 @@ impl Engine {
         Err(Drop::NoFreeAddress)
     }
 
-    // ---------------------------------------------------------------- REQUEST
-
-    pub(super) fn on_request<C: Config>(
-        &mut self,
-        ask: &Ask<'_, C>,
-        out: &mut Outbox,
-    ) -> Result<(), Drop> {
-        let (claim, address) = self.read_claim(ask)?;
-        let broadcast = ask.received.destination.is_broadcast();
-        let relayed = !ask.query.giaddr().is_unspecified();
-        let Some(subnet) = ask.link.subnet_of(address) else {
-            // Any server may say so: the client has moved (§4.3.2).
-            if claim == Claim::Renewing && !broadcast && !relayed {
-                return Err(Drop::WrongNetwork);
-            }
-            return self.send_nak(ask, address, "wrong network", out);
-        };
-        let reserved = self.reserved(ask);
-        // What every rack of the VLAN knows, one of them says.
-        let named = claim == Claim::Selecting || !(broadcast || relayed);
-        if let Some(own) = &reserved
-            && !own.dynamic
-        {
-            if !named {
-                self.take_turn(ask)?;
-            }
-            if own.address != address {
-                return self.send_nak(ask, address, "another address is reserved for it", out);
-            }
-            let lease = ask.lease(own.subnet, own.address).given;
-            return self.ack_now(ask, own.address, own.subnet, lease, false, out);
-        }
-        let theirs = ask.config.reserved(ask.link.vlan, address);
-        if let Some(theirs) = theirs.filter(|theirs| !ask.is_key(&theirs.key)) {
-            // No relay is there to name the port of a client that renews by unicast (§4.3.2): if no lease of it is here,
-            // it comes through its relay when it rebinds.
-            let alone = claim == Claim::Renewing && !broadcast && !relayed;
-            if matches!(theirs.key, ReservationKey::Circuit { .. }) && alone {
-                self.serving(ask.now)?;
-                return match self.table.find(ask.link.vlan, address) {
-                    Some(slot) if self.table.is_held_by(slot, &ask.client) => {
-                        self.grant(ask, slot, subnet, out)
-                    }
-                    _ => Err(Drop::NoRecord),
-                };
-            }
-            if !named {
-                self.take_turn(ask)?;
-            }
-            return self.send_nak(ask, address, "reserved for another", out);
-        }
-        self.serving(ask.now)?;
-
-        let Some(slot) = self.table.find(ask.link.vlan, address) else {
-            // Not our block: only a client that selected this very server hears of it.
-            return match claim {
-                Claim::Selecting => self.send_nak(ask, address, "not offered", out),
-                Claim::InitReboot | Claim::Renewing => self.survive(ask, address, subnet, out),
-            };
-        };
-        if self.table.is_held_by(slot, &ask.client) {
-            return self.grant(ask, slot, subnet, out);
-        }
-        let elsewhere = self.table.held_by(&ask.client).is_some();
-        match claim {
-            // Its offer ran out, but nobody else has taken the address.
-            Claim::Selecting
-                if !elsewhere
-                    && self.is_dealable(slot)
-                    && is_allocatable(ask, address)
-                    && !(ask.is_stranger() && self.strangers_full(slot)) =>
-            {
-                self.grant(ask, slot, subnet, out)
-            }
-            Claim::Selecting => self.send_nak(ask, address, "not offered", out),
-            Claim::InitReboot | Claim::Renewing if elsewhere => {
-                self.send_nak(ask, address, "holds another address", out)
-            }
-            // §4.3.2: no record of this client, so silence; another server may know it.
-            Claim::InitReboot | Claim::Renewing => Err(Drop::NoRecord),
-        }
-    }
-
-    /// Which address is claimed and how (RFC 2131 §4.3.2, table 4). A server identifier decides first: some
-    /// clients fill in more than the table allows.
-    fn read_claim<C: Config>(&mut self, ask: &Ask<'_, C>) -> Result<(Claim, Ipv4Addr), Drop> {
-        let query = ask.query;
-        let ciaddr = Some(query.ciaddr()).filter(|address| !address.is_unspecified());
-        if let Some(server) = query.server_id() {
-            if !ask.is_mine(server) {
-                self.free_offer(ask);
-                self.stop_waiting(ask);
-                return Err(Drop::OtherServer);
-            }
-            let address = query
-                .requested_address()
-                .or(ciaddr)
-                .ok_or(Drop::NoAddress)?;
-            let claim = if ask.is_name_shared(server) {
-                Claim::InitReboot
-            } else {
-                Claim::Selecting
-            };
-            return Ok((claim, address));
-        }
-        if let Some(address) = ciaddr {
-            return Ok((Claim::Renewing, address));
-        }
-        let address = query.requested_address().ok_or(Drop::NoAddress)?;
-        Ok((Claim::InitReboot, address))
-    }
-
-    fn free_offer<C: Config>(&mut self, ask: &Ask<'_, C>) {
-        if let Some(slot) = self.table.held_by(&ask.client)
-            && self.table.state(slot) == State::Offered
-        {
-            self.table.free(slot);
-        }
-    }
+    // ---------------------------------------------------------------- grants
 
     /// ACKs from memory inside a durable end, else asks for a durable one first. The slot is this client's, or
     /// free for it.
-    fn grant<C: Config>(
+    pub(super) fn grant<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
         slot: u32,

@@ -153,7 +153,7 @@ impl Engine {
 }
 
 /// All peers are believed dead.
-fn is_alone(link: &Link) -> bool {
+pub(super) fn is_alone(link: &Link) -> bool {
     link.peers.iter().all(|peer| !peer.alive)
 }
 

@@ -446,9 +446,19 @@ impl Rack {
         rack
     }
 
+    /// One shard of several, attached for a day.
+    pub fn sharded(shard: Shard, config: Fixed, count: u32, rows: &[Row]) -> Self {
+        let mut rack = Self::unattached_shard(shard, Limits::default(), config);
+        rack.attach(count, rows);
+        rack
+    }
+
     fn unattached_within(limits: Limits, config: Fixed) -> Self {
+        Self::unattached_shard(Shard { index: 0, count: 1 }, limits, config)
+    }
+
+    fn unattached_shard(shard: Shard, limits: Limits, config: Fixed) -> Self {
         let now = Instant::now();
-        let shard = Shard { index: 0, count: 1 };
         let engine = Engine::new(shard, limits, 42, now);
         Self {
             engine,
