@@ -8,6 +8,8 @@ Run by `control/workflow/tests/machine.rs`, too. Standard library only; changes 
 import email.parser
 import email.policy
 import http.server
+import importlib.machinery
+import importlib.util
 import io
 import json
 import os
@@ -278,6 +280,99 @@ class EnlistTest(unittest.TestCase):
         self.assertEqual(form["mac_addresses"], ["52:54:00:00:00:01", "52:54:00:00:00:02"])
         self.assertIn("/generic", form["architecture"][0])
         self.assertNotIn("power_type", form)
+
+
+def inventory_script():
+    path = os.path.join(HERE, "scripts/50-maas-01-commissioning")
+    loader = importlib.machinery.SourceFileLoader("inventory_script", path)
+    spec = importlib.util.spec_from_loader("inventory_script", loader)
+    module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    loader.exec_module(module)
+    sys.dont_write_bytecode = writes
+    return module
+
+
+def write(root, path, text):
+    path = os.path.join(root, path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as out:
+        out.write(text + "\n")
+
+
+class InventoryTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.sys = os.path.realpath(folder.name)
+        self.script = inventory_script()
+        self.script.SYS = self.sys
+
+    def disk(self, name, bus, files=()):
+        """A block device below a folder of a bus, as sysfs links it."""
+        device = os.path.join(self.sys, "devices", bus, name)
+        os.makedirs(device)
+        for file, text in dict(files).items():
+            write(self.sys, f"block/{name}/{file}", text)
+        os.makedirs(os.path.join(self.sys, "block", name), exist_ok=True)
+        os.symlink(device, os.path.join(self.sys, "block", name, "device"))
+        return device
+
+    def test_hidden_paths_are_no_disks_and_media_on_usb_are_told_so(self):
+        self.disk("nvme0n1", "pci0/nvme/nvme0", {"size": "1000"})
+        self.disk("nvme0c0n1", "pci0/nvme/nvme0c", {"size": "1000", "hidden": "1"})
+        floppy = self.disk("sdb", "pci0/usb1/1-1/host0", {"size": "2880", "ro": "0"})
+        write(floppy, "vendor", "AMI")
+        write(floppy, "model", "Virtual Floppy0")
+        self.disk("fd0", "platform/floppy.0")
+        os.makedirs(os.path.join(self.sys, "block/loop0"))
+        disks = {disk["id"]: disk for disk in self.script.storage_part({})["disks"]}
+        self.assertEqual({name: disk["type"] for name, disk in disks.items()},
+                         {"nvme0n1": "nvme", "sdb": "usb", "fd0": "floppy"})
+        self.assertEqual((disks["sdb"]["vendor"], disks["sdb"]["model"]), ("AMI", "Virtual Floppy0"))
+        self.assertEqual(disks["sdb"]["size"], 2880 * 512)
+
+    def test_virtual_functions_are_counted_at_their_card_and_odd_speeds_are_unknown(self):
+        for name, speed in {"ens1f0": "25000", "ens1f1": "2147483647", "ens1f2": "-1", "ens1f3": "65535",
+                            "ens1f0v0": "25000", "ens1f0v1": "25000"}.items():
+            device = os.path.join(self.sys, "devices/pci0", name)
+            os.makedirs(device)
+            if "v" in name:
+                os.makedirs(os.path.join(device, "physfn"))
+            elif name == "ens1f0":
+                write(device, "sriov_totalvfs", "64")
+                write(device, "sriov_numvfs", "2")
+            for file, text in {"type": "1", "carrier": "1", "speed": speed, "address": "52:54:00:00:00:01"}.items():
+                write(self.sys, f"class/net/{name}/{file}", text)
+            os.symlink(device, os.path.join(self.sys, "class/net", name, "device"))
+        with open(os.devnull, "rb") as control:
+            cards = self.script.network_part(control, {}, self.script.PciNames(set()))["cards"]
+        speeds = {port["id"]: port["link_speed"] for card in cards for port in card["ports"]}
+        self.assertEqual(speeds, {"ens1f0": 25000, "ens1f1": 0, "ens1f2": 0, "ens1f3": 0})
+        counts = [card["sriov"] for card in cards if card["sriov"]]
+        self.assertEqual(counts, [{"current_vfs": 2, "maximum_vfs": 64}])
+
+    def test_a_part_that_cannot_be_read_costs_only_itself(self):
+        script = self.script
+
+        def broken():
+            raise ValueError("odd")
+
+        script.cpu_part = broken
+        out, err = io.StringIO(), io.StringIO()
+        stdout, stderr, sys.stdout, sys.stderr = sys.stdout, sys.stderr, out, err
+        try:
+            script.main()
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr
+        result = json.loads(out.getvalue())
+        self.assertEqual(result["resources"]["cpu"], {})
+        self.assertGreater(result["resources"]["memory"]["total"], 64 << 20)
+        self.assertEqual(err.getvalue(), "broken: ValueError: odd\n")
+
+    def test_texts_that_are_no_utf8_can_be_printed(self):
+        odd = {"a\udcff": ["b\udc80", 1, None]}
+        self.assertEqual(self.script.clean(odd), {"a?": ["b?", 1, None]})
 
 
 class ScriptsTest(unittest.TestCase):

@@ -346,6 +346,18 @@ impl Parts {
     }
 }
 
+/// As MAAS tags them: what a path of several leads to is no SSD that one could tell of.
+fn disk_tags(disk: &BlockDevice) -> Vec<&'static str> {
+    let rotary = disk.rotary.then_some("rotary");
+    let kind = match disk.paths {
+        ..=1 => rotary.or(Some("ssd")),
+        _ => rotary,
+    };
+    kind.into_iter()
+        .chain((disk.paths > 1).then_some("multipath"))
+        .collect()
+}
+
 fn block_device_view(disk: &BlockDevice) -> Value {
     let uri = format!(
         "/MAAS/api/2.0/nodes/{}/blockdevices/{}/",
@@ -367,7 +379,7 @@ fn block_device_view(disk: &BlockDevice) -> Value {
         "used_for": "Unused",
         "firmware_version": disk.firmware_version,
         "numa_node": disk.numa_node,
-        "tags": [if disk.rotary { "rotary" } else { "ssd" }],
+        "tags": disk_tags(disk),
         "filesystem": null,
         "partition_table_type": null,
         "partitions": [],

@@ -113,6 +113,7 @@ event_types! {
     ScriptStarted "SCRIPT_STARTED" Debug "Script started",
     ScriptFailed "SCRIPT_FAILED" Error "Script failed",
     StatusTimeout "STATUS_TIMEOUT" Error "Status timed out",
+    InventoryNoted "INVENTORY_NOTED" Info "Inventory read with remarks",
     InventoryRefused "INVENTORY_REFUSED" Error "Inventory not understood",
 
     // Power.

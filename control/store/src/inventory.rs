@@ -45,6 +45,8 @@ pub struct Disk {
     pub rotary: bool,
     pub firmware_version: String,
     pub numa_node: i32,
+    /// Ways to it: more than 1 for a LUN that several paths lead to.
+    pub paths: i32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -142,13 +144,13 @@ async fn replace_disks(
     for disk in disks {
         sqlx::query(
             "insert into block_device (machine, name, id_path, model, serial, size_bytes, block_bytes,
-                                       rotary, firmware_version, numa_node)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                                       rotary, firmware_version, numa_node, paths)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
              on conflict (machine, name) do update set
                  id_path = excluded.id_path, model = excluded.model, serial = excluded.serial,
                  size_bytes = excluded.size_bytes, block_bytes = excluded.block_bytes,
                  rotary = excluded.rotary, firmware_version = excluded.firmware_version,
-                 numa_node = excluded.numa_node",
+                 numa_node = excluded.numa_node, paths = excluded.paths",
         )
         .bind(machine.as_str())
         .bind(&disk.name)
@@ -160,6 +162,7 @@ async fn replace_disks(
         .bind(disk.rotary)
         .bind(&disk.firmware_version)
         .bind(disk.numa_node)
+        .bind(disk.paths)
         .execute(&mut *db)
         .await?;
     }

@@ -542,6 +542,8 @@ pub struct BlockDevice {
     pub rotary: bool,
     pub firmware_version: String,
     pub numa_node: i32,
+    /// Ways to it: more than 1 for a LUN that several paths lead to.
+    pub paths: i32,
 }
 
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -574,7 +576,7 @@ pub async fn block_devices(
 ) -> Result<Vec<BlockDevice>, StoreError> {
     Ok(sqlx::query_as(
         "select id, machine, name, id_path, model, serial, size_bytes, block_bytes, rotary,
-                firmware_version, numa_node
+                firmware_version, numa_node, paths
          from block_device where machine = any($1) order by machine, id",
     )
     .bind(machines)

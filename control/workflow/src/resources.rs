@@ -1,21 +1,29 @@
 //! Reads the output of `50-maas-01-commissioning`: the LXD `resources` JSON, as MAAS's machine-resources prints it.
 //!
 //! The text is a machine's own: anything may be missing, of the wrong type, absurd or too much. What can't be read is
-//! left out; only a text that is no inventory at all is an error. Never panics, and every list is bounded.
+//! left out, and said so in the notes; only a text that is no inventory at all is an error. Never panics, and every
+//! list is bounded.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+mod cards;
+mod disks;
+mod notes;
+mod output;
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
-use store::inventory::{Disk, Interface, Inventory, NumaNode};
+use store::inventory::{Inventory, NumaNode};
+
+pub use notes::Notes;
 
 /// Longest text kept, in characters.
 const TEXT_MAX: usize = 255;
-const DISKS_MAX: usize = 1024;
-const INTERFACES_MAX: usize = 256;
 const NUMA_NODES_MAX: usize = 256;
 const THREADS_MAX: usize = 65_536;
-const ADDRESSES_MAX: usize = 16;
+/// A pebibyte, in MiB: more memory is a number gone wrong.
+const MEMORY_MIB_MAX: i64 = 1 << 30;
+/// MHz.
+const CPU_SPEED_MAX: i32 = 1_000_000;
 
 /// MAAS's `hardware_info` keys, and where their values are below `resources`.
 const HARDWARE_INFO: [(&str, &str); 8] = [
@@ -37,18 +45,17 @@ pub enum ResourcesError {
     NoResources,
 }
 
-/// The inventory in `output`.
-pub fn parse(output: &[u8]) -> Result<Inventory, ResourcesError> {
-    let root: Value = serde_json::from_slice(output).map_err(|e| ResourcesError::NotJson {
-        line: e.line(),
-        column: e.column(),
-    })?;
-    // Old scripts print the resources without the frame around them.
-    let resources = root.get("resources").unwrap_or(&root);
-    if !resources["cpu"].is_object() || !resources["memory"].is_object() {
-        return Err(ResourcesError::NoResources);
+/// The inventory in `output`, and what of it was not taken as it was said.
+pub fn parse(output: &[u8]) -> Result<(Inventory, Notes), ResourcesError> {
+    let mut notes = Notes::default();
+    let root = output::find(output, &mut notes)?;
+    let resources = output::resources(&root);
+    for part in ["cpu", "memory", "network", "storage"] {
+        if !resources[part].is_object() {
+            notes.say(format!("nothing is told of {part}"));
+        }
     }
-    let threads = threads(&resources["cpu"]);
+    let threads = threads(&resources["cpu"], &mut notes);
     let cpu_model = text(&resources["cpu"]["sockets"][0]["name"]);
     let kernel_architecture = root["environment"]["kernel_architecture"]
         .as_str()
@@ -63,17 +70,23 @@ pub fn parse(output: &[u8]) -> Result<Inventory, ResourcesError> {
         .collect();
     hardware_info.insert("cpu_model".to_owned(), or_unknown(cpu_model.clone()));
     let uuid = text(&resources["system"]["uuid"]).to_ascii_lowercase();
-    Ok(Inventory {
+    let memory = &resources["memory"];
+    let memory_mib = mib(&memory["total"]);
+    if memory_mib == 0 && memory.is_object() {
+        notes.say("how much memory it has cannot be read");
+    }
+    let inventory = Inventory {
         architecture: architecture(kernel_architecture).to_owned(),
         cpu_count: as_i32(threads.len()),
         cpu_speed: cpu_speed(&cpu_model, &resources["cpu"]),
-        memory_mib: mib(&resources["memory"]["total"]),
+        memory_mib,
         hardware_uuid: is_uuid(&uuid).then_some(uuid),
         hardware_info,
-        numa_nodes: numa_nodes(&resources["memory"], &threads),
-        disks: disks(&resources["storage"]),
-        interfaces: interfaces(&resources["network"], &root["networks"]),
-    })
+        numa_nodes: numa_nodes(memory, &threads, &mut notes),
+        disks: disks::disks(&resources["storage"], &mut notes),
+        interfaces: cards::interfaces(&resources["network"], &root["networks"], &mut notes),
+    };
+    Ok((inventory, notes))
 }
 
 /// A logical CPU.
@@ -82,18 +95,19 @@ struct Thread {
     numa_node: i32,
 }
 
-fn threads(cpu: &Value) -> Vec<Thread> {
+fn threads(cpu: &Value, notes: &mut Notes) -> Vec<Thread> {
     let mut threads = Vec::new();
     for socket in items(&cpu["sockets"]) {
         for core in items(&socket["cores"]) {
             for thread in items(&core["threads"]) {
-                if threads.len() < THREADS_MAX {
-                    let id = small(&thread["id"]);
-                    threads.push(Thread {
-                        id,
-                        numa_node: small(&thread["numa_node"]).max(0),
-                    });
+                if threads.len() == THREADS_MAX {
+                    notes.leave_out("more processors than are kept", "");
+                    continue;
                 }
+                threads.push(Thread {
+                    id: small(&thread["id"]),
+                    numa_node: small(&thread["numa_node"]).max(0),
+                });
             }
         }
     }
@@ -118,12 +132,12 @@ fn cpu_speed(model: &str, cpu: &Value) -> i32 {
                 small(&socket["frequency"]),
             ]
         })
+        .filter(|mhz| (0..CPU_SPEED_MAX).contains(mhz))
         .max()
         .unwrap_or(0)
-        .max(0)
 }
 
-fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
+fn numa_nodes(memory: &Value, threads: &[Thread], notes: &mut Notes) -> Vec<NumaNode> {
     let mut nodes: BTreeMap<i32, NumaNode> = BTreeMap::new();
     let mut node = |index: i32, change: &mut dyn FnMut(&mut NumaNode)| {
         if nodes.contains_key(&index) || nodes.len() < NUMA_NODES_MAX {
@@ -131,6 +145,8 @@ fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
                 index,
                 ..NumaNode::default()
             }));
+        } else {
+            notes.leave_out("more NUMA nodes than are kept", "");
         }
     };
     for entry in items(&memory["nodes"]) {
@@ -152,108 +168,6 @@ fn numa_nodes(memory: &Value, threads: &[Thread]) -> Vec<NumaNode> {
             .and_modify(|node| node.memory_mib = mib(&memory["total"]));
     }
     nodes.into_values().collect()
-}
-
-fn disks(storage: &Value) -> Vec<Disk> {
-    let mut names = BTreeSet::new();
-    let mut disks = Vec::new();
-    for disk in items(&storage["disks"]) {
-        let name = text(&disk["id"]);
-        let size_bytes = number(&disk["size"]);
-        // No optical drives, no empty card readers.
-        if name.is_empty() || size_bytes <= 0 || disk["type"].as_str() == Some("cdrom") {
-            continue;
-        }
-        if disks.len() == DISKS_MAX || !names.insert(name.clone()) {
-            continue;
-        }
-        let device_id = text(&disk["device_id"]);
-        disks.push(Disk {
-            id_path: if device_id.is_empty() || device_id.contains("..") {
-                String::new()
-            } else {
-                format!("/dev/disk/by-id/{device_id}")
-            },
-            model: text(&disk["model"]),
-            serial: text(&disk["serial"]),
-            size_bytes,
-            block_bytes: match small(&disk["block_size"]) {
-                bytes if bytes > 0 => bytes,
-                _ => 512,
-            },
-            rotary: small(&disk["rpm"]) > 0,
-            firmware_version: text(&disk["firmware_version"]),
-            numa_node: small(&disk["numa_node"]).max(0),
-            name,
-        });
-    }
-    disks
-}
-
-fn interfaces(network: &Value, networks: &Value) -> Vec<Interface> {
-    let (mut names, mut macs) = (BTreeSet::new(), BTreeSet::new());
-    let mut interfaces = Vec::new();
-    for card in items(&network["cards"]) {
-        for port in items(&card["ports"]) {
-            let name = text(&port["id"]);
-            let mac = port["address"]
-                .as_str()
-                .and_then(|mac| mac.parse::<model::Mac>().ok());
-            let Some(mac) = mac.filter(|mac| mac.is_unicast()) else {
-                continue;
-            };
-            if name.is_empty() || interfaces.len() == INTERFACES_MAX {
-                continue;
-            }
-            // One of each: a bond's members, or a liar, may show the same twice.
-            if !macs.insert(mac) || !names.insert(name.clone()) {
-                continue;
-            }
-            let state = &networks[name.as_str()];
-            let link_connected = port["link_detected"].as_bool().unwrap_or(false);
-            let link_speed = small(&port["link_speed"]).max(0);
-            interfaces.push(Interface {
-                mac,
-                link_connected,
-                interface_speed: supported_speed(&port["supported_modes"]).max(link_speed),
-                link_speed: if link_connected { link_speed } else { 0 },
-                vendor: some_text(&card["vendor"]),
-                product: some_text(&card["product"]),
-                firmware_version: some_text(&card["firmware_version"]),
-                numa_node: small(&card["numa_node"]).max(0),
-                addresses: addresses(state),
-                name,
-            });
-        }
-    }
-    interfaces
-}
-
-/// Addresses that say where the card is plugged in.
-fn addresses(state: &Value) -> Vec<IpAddr> {
-    items(&state["addresses"])
-        .filter(|address| {
-            address["scope"]
-                .as_str()
-                .is_none_or(|scope| scope == "global")
-        })
-        .filter_map(|address| address["address"].as_str()?.parse().ok())
-        .take(ADDRESSES_MAX)
-        .collect()
-}
-
-/// The highest of modes like "1000baseT/Full", in Mbit/s.
-fn supported_speed(modes: &Value) -> i32 {
-    items(modes)
-        .filter_map(|mode| {
-            let mode = mode.as_str()?;
-            let digits = mode
-                .find(|c: char| !c.is_ascii_digit())
-                .unwrap_or(mode.len());
-            mode[..digits].parse::<i32>().ok()
-        })
-        .max()
-        .unwrap_or(0)
 }
 
 fn architecture(kernel: &str) -> &'static str {
@@ -314,7 +228,11 @@ fn number(value: &Value) -> i64 {
             .as_i64()
             .or_else(|| value.as_f64().map(|value| value as i64))
             .unwrap_or(0),
-        Value::String(text) => text.trim().parse().unwrap_or(0),
+        Value::String(text) => {
+            let text = text.trim();
+            let fraction = || text.parse::<f64>().ok().map(|value| value as i64);
+            text.parse().ok().or_else(fraction).unwrap_or(0)
+        }
         _ => 0,
     }
 }
@@ -327,17 +245,22 @@ fn as_i32(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
 }
 
-/// Octets to MiB, rounded: firmware keeps a little of what is plugged in.
+/// Octets to MiB, rounded: firmware keeps a little of what is plugged in. 0 for what cannot be.
 fn mib(octets: &Value) -> i64 {
-    number(octets).max(0).saturating_add(512 * 1024) / (1024 * 1024)
+    let mib = number(octets).max(0).saturating_add(512 * 1024) / (1024 * 1024);
+    if mib <= MEMORY_MIB_MAX { mib } else { 0 }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    const DISK: u64 = 8 << 30;
 
     fn sample() -> Value {
         json!({
@@ -357,9 +280,9 @@ mod tests {
                     {"id": "ib0", "address": "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:0a:6b:91"}, {"id": "lo", "address": "00:00:00:00:00:00"},
                     {"id": "eth1", "address": "52:54:00:00:00:01"}]}]},
                 "storage": {"disks": [
-                    {"id": "sda", "size": 1000, "model": "QEMU\u{0000} DISK ", "serial": "s1", "block_size": 4096,
+                    {"id": "sda", "size": DISK, "model": "QEMU\u{0000} DISK ", "serial": "s1", "block_size": 4096,
                      "rpm": 1, "device_id": "ata-QEMU_s1"},
-                    {"id": "sr0", "size": 1000, "type": "cdrom"}, {"id": "sdb", "size": 0}, {"id": "sda", "size": 5}]},
+                    {"id": "sr0", "size": DISK, "type": "cdrom"}, {"id": "sdb", "size": 0}, {"id": "sda", "size": DISK}]},
                 "system": {"uuid": "EC2D31C6-0B1A-4B39-9C53-6BBA1DBF7E6D", "vendor": "QEMU", "product": "Standard PC",
                            "version": "", "motherboard": {"vendor": "Intel"}, "firmware": {"version": "1.16", "date": "04/01/2014"}}
             },
@@ -370,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_whole_contract_is_read() {
-        let got = parse(sample().to_string().as_bytes()).unwrap();
+        let (got, notes) = parse(sample().to_string().as_bytes()).unwrap();
         assert_eq!(got.architecture, "amd64/generic");
         assert_eq!(
             (got.cpu_count, got.cpu_speed, got.memory_mib),
@@ -409,6 +332,105 @@ mod tests {
             (10_000, 1000, 1)
         );
         assert_eq!(card.addresses, ["10.0.0.5".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            notes.text().unwrap(),
+            "left out, a disk named twice: sda; \
+             left out, a port whose MAC address another has: eth1; \
+             left out, a port without an Ethernet address: ib0"
+        );
+    }
+
+    /// One field gone wrong, of each kind: the rest is read, and what is missing is said.
+    #[test]
+    fn one_odd_field_costs_only_itself() {
+        let cases: &[(&str, Value, &str)] = &[
+            (
+                "/resources/memory",
+                json!(null),
+                "nothing is told of memory",
+            ),
+            ("/resources/cpu", json!("x86"), "nothing is told of cpu"),
+            (
+                "/resources/storage",
+                json!([]),
+                "nothing is told of storage",
+            ),
+            (
+                "/resources/network",
+                json!(null),
+                "nothing is told of network",
+            ),
+            (
+                "/resources/memory/total",
+                json!(-5),
+                "how much memory it has cannot be read",
+            ),
+            (
+                "/resources/memory/total",
+                json!(u64::MAX),
+                "how much memory it has cannot be read",
+            ),
+            (
+                "/resources/memory/total",
+                json!("8 GiB"),
+                "how much memory it has cannot be read",
+            ),
+            ("/resources/storage/disks", json!(null), ""),
+            ("/resources/network/cards", json!(null), ""),
+            (
+                "/resources/cpu/sockets/0/frequency_turbo",
+                json!(i32::MAX),
+                "",
+            ),
+            (
+                "/resources/system/vendor",
+                json!("Ac\u{0}me\u{202e}\u{fffd}".repeat(400)),
+                "",
+            ),
+            ("/resources/system/uuid", json!("Not Settable"), ""),
+        ];
+        for (place, odd, note) in cases {
+            let mut json = sample();
+            *json.pointer_mut(place).unwrap() = odd.clone();
+            let (got, notes) = parse(json.to_string().as_bytes()).unwrap();
+            assert_eq!(got.architecture, "amd64/generic", "{place}");
+            assert!(
+                got.cpu_speed < CPU_SPEED_MAX && got.memory_mib >= 0,
+                "{place}"
+            );
+            let longest = got.hardware_info.values().map(|text| text.chars().count());
+            assert!(longest.max() <= Some(TEXT_MAX), "{place}");
+            let said = notes.text().unwrap_or_default();
+            assert!(said.contains(note), "{place}: {said}");
+        }
+        let mut json = sample();
+        json["resources"]["memory"]["total"] = json!("8589934592");
+        let (got, _) = parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!(got.memory_mib, 8192, "a number as text");
+    }
+
+    #[test]
+    fn more_than_is_kept_is_said() {
+        let mut json = sample();
+        let nodes: Vec<Value> = (0..300)
+            .map(|n| json!({"numa_node": n, "total": 1 << 30}))
+            .collect();
+        json["resources"]["memory"]["nodes"] = json!(nodes);
+        let threads: Vec<Value> = (0..70_000)
+            .map(|n| json!({"id": n, "numa_node": 0}))
+            .collect();
+        json["resources"]["cpu"]["sockets"][0]["cores"] = json!([{"threads": threads}]);
+        let (got, notes) = parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!(
+            (got.numa_nodes.len(), got.cpu_count),
+            (NUMA_NODES_MAX, 65_536)
+        );
+        let said = notes.text().unwrap();
+        assert!(said.contains("more NUMA nodes than are kept: 44"), "{said}");
+        assert!(
+            said.contains("more processors than are kept: 4464"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -476,7 +498,7 @@ mod tests {
             ];
             let mut json = sample();
             *json.pointer_mut(PLACES[place % 20]).unwrap() = strange;
-            let inventory = parse(json.to_string().as_bytes()).unwrap();
+            let (inventory, _) = parse(json.to_string().as_bytes()).unwrap();
             for disk in &inventory.disks {
                 prop_assert!(!disk.name.contains('\0') && disk.size_bytes > 0);
             }

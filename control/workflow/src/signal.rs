@@ -135,10 +135,14 @@ async fn store_inventory(
     output: &[u8],
     boot: BootInterface,
 ) -> Result<Result<(), resources::ResourcesError>, WorkflowError> {
-    let inventory = match resources::parse(output) {
-        Ok(inventory) => inventory,
+    let (inventory, notes) = match resources::parse(output) {
+        Ok(read) => read,
         Err(reason) => return Ok(Err(reason)),
     };
+    if let Some(text) = notes.text() {
+        let event = NewEvent::new(EventType::InventoryNoted).machine(machine);
+        event::record(tx, event.text(clean(&text))).await?;
+    }
     let strangers = inventory::replace(tx, machine, &inventory, boot).await?;
     for mac in strangers {
         let text = format!("network card {mac} belongs to another machine; left there");

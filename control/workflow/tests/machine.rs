@@ -33,7 +33,8 @@ fn this_host_s_inventory_is_understood() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let inventory = workflow::resources::parse(&output.stdout).expect("our own script's output");
+    let (inventory, _) =
+        workflow::resources::parse(&output.stdout).expect("our own script's output");
     let cores = std::thread::available_parallelism()
         .expect("a number of cores")
         .get();

@@ -272,10 +272,15 @@ impl Region {
 
     /// Runs every script as a well-behaved machine does, but for the final signal.
     async fn run_scripts(&self) {
+        self.run_scripts_with(RESOURCES).await;
+    }
+
+    /// `inventory` is what the inventory script prints.
+    async fn run_scripts_with(&self, inventory: &str) {
         for (name, result) in self.results().await {
             self.signal(&started(result.id)).await.unwrap();
             let output = if name == workflow::scripts::RESOURCES {
-                RESOURCES
+                inventory
             } else {
                 "x"
             };
@@ -319,7 +324,7 @@ const RESOURCES: &str = r#"{"environment": {"kernel_architecture": "x86_64"}, "r
     "network": {"cards": [{"vendor": "Red Hat", "ports": [
         {"id": "ens3", "address": "52:54:00:00:00:01", "link_detected": true, "link_speed": 1000},
         {"id": "ens4", "address": "52:54:00:00:00:02"}]}]},
-    "storage": {"disks": [{"id": "vda", "size": 1048576, "serial": "s1"}]},
+    "storage": {"disks": [{"id": "vda", "size": 8589934592, "serial": "s1"}]},
     "system": {"uuid": "ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d", "vendor": "QEMU"}}}"#;
 
 fn report(status: Signal, id: Option<i32>, exit_status: Option<i32>) -> SignalReport {
@@ -766,6 +771,53 @@ async fn a_good_run_ends_ready_with_the_inventory_and_the_power_off() {
         region.count(EventType::ScriptResult).await,
         region.results().await.len()
     );
+}
+
+/// A warning before it, a word that JSON does not have, a NUL, a speed of no cable, and disks that are none.
+#[tokio::test]
+async fn an_inventory_with_odd_fields_ends_ready_and_says_what_was_left_out() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    let odd = RESOURCES
+        .replace("\"total\": 1073741824", "\"total\": NaN")
+        .replace("\"link_speed\": 1000", "\"link_speed\": 2147483647")
+        .replace(
+            "\"vendor\": \"QEMU\"",
+            "\"vendor\": \"QE\\u0000MU \\udcff\"",
+        )
+        .replace(
+            "\"disks\": [",
+            "\"disks\": [{\"id\": \"nvme0c0n1\", \"size\": 8589934592},
+                {\"id\": \"sda\", \"size\": 8589934592, \"wwn\": \"naa.5000c500a1b2c3d4\"},
+                {\"id\": \"sdb\", \"size\": 8589934592, \"wwn\": \"naa.5000c500a1b2c3d4\"},",
+        );
+    region
+        .run_scripts_with(&format!("\u{feff}warning: {{odd}}\n{odd}\ngoodbye"))
+        .await;
+    let status = region.signal(&finished(Signal::Ok)).await.unwrap();
+    assert_eq!(status, MachineStatus::Ready);
+    let disks: Vec<(String, i32)> =
+        sqlx::query_as("select name, paths from block_device order by name")
+            .fetch_all(region.pool())
+            .await
+            .unwrap();
+    assert_eq!(disks, [("sda".to_owned(), 2), ("vda".to_owned(), 1)]);
+    let said: String =
+        sqlx::query_scalar("select description from event where type = 'INVENTORY_NOTED'")
+            .fetch_one(region.pool())
+            .await
+            .unwrap();
+    for part in [
+        "1 lines before the JSON skipped",
+        "text after the JSON skipped",
+        "2 values that JSON does not have skipped",
+        "how much memory it has cannot be read",
+        "sda is one disk on 2 paths",
+        "a path of another disk: nvme0c0n1",
+        "a link speed that cannot be: ens3",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,380 @@
+//! Finds the inventory in what a script printed: JSON with whatever a shell, a firmware or a driver put before, after
+//! or into it. One odd value costs itself, not the inventory.
+
+use std::borrow::Cow;
+
+use serde_json::{Number, Value};
+
+use super::ResourcesError;
+use super::notes::Notes;
+
+/// Places where the JSON may begin that are tried: lines that begin with `{`, then any `{`.
+const BEGINNINGS_MAX: usize = 16;
+/// Nested deeper than this a value is taken for nothing. The contract has nine levels, the parser's own limit is 128.
+const DEPTH_MAX: usize = 64;
+/// The parts of an inventory. A text with fewer than two of them is none.
+const PARTS: [&str; 5] = ["cpu", "memory", "network", "storage", "system"];
+
+/// The inventory's root in `output`.
+pub(super) fn find(output: &[u8], notes: &mut Notes) -> Result<Value, ResourcesError> {
+    let text = decode(output, notes);
+    let mut is_json = false;
+    for at in beginnings(&text) {
+        let Some(tidied) = tidy(&text[at..]) else {
+            continue;
+        };
+        let Ok(root) = serde_json::from_str::<Value>(&tidied.json) else {
+            continue;
+        };
+        is_json = true;
+        if !is_inventory(&root) {
+            continue;
+        }
+        if !text[..at].trim().is_empty() {
+            let lines = text[..at].trim().lines().count();
+            notes.say(format!("{lines} lines before the JSON skipped"));
+        }
+        if !text[at + tidied.end..].trim().is_empty() {
+            notes.say("text after the JSON skipped");
+        }
+        if tidied.mended > 0 {
+            let count = tidied.mended;
+            notes.say(format!("{count} values that JSON does not have skipped"));
+        }
+        return Ok(root);
+    }
+    match serde_json::from_str::<Value>(&text) {
+        Err(error) if !is_json => Err(ResourcesError::NotJson {
+            line: error.line(),
+            column: error.column(),
+        }),
+        _ => Err(ResourcesError::NoResources),
+    }
+}
+
+/// Where the parts are. Old scripts print them without the frame around them.
+pub(super) fn resources(root: &Value) -> &Value {
+    root.get("resources").unwrap_or(root)
+}
+
+fn is_inventory(root: &Value) -> bool {
+    let resources = resources(root);
+    let parts = PARTS.iter().filter(|part| resources[**part].is_object());
+    parts.count() >= 2
+}
+
+/// The text of `output`, whatever its octets are; without its byte order mark.
+fn decode<'a>(output: &'a [u8], notes: &mut Notes) -> Cow<'a, str> {
+    let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let units = rest
+            .chunks_exact(2)
+            .map(|pair| unit([pair[0], pair[1]]))
+            .collect::<Vec<_>>();
+        Cow::Owned(String::from_utf16_lossy(&units))
+    };
+    match output {
+        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
+        _ => {
+            let octets = output.strip_prefix(b"\xef\xbb\xbf").unwrap_or(output);
+            let text = String::from_utf8_lossy(octets);
+            if let Cow::Owned(_) = text {
+                notes.say("octets that are not UTF-8 replaced");
+            }
+            text
+        }
+    }
+}
+
+fn beginnings(text: &str) -> Vec<usize> {
+    let is_blank = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
+    let mut line_begins = 0;
+    let at_lines = text.split_inclusive('\n').filter_map(|line| {
+        let begins = line_begins;
+        line_begins += line.len();
+        let rest = line.trim_start_matches(is_blank);
+        rest.starts_with('{')
+            .then_some(begins + line.len() - rest.len())
+    });
+    let mut places: Vec<usize> = at_lines.take(BEGINNINGS_MAX).collect();
+    let anywhere = text.match_indices('{').map(|(at, _)| at);
+    places.extend(anywhere.take(BEGINNINGS_MAX));
+    places
+}
+
+struct Tidied {
+    json: String,
+    /// Octets of the text that it is made of.
+    end: usize,
+    mended: usize,
+}
+
+/// The object that `text` begins with, as JSON has it: words that are no values (`NaN`, `Infinity`, `None`), numbers
+/// too great to be any, bare control characters, lone surrogates and unknown escapes are replaced, values nested too
+/// deeply are dropped. `None`: it does not end.
+fn tidy(text: &str) -> Option<Tidied> {
+    let octets = text.as_bytes();
+    let mut json = String::new();
+    let (mut at, mut depth, mut mended) = (0, 0usize, 0);
+    while at < octets.len() {
+        let begin = at;
+        let shown = depth <= DEPTH_MAX;
+        match octets[at] {
+            b'"' => {
+                let mut string = String::new();
+                let (end, changes) = tidy_string(text, at, &mut string)?;
+                at = end;
+                if shown {
+                    json += &string;
+                    mended += changes;
+                }
+            }
+            open @ (b'{' | b'[') => {
+                at += 1;
+                depth += 1;
+                if depth <= DEPTH_MAX {
+                    json.push(char::from(open));
+                } else if shown {
+                    json += "null";
+                    mended += 1;
+                }
+            }
+            close @ (b'}' | b']') => {
+                at += 1;
+                if shown {
+                    json.push(char::from(close));
+                }
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some(Tidied {
+                        json,
+                        end: at,
+                        mended,
+                    });
+                }
+            }
+            b'+' | b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                let is_word = |c: &u8| c.is_ascii_alphanumeric() || b"+-._".contains(c);
+                at += octets[at..].iter().take_while(|c| is_word(c)).count();
+                let word = &text[begin..at];
+                let is_value =
+                    matches!(word, "true" | "false" | "null") || word.parse::<Number>().is_ok();
+                if shown && is_value {
+                    json += word;
+                } else if shown {
+                    json += "null";
+                    mended += 1;
+                }
+            }
+            b',' | b':' if shown => {
+                json.push(char::from(octets[at]));
+                at += 1;
+            }
+            // Blanks, control characters, and what the parser will refuse.
+            c if c.is_ascii() => {
+                at += 1;
+                if shown && c > b' ' {
+                    json.push(char::from(c));
+                }
+            }
+            _ => {
+                let odd = text[at..].chars().next()?;
+                at += odd.len_utf8();
+                if shown && !odd.is_whitespace() && odd != '\u{feff}' {
+                    json.push(odd);
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Copies the string that begins at `at`; its end and how often it was mended.
+fn tidy_string(text: &str, at: usize, out: &mut String) -> Option<(usize, usize)> {
+    let mut chars = text[at + 1..].char_indices();
+    let mut mended = 0;
+    out.push('"');
+    while let Some((offset, c)) = chars.next() {
+        match c {
+            '"' => {
+                out.push('"');
+                return Some((at + 1 + offset + 1, mended));
+            }
+            '\\' => {
+                let rest = &text[at + 1 + offset..];
+                let (escape, taken, good) = tidy_escape(rest);
+                *out += escape;
+                mended += usize::from(!good);
+                // What the escape is made of is ASCII.
+                for _ in 1..taken {
+                    chars.next();
+                }
+            }
+            c if c < ' ' => {
+                out.push(' ');
+                mended += 1;
+            }
+            c => out.push(c),
+        }
+    }
+    None
+}
+
+/// The escape that `rest` begins with: what is written for it, how many characters it takes, whether it was one.
+fn tidy_escape(rest: &str) -> (&str, usize, bool) {
+    let unit = |at: usize| {
+        let digits = rest.get(at..at + 6)?.strip_prefix("\\u")?;
+        let hex = digits.bytes().all(|c| c.is_ascii_hexdigit());
+        hex.then(|| u16::from_str_radix(digits, 16).ok()).flatten()
+    };
+    match rest.as_bytes().get(1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => (&rest[..2], 2, true),
+        Some(b'u') => match (unit(0), unit(6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => (&rest[..12], 12, true),
+            // Half of a pair: Python writes an octet that it could not read so.
+            (Some(0xd800..=0xdfff), _) => ("\\ufffd", 6, false),
+            (Some(_), _) => (&rest[..6], 6, true),
+            (None, _) => ("\\\\", 1, false),
+        },
+        _ => ("\\\\", 1, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"resources": {"cpu": {"n": 1}, "memory": {"name": "a"}}}"#;
+
+    fn read(output: &[u8]) -> (Value, Option<String>) {
+        let mut notes = Notes::default();
+        let root = find(output, &mut notes)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(output)));
+        (root, notes.text())
+    }
+
+    #[test]
+    fn a_warning_line_a_bom_and_odd_octets_do_not_hide_the_inventory() {
+        let utf16: Vec<u8> = [0xff, 0xfe]
+            .into_iter()
+            .chain(GOOD.encode_utf16().flat_map(u16::to_le_bytes))
+            .collect();
+        let cases: Vec<(&str, Vec<u8>, Option<&str>)> = vec![
+            ("as it should be", GOOD.into(), None),
+            ("a BOM", format!("\u{feff}{GOOD}").into(), None),
+            ("UTF-16", utf16, None),
+            (
+                "blanks",
+                format!("\r\n\n  {GOOD}\n\0\n").into(),
+                Some("text after the JSON skipped"),
+            ),
+            (
+                "a warning",
+                format!("WARNING: can't read \"x\n{GOOD}").into(),
+                Some("1 lines before the JSON skipped"),
+            ),
+            (
+                "a warning with braces",
+                format!("{{odd}} {{\"a\": 1}}\n{GOOD}").into(),
+                Some("1 lines before the JSON skipped"),
+            ),
+            (
+                "a line of JSON",
+                format!("{{\"level\": \"warn\"}}\n{GOOD}").into(),
+                Some("1 lines before the JSON skipped"),
+            ),
+            (
+                "an open brace",
+                format!("function() {{\n{GOOD}").into(),
+                Some("1 lines before the JSON skipped"),
+            ),
+            (
+                "the same line",
+                format!("warning: {GOOD}").into(),
+                Some("1 lines before the JSON skipped"),
+            ),
+            (
+                "a line after it",
+                format!("{GOOD}\n[  1.0] usb 1-1").into(),
+                Some("text after the JSON skipped"),
+            ),
+            (
+                "odd octets",
+                GOOD.replace("\"a\"", "\"a?\"")
+                    .into_bytes()
+                    .into_iter()
+                    .map(|c| if c == b'?' { 0xfe } else { c })
+                    .collect(),
+                Some("octets that are not UTF-8 replaced"),
+            ),
+        ];
+        for (case, output, note) in cases {
+            let (root, notes) = read(&output);
+            assert_eq!(root["resources"]["cpu"]["n"], 1, "{case}");
+            assert_eq!(notes.as_deref(), note, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_json_does_not_have_costs_only_itself() {
+        let deep = format!("{}{}", "[".repeat(300), "]".repeat(300));
+        let cases = [
+            ("NaN", "null"),
+            ("-Infinity", "null"),
+            ("Infinity", "null"),
+            ("None", "null"),
+            ("1e999", "null"),
+            ("007", "null"),
+            ("+5", "null"),
+            (r#""a\x41""#, r#""a\\x41""#),
+            (r#""\udcff\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
+            (r#""\u12""#, r#""\\u12""#),
+            ("\"a\tb\u{1}\nc\0\"", "\"a b  c \""),
+        ];
+        for (odd, want) in cases {
+            let output = GOOD.replace("\"a\"", odd);
+            let (root, notes) = read(output.as_bytes());
+            let want: Value = serde_json::from_str(want).unwrap();
+            assert_eq!(root["resources"]["memory"]["name"], want, "{odd}");
+            assert_eq!(root["resources"]["cpu"]["n"], 1, "{odd}");
+            assert!(
+                notes.unwrap().contains("values that JSON does not have"),
+                "{odd}"
+            );
+        }
+        let (root, _) = read(GOOD.replace("\"a\"", &deep).as_bytes());
+        assert_eq!(root["resources"]["cpu"]["n"], 1, "nested too deeply");
+    }
+
+    /// `serde_json` keeps the last of two keys with one name, as Python does.
+    #[test]
+    fn good_json_is_read_as_it_is() {
+        for json in [
+            r#"{"cpu": {"a": [1, -2.5e3, true, false, null, "x\"\\\/\b\f\n\r\té"]}, "memory": {}}"#,
+            r#"{"cpu": {"a": 1, "a": 2}, "memory": {"": ""}, "x": 18446744073709551615}"#,
+        ] {
+            let (root, notes) = read(json.as_bytes());
+            assert_eq!(root, serde_json::from_str::<Value>(json).unwrap());
+            assert_eq!(notes, None);
+        }
+    }
+
+    #[test]
+    fn what_does_not_end_is_no_inventory() {
+        for output in [
+            "",
+            "{",
+            "{\"cpu\": {}, \"memory\": {}",
+            "}{",
+            "\"{\\",
+            "{\"a\\",
+        ] {
+            assert!(
+                find(output.as_bytes(), &mut Notes::default()).is_err(),
+                "{output}"
+            );
+        }
+        let braces = "{".repeat(1 << 20);
+        assert!(find(braces.as_bytes(), &mut Notes::default()).is_err());
+    }
+}
