@@ -66,6 +66,9 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
         ("dhcp_pending", stats.dhcp_usage.pending),
         ("tftp_transfers", stats.tftp_transfers),
         ("http_connections", stats.http_connections),
+        ("http_connections_new", stats.http_new),
+        ("http_connections_idle", stats.http_idle),
+        ("http_connections_busy", stats.http_busy),
         ("driver_streams", stats.driver.streams as usize),
     ] {
         line(text, name, labels, value as u64);
@@ -107,6 +110,9 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             boot_calls_unanswered,
             boot_calls_refused,
             connections_refused,
+            displaced_new,
+            displaced_idle,
+            displaced_busy,
         ]
     );
     lines!(

@@ -1,5 +1,7 @@
 //! What a shard is told once, at its start.
 
+use crate::mailbox::TO_WORK_MAX;
+
 /// Limits and places of one shard. `Default` is one shard with the production limits.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -14,8 +16,12 @@ pub struct Config {
     pub seed: u64,
     pub tftp: tftp::Limits,
     pub http: images::Limits,
-    /// Connections served at a time; the next get 503.
+    /// Connections served at a time, and of them one source's; the next get 503. A quarter as many more may have sent no
+    /// whole head yet, and a quarter may be idle between requests.
     pub connections_max: usize,
+    pub connections_per_source_max: usize,
+    /// Connections on their way to the work thread.
+    pub hand_offs_max: usize,
 }
 
 impl Default for Config {
@@ -29,6 +35,8 @@ impl Default for Config {
             tftp: tftp::Limits::default(),
             http: images::Limits::default(),
             connections_max: 4096,
+            connections_per_source_max: 512,
+            hand_offs_max: TO_WORK_MAX / 2,
         }
     }
 }

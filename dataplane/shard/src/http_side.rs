@@ -1,25 +1,28 @@
 //! HTTP between the driver's streams and their connections: accept, drive, time out, hand off.
+//!
+//! A connection has a place of one of three kinds, each with a bound of its own and a share for each source: without a
+//! whole head, between requests, being served. So heads that never end take no place of those who are served, however
+//! many addresses they come from.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use images::{Catalog, Connection, Found, Served, Step};
+use images::{Catalog, Connection, Found, Phase, Served, Step};
 
 use crate::config::Config;
 use crate::driver::{Close, Driver, StreamId};
 use crate::lookup::{Asked, Core, Lookup};
-use crate::mailbox::ToWork;
+use crate::mailbox::{TO_WORK_MAX, ToWork};
 use crate::queries::Waiter;
+use crate::shares::{Manner, Place, Room, Shares, Source};
 
 /// How often deadlines of connections are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
-/// Beyond `connections_max`: these few get a 503, the rest is dropped unanswered.
-const REFUSED_MAX: usize = 64;
-
 pub(crate) struct HttpSide {
     limits: images::Limits,
-    connections_max: usize,
+    places: Places,
+    hand_offs_max: usize,
     /// By the driver's index.
     table: Vec<Option<Box<Http>>>,
     count: usize,
@@ -29,8 +32,36 @@ pub(crate) struct HttpSide {
     pub counters: images::Counters,
 }
 
+struct Places {
+    new: Shares,
+    idle: Shares,
+    busy: Shares,
+}
+
+impl Places {
+    fn new(config: &Config) -> Self {
+        let (places, share) = (config.connections_max, config.connections_per_source_max);
+        Self {
+            new: Shares::new(places / 4, share / 4, Manner::Yields),
+            idle: Shares::new(places / 4, share / 4, Manner::Yields),
+            busy: Shares::new(places, share, Manner::Holds),
+        }
+    }
+
+    fn of(&mut self, phase: Phase) -> &mut Shares {
+        match phase {
+            Phase::New => &mut self.new,
+            Phase::Idle => &mut self.idle,
+            Phase::Busy => &mut self.busy,
+        }
+    }
+}
+
 struct Http {
     stream: StreamId,
+    source: Source,
+    /// None once it is leaving.
+    place: Option<(Phase, Place)>,
     peer: SocketAddr,
     local: SocketAddr,
     connection: Connection,
@@ -44,7 +75,8 @@ impl HttpSide {
     pub fn new(config: &Config, now: Instant) -> Self {
         Self {
             limits: config.http,
-            connections_max: config.connections_max,
+            places: Places::new(config),
+            hand_offs_max: config.hand_offs_max,
             table: Vec::new(),
             count: 0,
             takes: 0,
@@ -55,6 +87,14 @@ impl HttpSide {
 
     pub fn connection_count(&self) -> usize {
         self.count
+    }
+
+    pub fn count_of(&self, phase: Phase) -> usize {
+        match phase {
+            Phase::New => self.places.new.count(),
+            Phase::Idle => self.places.idle.count(),
+            Phase::Busy => self.places.busy.count(),
+        }
     }
 
     /// Nothing is being sent or waited for.
@@ -77,17 +117,24 @@ impl HttpSide {
         core: &mut Core,
         driver: &mut impl Driver,
     ) {
-        if self.count >= self.connections_max {
-            core.counters.connections_refused += 1;
-            if self.count >= self.connections_max + REFUSED_MAX {
+        if let Some(old) = self
+            .table
+            .get(stream.index as usize)
+            .and_then(Option::as_ref)
+        {
+            let old = old.stream; // the driver has given it up
+            self.remove(old);
+        }
+        let source = Source::from(peer.ip());
+        match self.places.new.room(source) {
+            Room::Free => {}
+            Room::Instead(oldest) => self.displace(oldest, core, driver),
+            Room::None => {
                 driver.stream_close(stream, Close::Abort);
                 return;
             }
         }
-        let mut connection = Connection::new(self.limits, core.now);
-        if self.count >= self.connections_max {
-            connection.refuse(core.now, &mut self.counters);
-        }
+        let place = self.places.new.enter(source, stream.index);
         let index = stream.index as usize;
         if self.table.len() <= index {
             self.table.resize_with(index + 1, || None);
@@ -97,14 +144,41 @@ impl HttpSide {
         }
         let http = Http {
             stream,
+            source,
+            place: Some((Phase::New, place)),
             peer,
             local,
-            connection,
+            connection: Connection::new(self.limits, core.now),
             noted: false,
             leaving: None,
         };
-        let old = self.table[index].replace(Box::new(http));
-        self.count += usize::from(old.is_none());
+        self.table[index] = Some(Box::new(http));
+        self.count += 1;
+    }
+
+    /// Ends a connection for the sake of a newcomer.
+    fn displace(&mut self, index: u32, core: &mut Core, driver: &mut impl Driver) {
+        let Some(http) = self.table.get(index as usize).and_then(Option::as_ref) else {
+            return;
+        };
+        let (stream, phase) = (http.stream, http.place.map(|(phase, _)| phase));
+        let how = match phase {
+            // The last answer may still be on its way.
+            Some(Phase::Idle) => {
+                core.counters.displaced_idle += 1;
+                Close::Graceful
+            }
+            Some(Phase::Busy) => {
+                core.counters.displaced_busy += 1;
+                Close::Abort
+            }
+            Some(Phase::New) | None => {
+                core.counters.displaced_new += 1;
+                Close::Abort
+            }
+        };
+        driver.stream_close(stream, how);
+        self.remove(stream);
     }
 
     pub fn on_received(&mut self, stream: StreamId, octets: &[u8]) {
@@ -187,11 +261,21 @@ impl HttpSide {
                 stream,
                 core: &mut *core,
                 engine,
+                places: &self.places.busy,
+                source: http.source,
+                room: matches!(http.place, Some((Phase::Busy, _))).then_some(Room::Free),
             };
             let step = http.connection.step(now, &mut catalog, &mut self.counters);
+            let room = catalog.room;
             if let Some(served) = http.connection.take_served() {
                 tell(&served, http.peer.ip(), core, engine);
             }
+            if let Some(victim) = settle(http, room, &mut self.places) {
+                self.displace(victim, core, driver);
+            }
+            let Some(http) = get(&mut self.table, stream) else {
+                return;
+            };
             match step {
                 Step::Receive | Step::Busy | Step::WaitAnswer => return,
                 Step::SendBytes { bytes, more } => {
@@ -217,9 +301,13 @@ impl HttpSide {
                     return;
                 }
                 Step::HandOff { read } => {
-                    if core.mail.to_work.free_slots() > self.takes {
+                    let waiting = TO_WORK_MAX - core.mail.to_work.free_slots();
+                    if waiting + self.takes < self.hand_offs_max {
                         self.takes += 1;
                         http.leaving = Some(read);
+                        if let Some((phase, place)) = http.place.take() {
+                            self.places.of(phase).leave(place);
+                        }
                         driver.stream_take(stream);
                         return;
                     }
@@ -257,13 +345,40 @@ impl HttpSide {
     fn remove(&mut self, stream: StreamId) -> Option<Box<Http>> {
         get(&mut self.table, stream)?;
         self.count -= 1;
-        self.table[stream.index as usize].take()
+        let mut http = self.table[stream.index as usize].take()?;
+        if let Some((phase, place)) = http.place.take() {
+            self.places.of(phase).leave(place);
+        }
+        Some(http)
     }
 }
 
 fn get(table: &mut [Option<Box<Http>>], stream: StreamId) -> Option<&mut Http> {
     let http = table.get_mut(stream.index as usize)?.as_deref_mut()?;
     (http.stream == stream).then_some(http)
+}
+
+/// Moves a connection to the places of what it does now. `room`: what there is among those that are served, if it was
+/// asked. Returns whoever goes for it.
+fn settle(http: &mut Http, room: Option<Room>, places: &mut Places) -> Option<u32> {
+    let (held, place) = http.place?;
+    let phase = http.connection.phase();
+    if phase == held {
+        return None;
+    }
+    let room = match (phase, room) {
+        (Phase::Busy, Some(room)) if room != Room::None => room,
+        // A refusal is on its way: that takes no place of those who are served.
+        (Phase::Busy, _) => return None,
+        (Phase::New | Phase::Idle, _) => places.of(phase).room(http.source),
+    };
+    places.of(held).leave(place);
+    let place = places.of(phase).enter(http.source, http.stream.index);
+    http.place = Some((phase, place));
+    match room {
+        Room::Instead(victim) => Some(victim),
+        Room::Free | Room::None => None,
+    }
 }
 
 /// One line in the event log per file that left whole.
@@ -288,10 +403,32 @@ struct HttpCatalog<'a> {
     client: IpAddr,
     local: IpAddr,
     stream: StreamId,
+    /// Those who are served, and what there is among them for this one: `Free` if it is one of them, and set by the first
+    /// answer that needs a place.
+    places: &'a Shares,
+    source: Source,
+    room: Option<Room>,
 }
 
 impl Catalog for HttpCatalog<'_> {
     fn find(&mut self, asked: &images::Asked<'_>) -> Found {
+        let found = self.look_up(asked);
+        if !matches!(found, Found::Object(_) | Found::Bytes { .. } | Found::Later) {
+            return found;
+        }
+        let room = *self
+            .room
+            .get_or_insert_with(|| self.places.room(self.source));
+        if room == Room::None {
+            self.core.counters.connections_refused += 1;
+            return Found::Busy;
+        }
+        found
+    }
+}
+
+impl HttpCatalog<'_> {
+    fn look_up(&mut self, asked: &images::Asked<'_>) -> Found {
         let asked = Asked {
             path: asked.path.trim_start_matches('/'),
             client: self.client,

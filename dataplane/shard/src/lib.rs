@@ -19,6 +19,7 @@ mod http_side;
 mod lookup;
 mod mailbox;
 mod queries;
+mod shares;
 mod snapshot;
 mod stats;
 mod tftp_side;
@@ -35,6 +36,7 @@ pub use mailbox::{
     Bell, BootQuery, Detail, Event, HandOver, LinkMailbox, Receiver, Sender, ShardMailbox,
     TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish, WorkMailbox, mailboxes,
 };
+pub use shares::{Manner, Place, Room, Shares, Source};
 pub use snapshot::{Link, Loader, Snapshot, Trace};
 pub use stats::{Counters, SharedStats, Stats};
 pub use turn::Shard;

@@ -34,8 +34,12 @@ pub struct Counters {
     /// Calls that got no answer in time, and requests refused because too many wait.
     pub boot_calls_unanswered: u64,
     pub boot_calls_refused: u64,
-    /// Connections beyond the limit, answered with 503 or dropped.
+    /// Requests answered with 503 because every place, or its source's share of them, was taken.
     pub connections_refused: u64,
+    /// Connections that went for another's sake: without a whole head, between requests, and being served.
+    pub displaced_new: u64,
+    pub displaced_idle: u64,
+    pub displaced_busy: u64,
 }
 
 /// One shard's numbers at one time.
@@ -50,6 +54,10 @@ pub struct Stats {
     pub tftp_pending: usize,
     pub http: images::Counters,
     pub http_connections: usize,
+    /// Of them, without a whole head, between requests, and being served.
+    pub http_new: usize,
+    pub http_idle: usize,
+    pub http_busy: usize,
 }
 
 /// The last published numbers. The shard locks it for a copy once a second; readers too.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use images::Phase;
 
 use crate::config::Config;
 use crate::dhcp_side::DhcpSide;
@@ -219,7 +220,6 @@ impl<D: Driver> Shard<D> {
             } => {
                 self.http
                     .on_accepted(stream, peer, local, &mut self.core, &mut self.driver);
-                self.drive(stream);
             }
             Completion::Received { stream, buffer } => {
                 self.http.on_received(stream, self.driver.bytes(&buffer));
@@ -362,6 +362,9 @@ impl<D: Driver> Shard<D> {
             tftp_pending: self.tftp.pending_count(),
             http: self.http.counters,
             http_connections: self.http.connection_count(),
+            http_new: self.http.count_of(Phase::New),
+            http_idle: self.http.count_of(Phase::Idle),
+            http_busy: self.http.count_of(Phase::Busy),
         });
     }
 }

@@ -108,7 +108,7 @@ impl Streams {
             finished: Vec::new(),
             broken: Vec::new(),
             lingering: VecDeque::new(),
-            lingering_max: streams_max / 4,
+            lingering_max: streams_max / 8,
             counters: StreamCounters::default(),
         }
     }

@@ -342,12 +342,13 @@ fn a_handed_off_connection_keeps_its_octets() {
     rack.stop();
 }
 
-/// Fewer buffers than clients, and a full table: everybody is served or told so.
+/// Fewer buffers than clients, and every place taken: everybody is served or told so.
 #[test]
 fn limits_delay_or_refuse_and_lose_nothing() {
-    let image = content(300_000);
+    let image = content(MIB);
     let config = Config {
         connections_max: 50,
+        connections_per_source_max: 200,
         ..Config::default()
     };
     let limits = RingLimits {
@@ -360,29 +361,64 @@ fn limits_delay_or_refuse_and_lose_nothing() {
         Setup {
             config,
             limits,
+            send_buffer_bytes: Some(16 * 1024),
             ..Setup::default()
         },
     );
-    let mut streams: Vec<TcpStream> = (0..60).map(|_| connect(rack.http)).collect();
-    thread::sleep(Duration::from_millis(100));
-    for stream in &mut streams {
-        let _ = stream.write_all(get(&image_path(1)).as_bytes());
-    }
-    let mut served = 0;
-    for mut stream in streams {
-        let (head, body) = response(&mut stream);
+    let mut served = Vec::new();
+    for number in 0..60 {
+        let mut stream = connect(rack.http);
+        stream.write_all(get(&image_path(1)).as_bytes()).unwrap();
+        let head = head(&mut stream);
         if head.starts_with("HTTP/1.1 200") {
-            assert!(body == image);
-            served += 1;
+            served.push(stream);
         } else {
-            assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+            assert!(number >= 50 && head.starts_with("HTTP/1.1 503"), "{head}");
         }
     }
-    assert_eq!(served, 50);
+    assert_eq!(served.len(), 50);
+    // All at once: a buffer for each receive there is not.
+    for stream in &mut served {
+        stream.write_all(get(&image_path(1)).as_bytes()).unwrap();
+    }
+    for mut stream in served {
+        let mut body = vec![0; image.len()];
+        stream.read_exact(&mut body).expect("a whole body comes");
+        assert!(body == image);
+        let (head, body) = response(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 200") && body == image, "{head}");
+    }
     let stats = rack.stats();
-    assert!(stats.driver.buffers_exhausted > 0, "{:?}", stats.driver);
     assert_eq!(stats.shard.connections_refused, 10);
     wait_for(|| (rack.shards[0].stats.get().driver.streams == 0).then_some(()));
+    rack.stop();
+}
+
+/// The driver's table is full of connections that are being closed: their lingering ends early, oldest first.
+#[test]
+fn lingering_connections_are_bounded() {
+    let limits = RingLimits {
+        streams_max: 64,
+        ..RingLimits::default()
+    };
+    let rack = Rack::start(
+        snapshot(&[("f", b"loader")], &[]),
+        Setup {
+            limits,
+            ..Setup::default()
+        },
+    );
+    // Each says that it is the last request, and stays open on its side.
+    let mut open = Vec::new();
+    for _ in 0..200 {
+        let mut stream = connect(rack.http);
+        stream
+            .write_all(b"GET /f HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        assert!(response(&mut stream).1 == b"loader");
+        open.push(stream);
+    }
+    assert_eq!(rack.stats().driver.accept_refused, 0);
     rack.stop();
 }
 
