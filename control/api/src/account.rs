@@ -12,6 +12,7 @@ use store::{account, event, token};
 use crate::body::{self, Form, Limits};
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer, text};
 use crate::error::ApiError;
+use crate::shares::{self, ThroughRack};
 use crate::{App, handler, password};
 
 const OWN: Access = Access::With(Permission::OwnAccount);
@@ -69,7 +70,7 @@ fn view(credentials: &Credentials, name: &str) -> Value {
 }
 
 /// `POST /MAAS/accounts/authenticate/` (username, password, consumer): the API key of that name. 403 on a wrong
-/// password, whatever is wrong with it.
+/// password, whatever is wrong with it; 429 to a source that was wrong too often, for that account or in all.
 pub(crate) async fn authenticate(
     State(app): State<App>,
     request: axum::extract::Request,
@@ -81,11 +82,20 @@ pub(crate) async fn authenticate(
 
 async fn authenticated(app: &App, request: axum::extract::Request) -> Reply {
     let (parts, stream) = request.into_parts();
+    if parts.extensions.get::<ThroughRack>().is_some() {
+        return Err(ApiError::Forbidden(
+            "Passwords are not taken through a rack: ask the region itself.".into(),
+        ));
+    }
+    let shares = &app.state.shares;
+    let source = shares::source_of(&parts);
     let limits = Limits {
         body_bytes_max: 16 << 10,
         ..Limits::default()
     };
-    let body = body::collect(stream, limits.body_bytes_max).await?;
+    let place = shares.strangers.enter(source.clone(), 0);
+    let place = place.map_err(shares::no_room)?;
+    let body = body::collect(stream, limits.body_bytes_max, &place).await?;
     let content_type = parts
         .headers
         .get(header::CONTENT_TYPE)
@@ -96,22 +106,19 @@ async fn authenticated(app: &App, request: axum::extract::Request) -> Reply {
     let password = form.get("password").unwrap_or_default().to_owned();
     let name = token_name(form.filled("consumer").unwrap_or_default())?;
 
-    let Ok(_permit) = app.state.password_checks.try_acquire() else {
-        app.count(|counters| &counters.password_checks_refused);
-        return Err(ApiError::Unavailable("Too many logins at once. Try again."));
-    };
+    let turn = shares.login(&source, &username).await?;
     let found = account::find(&mut *app.db().await?, &username).await?;
     let stored = found.as_ref().map(|account| account.password_hash.clone());
-    let right = tokio::task::spawn_blocking(move || match stored {
-        Some(stored) => password::verify(&password, &stored),
-        None => {
-            password::pretend(&password);
-            false
-        }
-    })
-    .await
-    .map_err(ApiError::internal)?;
+    // The turn ends with the work, also when the client has gone away meanwhile.
+    let right = tokio::task::spawn_blocking(move || {
+        let right = password::verify(&password, stored.as_deref());
+        drop(turn);
+        right
+    });
+    let right = right.await.map_err(ApiError::internal)?;
+    shares.login_was(right, &source, &username);
     let Some(account) = found.filter(|_| right) else {
+        app.count(|counters| &counters.logins_refused);
         return Err(ApiError::Forbidden("Invalid username or password.".into()));
     };
 

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
+use gate::Source;
 use http::{HeaderMap, header};
 use model::{Permission, Role};
 use store::token::{self, MachineToken};
@@ -48,21 +49,29 @@ pub(crate) fn signed(headers: &HeaderMap, forms: &[&Form]) -> Option<Result<Sign
 }
 
 /// The account that signed.
-pub(crate) async fn caller(app: &App, signed: &Signed) -> Result<Caller, ApiError> {
+pub(crate) async fn caller(
+    app: &App,
+    source: &Source,
+    signed: &Signed,
+) -> Result<Caller, ApiError> {
     oauth::check_time(signed.timestamp, OffsetDateTime::now_utc().unix_timestamp())?;
+    let shares = &app.state.shares;
+    let turn = shares.key(source, &signed.token_key).await?;
     let mut db = app.db().await?;
     let found = token::lookup(&mut db, &app.sealer, &signed.token_key).await?;
-    let found = found.ok_or_else(wrong_key)?;
-    let consumer = found
-        .consumer_key
-        .as_bytes()
-        .ct_eq(signed.consumer_key.as_bytes());
-    let secret = found.token_secret.ct_eq(signed.token_secret.as_bytes());
-    if !bool::from(consumer & secret) {
-        return Err(wrong_key());
-    }
+    let right = |found: &token::ApiCaller| {
+        let consumer = found
+            .consumer_key
+            .as_bytes()
+            .ct_eq(signed.consumer_key.as_bytes());
+        let secret = found.token_secret.ct_eq(signed.token_secret.as_bytes());
+        bool::from(consumer & secret)
+    };
+    let found = found.filter(right);
+    shares.key_was(found.is_some(), source, &signed.token_key);
+    let account = found.ok_or_else(wrong_key)?.account;
     use_nonce(app, &mut db, signed).await?;
-    let account = found.account;
+    drop(turn);
     Ok(Caller {
         id: account.id,
         username: account.username,
@@ -77,26 +86,31 @@ pub(crate) async fn caller(app: &App, signed: &Signed) -> Result<Caller, ApiErro
 
 /// The machine whose token signed the request (metadata, results). Whether the machine is where the token was
 /// given to is for the caller to compare.
-pub async fn machine_caller(
+pub(crate) async fn machine_caller(
     app: &App,
+    source: &Source,
     headers: &HeaderMap,
     forms: &[&Form],
 ) -> Result<MachineToken, ApiError> {
     let signed = signed(headers, forms)
         .unwrap_or_else(|| Err(ApiError::Unauthorized("Missing OAuth credentials.".into())))?;
     oauth::check_time(signed.timestamp, OffsetDateTime::now_utc().unix_timestamp())?;
+    let shares = &app.state.shares;
+    let turn = shares.key(source, &signed.token_key).await?;
     let mut db = app.db().await?;
-    let found = token::lookup_machine(&mut db, &signed.token_key)
-        .await?
-        .ok_or_else(wrong_key)?;
-    let consumer = found
-        .consumer_key
-        .as_bytes()
-        .ct_eq(signed.consumer_key.as_bytes());
-    if !bool::from(consumer) || !found.secret_matches(&signed.token_secret) {
-        return Err(wrong_key());
-    }
+    let found = token::lookup_machine(&mut db, &signed.token_key).await?;
+    let right = |found: &MachineToken| {
+        let consumer = found
+            .consumer_key
+            .as_bytes()
+            .ct_eq(signed.consumer_key.as_bytes());
+        bool::from(consumer) && found.secret_matches(&signed.token_secret)
+    };
+    let found = found.filter(right);
+    shares.key_was(found.is_some(), source, &signed.token_key);
+    let found = found.ok_or_else(wrong_key)?;
     use_nonce(app, &mut db, &signed).await?;
+    drop(turn);
     Ok(found)
 }
 

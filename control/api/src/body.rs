@@ -3,14 +3,17 @@
 //! application/x-www-form-urlencoded, multipart/form-data and JSON objects. Every text is UTF-8 without NUL:
 //! PostgreSQL holds no other.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
+use gate::{Full, Place};
 use percent_encoding::percent_decode;
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::multipart;
+use crate::{multipart, shares};
 
 /// How much of a request is read.
 #[derive(Clone, Copy, Debug)]
@@ -282,8 +285,26 @@ fn decode(text: &[u8]) -> Option<String> {
         .map(|text| text.into_owned())
 }
 
-/// Reads a body of at most `bytes_max`. A client that stops sending is its connection's problem.
-pub async fn collect(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+/// For a form, and for each further mebibyte of a larger body.
+const TIME: Duration = Duration::from_secs(15);
+
+/// Reads a body of at most `bytes_max`, in its time, into the octets of `place`: what the place's source has of them is
+/// bounded, and while the body is not all there another may take them.
+pub async fn collect(body: Body, bytes_max: usize, place: &Place) -> Result<Bytes, ApiError> {
+    let time = TIME * u32::try_from(bytes_max >> 20).unwrap_or(u32::MAX).max(1);
+    let read = tokio::select! {
+        () = place.displaced() => Err(shares::no_room(Full::All)),
+        read = tokio::time::timeout(time, read(body, bytes_max, place)) => {
+            read.unwrap_or(Err(ApiError::TooSlow))
+        }
+    };
+    if read.is_ok() {
+        place.firm();
+    }
+    read
+}
+
+async fn read(body: Body, bytes_max: usize, place: &Place) -> Result<Bytes, ApiError> {
     let mut stream = body.into_data_stream();
     let mut first = Bytes::new();
     let mut all: Vec<u8> = Vec::new();
@@ -292,6 +313,7 @@ pub async fn collect(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
         if first.len() + all.len() + chunk.len() > bytes_max {
             return Err(ApiError::TooLarge);
         }
+        place.grow(chunk.len() as u64).map_err(shares::no_room)?;
         if first.is_empty() && all.is_empty() {
             first = chunk;
         } else {
@@ -382,14 +404,74 @@ mod tests {
         assert!(form.integer("odd").is_err());
     }
 
+    fn room(total: u64, each: u64) -> std::sync::Arc<gate::Room> {
+        let open = total;
+        gate::Room::new("test", gate::Bounds { total, open, each })
+    }
+
+    fn place(room: &std::sync::Arc<gate::Room>, last: u8) -> Place {
+        let source = gate::Source::host([10, 0, 0, last].into());
+        room.enter(source, 0).unwrap()
+    }
+
     #[tokio::test]
     async fn bodies_are_read_up_to_the_limit() {
-        assert_eq!(collect(Body::from("abcd"), 4).await.unwrap(), "abcd");
+        let room = room(100, 100);
+        let place = place(&room, 1);
+        let body = |text: &'static str| Body::from(text);
+        assert_eq!(collect(body("abcd"), 4, &place).await.unwrap(), "abcd");
         assert!(matches!(
-            collect(Body::from("abcde"), 4).await,
+            collect(body("abcde"), 4, &place).await,
             Err(ApiError::TooLarge)
         ));
         let chunks = futures::stream::iter(["ab", "cd"].map(Ok::<_, std::io::Error>));
-        assert_eq!(collect(Body::from_stream(chunks), 4).await.unwrap(), "abcd");
+        let chunks = Body::from_stream(chunks);
+        assert_eq!(collect(chunks, 4, &place).await.unwrap(), "abcd");
+        drop(place);
+        assert_eq!(room.numbers().held, 0);
+    }
+
+    #[tokio::test]
+    async fn octets_of_bodies_have_a_share_per_source_and_slow_ones_give_way() {
+        let room = room(10, 6);
+        let slow = place(&room, 1);
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        sender
+            .unbounded_send(Ok::<_, std::io::Error>("12345"))
+            .unwrap();
+        let stalled = tokio::spawn(async move {
+            let body = Body::from_stream(receiver);
+            collect(body, 100, &slow).await
+        });
+        while room.numbers().held < 5 {
+            tokio::task::yield_now().await;
+        }
+        let quick = place(&room, 2);
+        assert!(collect(Body::from("1234567"), 100, &quick).await.is_err());
+        assert!(collect(Body::from("123456"), 100, &quick).await.is_ok());
+        assert!(matches!(
+            stalled.await.unwrap(),
+            Err(ApiError::Unavailable(_))
+        ));
+        // What is whole and in use is nobody else's.
+        let third = place(&room, 3);
+        assert!(collect(Body::from("12345"), 100, &third).await.is_err());
+        drop(quick);
+        assert!(collect(Body::from("12345"), 100, &third).await.is_ok());
+        drop(sender);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_its_time_in_all_and_not_per_octet() {
+        let room = room(1 << 20, 1 << 20);
+        let place = place(&room, 1);
+        let trickle = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>("x"), ()))
+        });
+        let started = tokio::time::Instant::now();
+        let read = collect(Body::from_stream(trickle), 1 << 20, &place).await;
+        assert!(matches!(read, Err(ApiError::TooSlow)));
+        assert_eq!(started.elapsed(), TIME);
     }
 }

@@ -253,7 +253,8 @@ async fn create_file(
 /// Appends a chunk, as libmaas and the CLI send them. 200; 400 when the whole is not what was announced.
 async fn upload(mut request: Request) -> Reply {
     let body = request.take_stream();
-    let chunk = body::collect(body, CHUNK_BYTES_MAX).await?;
+    let place = request.place_for_body()?;
+    let chunk = body::collect(body, CHUNK_BYTES_MAX, &place).await?;
     let sha256 = if request.path("resource_id") == LOADER {
         sha256(request.path("id")).ok_or_else(|| ApiError::no_such("BootResourceFile"))?
     } else {

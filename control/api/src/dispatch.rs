@@ -10,8 +10,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures::future::BoxFuture;
+use gate::{Place, Source};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, header};
 use model::Permission;
 use percent_encoding::percent_decode_str;
@@ -23,6 +24,7 @@ use crate::auth::{self, Caller};
 use crate::body::{self, Form, Limits};
 use crate::describe;
 use crate::error::ApiError;
+use crate::shares::{self, STRANGER_BYTES_MAX};
 use crate::{App, Attestation};
 
 pub type Reply = Result<Response, ApiError>;
@@ -114,6 +116,8 @@ pub struct Request {
     pub query: Form,
     /// Of a POST or PUT.
     pub form: Form,
+    /// The octets of `form`: its source's until the request is answered.
+    _octets: Option<Place>,
     /// In a lock only because a body is not `Sync`, and a `&Request` is held across awaits.
     stream: Mutex<Body>,
     pub headers: HeaderMap,
@@ -127,6 +131,13 @@ impl Request {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(stream)
+    }
+
+    /// Room for the octets of a streamed body, in the caller's share.
+    pub fn place_for_body(&self) -> Result<Place, ApiError> {
+        let source = Source::Account(self.caller()?.id);
+        let place = self.app.state.shares.callers.enter(source, 0);
+        place.map_err(shares::no_room)
     }
 
     /// What a `{name}` of the path stands for.
@@ -297,7 +308,9 @@ async fn finish(
     match response.status().as_u16() {
         400 => app.count(|counters| &counters.malformed),
         401 => app.count(|counters| &counters.unauthorized),
+        408 => app.count(|counters| &counters.too_slow),
         413 => app.count(|counters| &counters.too_large),
+        429 => app.count(|counters| &counters.too_many_guesses),
         500 => app.count(|counters| &counters.internal_errors),
         _ => {}
     }
@@ -366,10 +379,35 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
     };
     let named = query.filled("op").map(str::to_owned).or(found.op);
     let early = choose(named.as_deref()).filter(|operation| operation.streams);
-    let (operation, form, stream) = match early {
-        Some(operation) => (Some(operation), Form::default(), stream),
+    let has_body = method == Method::POST || method == Method::PUT;
+
+    // Who asks is settled from the head, before any of the body is read.
+    let source = shares::source_of(&parts);
+    let mut caller = match auth::signed(&parts.headers, &[&query]) {
+        Some(signed) => Some(auth::caller(&app, &source, &signed?).await),
+        None => None,
+    };
+    let (operation, form, octets, stream) = match early {
+        Some(operation) => (Some(operation), Form::default(), None, stream),
         None => {
-            let form = read_form(&method, &parts.headers, stream).await?;
+            let mut form = Form::default();
+            let mut octets = None;
+            if has_body {
+                let takes_strangers = operations.iter().any(|operation| {
+                    operation.method == method.as_str() && operation.access == Access::Anonymous
+                });
+                let room = match caller.take().transpose()? {
+                    Some(known) => {
+                        let room = BodyRoom::Of(known.id);
+                        caller = Some(Ok(known));
+                        room
+                    }
+                    None => BodyRoom::Stranger { takes_strangers },
+                };
+                let read = read_form(&app, &parts, stream, room, &source).await?;
+                form = read.0;
+                octets = Some(read.1);
+            }
             let named = named.or_else(|| form.filled("op").map(str::to_owned));
             let operation = choose(named.as_deref());
             if operation.is_none() {
@@ -383,19 +421,20 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
                         .collect::<String>()
                 )));
             }
-            (operation, form, Body::empty())
+            (operation, form, octets, Body::empty())
         }
     };
     let operation = operation.ok_or_else(|| ApiError::bad_request("Unrecognised signature."))?;
 
-    let signed = auth::signed(&parts.headers, &[&query, &form]);
-    let caller = match (signed, operation.access) {
-        (Some(signed), _) => Some(auth::caller(&app, &signed?).await),
-        (None, Access::Anonymous) => None,
-        (None, Access::With(_)) => {
-            return Err(ApiError::Unauthorized("Missing OAuth credentials.".into()));
-        }
-    };
+    if caller.is_none() {
+        caller = match (auth::signed(&HeaderMap::new(), &[&form]), operation.access) {
+            (Some(signed), _) => Some(auth::caller(&app, &source, &signed?).await),
+            (None, Access::Anonymous) => None,
+            (None, Access::With(_)) => {
+                return Err(ApiError::Unauthorized("Missing OAuth credentials.".into()));
+            }
+        };
+    }
     let caller = match (caller, operation.access) {
         // A client with an old key may still ask for the version.
         (Some(Err(ApiError::Unauthorized(_))), Access::Anonymous) if method == Method::GET => None,
@@ -411,6 +450,7 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
         captured: found.captured,
         query,
         form,
+        _octets: octets,
         stream: Mutex::new(stream),
         headers: parts.headers,
         app,
@@ -418,16 +458,58 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
     (operation.handler)(request).await
 }
 
-async fn read_form(method: &Method, headers: &HeaderMap, stream: Body) -> Result<Form, ApiError> {
-    if method != Method::POST && method != Method::PUT {
-        return Ok(Form::default());
-    }
-    let limits = Limits::default();
-    let body: Bytes = body::collect(stream, limits.body_bytes_max).await?;
-    let content_type = headers
+/// In whose share a body is read.
+enum BodyRoom {
+    /// An account's.
+    Of(i32),
+    /// Of whoever has not shown a key: it may be in the body, or none may be needed.
+    Stranger { takes_strangers: bool },
+}
+
+async fn read_form(
+    app: &App,
+    parts: &Parts,
+    stream: Body,
+    room: BodyRoom,
+    source: &Source,
+) -> Result<(Form, Place), ApiError> {
+    let shares = &app.state.shares;
+    let (place, limits) = match room {
+        BodyRoom::Of(account) => {
+            if let Some(connection) = parts.extensions.get::<gate::http::Connection>() {
+                connection.firm();
+            }
+            let place = shares.callers.enter(Source::Account(account), 0);
+            (place, Limits::default())
+        }
+        BodyRoom::Stranger { .. } => {
+            let limits = Limits {
+                body_bytes_max: STRANGER_BYTES_MAX,
+                ..Limits::default()
+            };
+            (shares.strangers.enter(source.clone(), 0), limits)
+        }
+    };
+    let place = place.map_err(shares::no_room)?;
+    let body = match (
+        body::collect(stream, limits.body_bytes_max, &place).await,
+        room,
+    ) {
+        (
+            Err(ApiError::TooLarge),
+            BodyRoom::Stranger {
+                takes_strangers: false,
+            },
+        ) => {
+            return Err(ApiError::Unauthorized("Missing OAuth credentials.".into()));
+        }
+        (body, _) => body?,
+    };
+    let content_type = parts
+        .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    Ok(Form::parse(content_type, &body, &limits)?)
+    Ok((Form::parse(content_type, &body, &limits)?, place))
 }
 
 #[cfg(test)]

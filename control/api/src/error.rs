@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -26,6 +27,10 @@ pub enum ApiError {
     /// 410
     Gone(&'static str),
     TooLarge,
+    /// 408: the body did not come in time.
+    TooSlow,
+    /// 429: wrong keys or passwords too often; how long to wait.
+    TooMany(Duration),
     /// 503: the same request may work in ten seconds.
     Unavailable(&'static str),
     Internal(Box<dyn Error + Send + Sync>),
@@ -201,6 +206,17 @@ impl IntoResponse for ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "The request body is too large.".into(),
             ),
+            ApiError::TooSlow => text(
+                StatusCode::REQUEST_TIMEOUT,
+                "The request body came too slowly.".into(),
+            ),
+            ApiError::TooMany(wait) => {
+                // The part of a second rounds up.
+                let secs = wait.as_millis().div_ceil(1000).max(1);
+                let reason = format!("Too many wrong attempts. Try again in {secs} s.");
+                let refusal = text(StatusCode::TOO_MANY_REQUESTS, reason);
+                with_header(refusal, header::RETRY_AFTER, &secs.to_string())
+            }
             ApiError::Unavailable(reason) => with_header(
                 text(StatusCode::SERVICE_UNAVAILABLE, reason.into()),
                 header::RETRY_AFTER,

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   request -> dispatch: path, method, op -> table of operations (also the source of describe/)
-//!           -> body: urlencoded, multipart (base64 parts too), JSON -> Form
-//!           -> auth: OAuth 1.0 PLAINTEXT -> Caller, permission of the operation
+//!           -> auth: OAuth 1.0 PLAINTEXT -> Caller
+//!           -> body: urlencoded, multipart (base64 parts too), JSON -> Form, within its source's share
+//!           -> permission of the operation
 //!           -> handler -> store, workflow -> JSON as MAAS writes it
 //! ```
 //! Errors are MAAS's: text/plain, or JSON by field for what a form got wrong. Nothing here moves a machine between
@@ -35,6 +36,7 @@ mod power;
 mod rack;
 mod reservation;
 pub mod results;
+mod shares;
 mod subnet;
 mod user;
 mod version;
@@ -50,10 +52,12 @@ use model::Mac;
 use sqlx::PgPool;
 use store::seal::Sealer;
 
-pub use auth::{Caller, machine_caller};
+pub use auth::Caller;
+pub(crate) use auth::machine_caller;
 pub use body::{File, Form, Limits};
 pub use dispatch::{Access, Operation, Reply, Request, Resource};
 pub use error::ApiError;
+pub use shares::ThroughRack;
 
 /// What every handler may use. Cheap to clone.
 #[derive(Clone)]
@@ -68,8 +72,7 @@ pub struct App {
 struct State {
     table: dispatch::Table,
     counters: Counters,
-    /// Password checks at once: each takes some 20 MiB and a core for a while.
-    password_checks: tokio::sync::Semaphore,
+    shares: shares::Shares,
     /// Signed requests since the nonces were last cleaned up.
     nonces_since_cleaning: AtomicU32,
 }
@@ -81,17 +84,60 @@ pub struct Counters {
     pub malformed: AtomicU64,
     pub too_large: AtomicU64,
     pub internal_errors: AtomicU64,
-    pub password_checks_refused: AtomicU64,
+    /// Bodies that did not come in time.
+    pub too_slow: AtomicU64,
+    /// Requests of a source whose keys or passwords were wrong too often.
+    pub too_many_guesses: AtomicU64,
+    /// Passwords that were wrong.
+    pub logins_refused: AtomicU64,
 }
 
-const PASSWORD_CHECKS_MAX: usize = 4;
+impl Counters {
+    /// (name, what it counts, value)
+    pub fn read(&self) -> [(&'static str, &'static str, u64); 7] {
+        [
+            (
+                "unauthorized",
+                "requests with a wrong key or none",
+                &self.unauthorized,
+            ),
+            (
+                "malformed",
+                "requests that were not understood",
+                &self.malformed,
+            ),
+            ("too_large", "bodies that were too large", &self.too_large),
+            (
+                "internal_errors",
+                "requests that met a fault of ours",
+                &self.internal_errors,
+            ),
+            (
+                "too_slow",
+                "bodies that did not come in time",
+                &self.too_slow,
+            ),
+            (
+                "too_many_guesses",
+                "requests refused after too many wrong keys or passwords of their source",
+                &self.too_many_guesses,
+            ),
+            (
+                "logins_refused",
+                "logins with a wrong name or password",
+                &self.logins_refused,
+            ),
+        ]
+        .map(|(name, help, value)| (name, help, value.load(Ordering::Relaxed)))
+    }
+}
 
 impl App {
     pub fn new(pool: PgPool, sealer: Arc<Sealer>, library: Library, racks: link::Racks) -> Self {
         let state = State {
             table: dispatch::Table::new(resources()),
             counters: Counters::default(),
-            password_checks: tokio::sync::Semaphore::new(PASSWORD_CHECKS_MAX),
+            shares: shares::Shares::default(),
             nonces_since_cleaning: AtomicU32::new(0),
         };
         Self {
@@ -105,6 +151,11 @@ impl App {
 
     pub fn counters(&self) -> &Counters {
         &self.state.counters
+    }
+
+    /// What the shared places of requests hold and have refused, for the metrics page.
+    pub fn places(&self) -> Vec<gate::Numbers> {
+        self.state.shares.numbers()
     }
 
     pub(crate) fn count(&self, counter: impl FnOnce(&Counters) -> &AtomicU64) {

@@ -6,14 +6,12 @@
 
 mod path;
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use gate::{Place, Source};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use model::{EventType, Mac, MachineStatus, Signal, SystemId};
@@ -24,12 +22,12 @@ use store::inventory::BootInterface;
 use store::lifecycle::{self, Life};
 use store::script::{self, Outputs, ScriptResult};
 use store::token::{self, MachineToken};
-use tokio::sync::Semaphore;
 use workflow::{SignalReport, scripts};
 
 use crate::body::{self, Form, Limits};
 use crate::dispatch::{deleted, text};
 use crate::error::ApiError;
+use crate::shares::{self, STRANGER_BYTES_MAX};
 use crate::{App, Attestation, machine_caller};
 use path::{Item, Resource, locate, rack_base};
 
@@ -37,28 +35,14 @@ use path::{Item, Resource, locate, rack_base};
 const SIGNAL_BYTES_MAX: usize = 16 << 20;
 /// Of a report of cloud-init's.
 const REPORT_BYTES_MAX: usize = 1 << 20;
-/// Bodies in memory at once; more wait.
-const BODIES_MAX: usize = 64;
-/// How long they wait for a place, and then may take to arrive: a runner gives its request up after 60 s.
-const BODY_WAIT: Duration = Duration::from_secs(30);
 /// Live tokens of one boot. cloud-init asks twice a boot, and a machine may start over.
 const TOKENS_MAX: i64 = 8;
 
 const OCTETS: &str = "application/octet-stream";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-#[derive(Clone)]
-struct Metadata {
-    app: App,
-    bodies: Arc<Semaphore>,
-}
-
 /// Everything under `/MAAS/metadata/`, and the runner for machines that fetch it by hand.
 pub fn router(app: App) -> Router {
-    let state = Metadata {
-        app,
-        bodies: Arc::new(Semaphore::new(BODIES_MAX)),
-    };
     Router::new()
         .route("/MAAS/metadata", any(serve))
         .route("/MAAS/metadata/", any(serve))
@@ -68,7 +52,7 @@ pub fn router(app: App) -> Router {
             get(async || octets(scripts::runner())),
         )
         .route("/MAAS/machine-resources/{arch}", get(machine_resources))
-        .with_state(state)
+        .with_state(app)
 }
 
 /// Ours is one script for every architecture.
@@ -76,16 +60,18 @@ async fn machine_resources() -> Response {
     octets(scripts::find(scripts::RESOURCES).map_or(&[], |script| script.content))
 }
 
-async fn serve(State(state): State<Metadata>, request: axum::extract::Request) -> Response {
+async fn serve(State(app): State<App>, request: axum::extract::Request) -> Response {
     let (parts, body) = request.into_parts();
-    answer(&state, parts, body).await.unwrap_or_else(|error| {
+    answer(&app, parts, body).await.unwrap_or_else(|error| {
         let count = |counter: fn(&crate::Counters) -> &std::sync::atomic::AtomicU64| {
-            state.app.count(counter);
+            app.count(counter);
         };
         match &error {
             ApiError::BadRequest(_) | ApiError::Validation(_) => count(|c| &c.malformed),
             ApiError::Unauthorized(_) => count(|c| &c.unauthorized),
             ApiError::TooLarge => count(|c| &c.too_large),
+            ApiError::TooSlow => count(|c| &c.too_slow),
+            ApiError::TooMany(_) => count(|c| &c.too_many_guesses),
             ApiError::Internal(_) => count(|c| &c.internal_errors),
             _ => {}
         }
@@ -93,7 +79,7 @@ async fn serve(State(state): State<Metadata>, request: axum::extract::Request) -
     })
 }
 
-async fn answer(state: &Metadata, parts: Parts, body: Body) -> Result<Response, ApiError> {
+async fn answer(app: &App, parts: Parts, body: Body) -> Result<Response, ApiError> {
     let path = parts
         .uri
         .path()
@@ -104,7 +90,8 @@ async fn answer(state: &Metadata, parts: Parts, body: Body) -> Result<Response, 
         &Limits::default(),
     )?;
     let request = Asked {
-        app: &state.app,
+        app,
+        source: shares::source_of(&parts),
         attestation: parts.extensions.get(),
         parts: &parts,
         query,
@@ -132,13 +119,14 @@ async fn answer(state: &Metadata, parts: Parts, body: Body) -> Result<Response, 
         Resource::EnlistItem(_) => Err(nothing()),
         Resource::EnlistUserData => Ok(octets(scripts::enlister())),
         Resource::EnlistScripts => Ok(StatusCode::NO_CONTENT.into_response()),
-        resource => request.of_machine(state, resource, body).await,
+        resource => request.of_machine(resource, body).await,
     }
 }
 
 /// A request, before it is known whose it is.
 struct Asked<'a> {
     app: &'a App,
+    source: Source,
     attestation: Option<&'a Attestation>,
     parts: &'a Parts,
     query: Form,
@@ -146,14 +134,9 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// What needs the machine's token.
-    async fn of_machine(
-        &self,
-        state: &Metadata,
-        resource: Resource,
-        body: Body,
-    ) -> Result<Response, ApiError> {
+    async fn of_machine(&self, resource: Resource, body: Body) -> Result<Response, ApiError> {
         let headers = &self.parts.headers;
-        let token = machine_caller(self.app, headers, &[&self.query]).await?;
+        let token = machine_caller(self.app, &self.source, headers, &[&self.query]).await?;
         let place = in_place(&token, self.attestation)?;
         let life = lifecycle::get(&self.app.pool, &token.machine).await?;
         if life.boot_id != Some(token.boot_id) {
@@ -180,13 +163,8 @@ impl Asked<'_> {
             }
             Resource::Scripts => self.scripts(&life).await,
             Resource::Root => {
-                // A signal's outputs are large: how many are in memory at once is bounded.
-                let _body = tokio::time::timeout(BODY_WAIT, state.bodies.acquire())
-                    .await
-                    .map_err(|_| ApiError::Unavailable("Too many signals at once. Try again."))?;
-                let octets = tokio::time::timeout(BODY_WAIT, body::collect(body, SIGNAL_BYTES_MAX))
-                    .await
-                    .map_err(|_| ApiError::bad_request("The request body came too slowly."))??;
+                let room = self.place_for_body(&token)?;
+                let octets = body::collect(body, SIGNAL_BYTES_MAX, &room).await?;
                 let form = self.form(&octets)?;
                 match self.query.filled("op").or(form.filled("op")) {
                     Some("signal") => self.signal(&token, place, &form).await,
@@ -217,8 +195,22 @@ impl Asked<'_> {
         Ok(Form::parse(content_type, octets, &limits)?)
     }
 
+    /// Room for what a machine posts, in its own share.
+    fn place_for_body(&self, token: &MachineToken) -> Result<Place, ApiError> {
+        let source = Source::Machine(token.machine.as_str().into());
+        let place = self.app.state.shares.machines.enter(source, 0);
+        place.map_err(shares::no_room)
+    }
+
     async fn small_form(&self, body: Body) -> Result<Form, ApiError> {
-        self.form(&body::collect(body, 64 << 10).await?)
+        let place = self
+            .app
+            .state
+            .shares
+            .strangers
+            .enter(self.source.clone(), 0);
+        let place = place.map_err(shares::no_room)?;
+        self.form(&body::collect(body, STRANGER_BYTES_MAX, &place).await?)
     }
 
     /// The first word of a boot is an event.
@@ -341,7 +333,8 @@ impl Asked<'_> {
 
     /// cloud-init's webhook. It shows that the machine lives and what it is at.
     async fn report(&self, token: &MachineToken, body: Body) -> Result<Response, ApiError> {
-        let octets = body::collect(body, REPORT_BYTES_MAX).await?;
+        let room = self.place_for_body(token)?;
+        let octets = body::collect(body, REPORT_BYTES_MAX, &room).await?;
         let report: Value = serde_json::from_slice(&octets)
             .map_err(|_| ApiError::bad_request("The report is not JSON."))?;
         let field = |name: &'static str| {

@@ -33,24 +33,25 @@ pub fn hash(password: &str) -> Result<String, PasswordError> {
     Ok(hash.to_string())
 }
 
-/// Whether the password is the one. A stored text that is no PHC string matches nothing.
-pub fn verify(password: &str, hash: &str) -> bool {
+/// Whether the password is the one. Without an account, and for a stored text that is no PHC string, nothing is, and
+/// finding out takes as long.
+pub fn verify(password: &str, stored: Option<&str>) -> bool {
     if password.len() > PASSWORD_BYTES_MAX {
         return false;
     }
-    PasswordHash::new(hash).is_ok_and(|hash| {
-        Argon2::default()
-            .verify_password(password.as_bytes(), &hash)
-            .is_ok()
-    })
+    let Some(hash) = stored.and_then(|stored| PasswordHash::new(stored).ok()) else {
+        pretend(password);
+        return false;
+    };
+    Argon2::default()
+        .verify_password(password.as_bytes(), &hash)
+        .is_ok()
 }
 
-/// Takes as long as `verify` does: for usernames that do not exist.
-pub fn pretend(password: &str) {
-    let salt = SaltString::from_b64("c2FsdHNhbHRzYWx0c2FsdA");
-    if let Ok(salt) = salt
-        && password.len() <= PASSWORD_BYTES_MAX
-    {
+fn pretend(password: &str) {
+    #[cfg(test)]
+    tests::PRETENDED.with(|count| count.set(count.get() + 1));
+    if let Ok(salt) = SaltString::from_b64("c2FsdHNhbHRzYWx0c2FsdA") {
         Argon2::default()
             .hash_password(password.as_bytes(), &salt)
             .ok();
@@ -59,18 +60,41 @@ pub fn pretend(password: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        pub static PRETENDED: Cell<u32> = const { Cell::new(0) };
+    }
+
+    #[test]
+    fn an_unknown_name_costs_as_much_as_a_known_one() {
+        let hashed = |stored| {
+            let before = PRETENDED.get();
+            assert!(!verify("guess", stored));
+            PRETENDED.get() - before
+        };
+        assert_eq!(hashed(None), 1);
+        assert_eq!(hashed(Some("!")), 1);
+        assert_eq!(
+            hashed(Some(hash("hush").unwrap().as_str())),
+            0,
+            "the real one"
+        );
+    }
 
     #[test]
     fn only_the_password_matches() {
         let stored = hash("hush").unwrap();
         assert!(stored.starts_with("$argon2id$"));
         assert_ne!(stored, hash("hush").unwrap(), "salted");
-        assert!(verify("hush", &stored));
-        assert!(!verify("hush ", &stored));
-        assert!(!verify("", &stored));
-        assert!(!verify("hush", "!"));
-        assert!(!verify("hush", ""));
+        let stored = Some(stored.as_str());
+        assert!(verify("hush", stored));
+        assert!(!verify("hush ", stored));
+        assert!(!verify("", stored));
+        assert!(!verify("hush", Some("!")));
+        assert!(!verify("hush", Some("")));
         assert!(matches!(hash(""), Err(PasswordError::Empty)));
         assert!(matches!(
             hash(&"x".repeat(1025)),

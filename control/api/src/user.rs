@@ -108,10 +108,16 @@ async fn create(request: Request) -> Reply {
     }
     let is_admin = form.boolean("is_superuser")?.unwrap_or(false);
     let secret = form.required("password")?.to_owned();
-    let hash = tokio::task::spawn_blocking(move || password::hash(&secret))
-        .await
-        .map_err(ApiError::internal)?
-        .map_err(|error| ApiError::field("password", error.to_string()))?;
+    let by = gate::Source::Account(request.caller()?.id);
+    let turn = request.app.state.shares.hashing(by).await?;
+    let hash = tokio::task::spawn_blocking(move || {
+        let hash = password::hash(&secret);
+        drop(turn);
+        hash
+    })
+    .await
+    .map_err(ApiError::internal)?
+    .map_err(|error| ApiError::field("password", error.to_string()))?;
 
     let mut tx = request.app.begin().await?;
     let new = NewAccount {
