@@ -71,8 +71,8 @@ where
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(Body::new);
         request.extensions_mut().insert(connection.clone());
-        extend(&mut request);
         let turn = Turn::new(&connection);
+        extend(&mut request);
         let router = router.clone();
         async move {
             let response: Response = match router.oneshot(request).await {

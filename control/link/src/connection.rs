@@ -10,11 +10,13 @@ use capnp::message::ReaderOptions;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
 use futures::{AsyncReadExt, FutureExt};
+use gate::Place;
 use model::EventType;
 use store::event::NewEvent;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::counters::count;
 use crate::door::Door;
@@ -22,6 +24,8 @@ use crate::listener::Region;
 use crate::tls;
 
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// A host with a certificate says hello within this time or goes.
+const HELLO_TIME: Duration = Duration::from_secs(15);
 /// A host without a certificate enrols within this time or goes.
 const ANONYMOUS_TIME: Duration = Duration::from_secs(30);
 /// Of one message. The largest is a batch of 512 lease writes: about 100 KiB.
@@ -33,6 +37,7 @@ pub(crate) async fn serve(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     from: SocketAddr,
+    place: Place,
 ) {
     let counters = region.racks.counters();
     // Small messages that someone waits for.
@@ -40,6 +45,10 @@ pub(crate) async fn serve(
     let handshake = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream));
     let stream = tokio::select! {
         () = region.cancel.cancelled() => return,
+        () = place.displaced() => {
+            count(&counters.displaced);
+            return;
+        }
         handshake = handshake => match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -54,17 +63,21 @@ pub(crate) async fn serve(
         },
     };
     let peer = tls::peer(stream.get_ref().1);
-    // A place of the few for strangers, held to the end of this function.
+    // A rack's place is of the racks; a stranger keeps its own, as long as nobody else wants it.
     let place = match &peer {
-        Some(_) => None,
-        None => match region.anonymous.clone().try_acquire_owned() {
-            Ok(place) => Some(place),
-            Err(_) => {
-                count(&counters.refused_full);
-                return;
+        Some(peer) => {
+            let doors = region.racks.doors();
+            match doors.admit(&doors.link, &peer.system_id) {
+                Ok(place) => place,
+                Err(_) => {
+                    count(&counters.refused_full);
+                    return;
+                }
             }
-        },
+        }
+        None => place,
     };
+    let admitted = CancellationToken::new();
     let registered = peer
         .clone()
         .map(|peer| region.racks.registry().register(peer));
@@ -96,21 +109,30 @@ pub(crate) async fn serve(
         connection,
         close.clone(),
         from,
+        admitted.clone(),
     );
     let door: rpc::muster_capnp::door::Client = capnp_rpc::new_client(door);
     let system = RpcSystem::new(Box::new(network), Some(door.client));
     // capnp-rpc has places that panic on messages no honest peer sends: such a peer loses its connection, nothing else.
     let system = AssertUnwindSafe(system).catch_unwind();
     let limit = async {
-        match &peer {
-            Some(_) => std::future::pending().await,
-            None => tokio::time::sleep(ANONYMOUS_TIME).await,
+        let Some(_) = &peer else {
+            tokio::time::sleep(ANONYMOUS_TIME).await;
+            return &counters.anonymous_expired;
+        };
+        tokio::select! {
+            () = admitted.cancelled() => {}
+            () = tokio::time::sleep(HELLO_TIME) => return &counters.hello_late,
         }
+        region.racks.doors().know(from.ip());
+        place.firm();
+        std::future::pending().await
     };
     tokio::select! {
         () = region.cancel.cancelled() => {}
         () = close.cancelled() => {}
-        () = limit => count(&counters.anonymous_expired),
+        () = place.displaced() => count(&counters.displaced),
+        late = limit => count(late),
         ended = system => match ended {
             Ok(Ok(())) => {}
             // The rack, or its network, is gone.
@@ -137,7 +159,6 @@ pub(crate) async fn serve(
             note_end(&region, &peer.system_id).await;
         }
     }
-    drop(place);
 }
 
 /// For the rack's events; best effort.

@@ -20,6 +20,9 @@ macro_rules! counters {
 counters! {
     accepted: "connections accepted",
     refused_full: "connections refused because there were too many",
+    refused_often: "connections of unknown addresses refused because they came too often",
+    displaced: "connections without a certificate that gave way to newer ones",
+    hello_late: "connections with a certificate closed because no hello came in time",
     handshake_failed: "TLS handshakes that failed or took too long",
     malformed: "connections closed because of bytes that are no valid message",
     panicked: "connections closed because their handler panicked",

@@ -36,6 +36,8 @@ pub(crate) struct Door {
     from: SocketAddr,
     enrolments: Cell<u32>,
     greeted: Cell<bool>,
+    /// Told when the rack was let in.
+    admitted: CancellationToken,
 }
 
 impl Door {
@@ -45,6 +47,7 @@ impl Door {
         connection: Option<u64>,
         close: CancellationToken,
         from: SocketAddr,
+        admitted: CancellationToken,
     ) -> Self {
         let (enrolments, greeted) = (Cell::new(0), Cell::new(false));
         Self {
@@ -55,6 +58,7 @@ impl Door {
             from,
             enrolments,
             greeted,
+            admitted,
         }
     }
 
@@ -209,6 +213,7 @@ impl door::Server for Door {
             .map_err(store)?;
 
         count(&counters.hello);
+        self.admitted.cancel();
         tracing::info!(rack = peer.system_id, from = %self.from, version, "rack linked");
         let mut results = results.get();
         let mut welcome = results.reborrow().init_welcome();

@@ -3,24 +3,24 @@
 //! A connection shows a rack's certificate or is not accepted; a revoked one is refused, and closed while it is open.
 //! The handlers are the caller's `Router`; each request carries `Extension(RackIdentity)`.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use gate::Place;
 use sqlx::PgPool;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
+use crate::authority::Peer;
 use crate::counters::count;
+use crate::doors::Refused;
 use crate::racks::Racks;
+use crate::registry::Registered;
 use crate::{StartError, tls};
 
 /// The rack that sent a request, by its verified certificate.
@@ -29,10 +29,8 @@ pub struct RackIdentity {
     pub system_id: String,
 }
 
-/// At most 32 of a rack, so this is for 128 racks that are all at their limit.
-const CONNECTIONS_MAX: usize = 4096;
+/// For the handshake and the look at the certificate.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-const HEADER_TIME: Duration = Duration::from_secs(30);
 /// What is under way at the end gets this long.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -45,7 +43,6 @@ pub async fn serve(
     cancel: CancellationToken,
 ) -> Result<(), StartError> {
     let acceptor = TlsAcceptor::from(racks.rack_tls()?);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -53,29 +50,43 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::error!(%error, "accepting a rack's HTTPS connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            count(&racks.counters().refused_full);
-            continue;
+        let doors = racks.doors();
+        let place = match doors.enter(&doors.https, from.ip(), Instant::now()) {
+            Ok(place) => place,
+            Err(Refused::Full) => {
+                count(&racks.counters().refused_full);
+                continue;
+            }
+            Err(Refused::TooOften) => {
+                count(&racks.counters().refused_often);
+                continue;
+            }
         };
-        let connection = connection(
-            acceptor.clone(),
-            stream,
-            racks.clone(),
-            pool.clone(),
-            router.clone(),
-            cancel.clone(),
-        );
+        let connection = Connection {
+            acceptor: acceptor.clone(),
+            racks: racks.clone(),
+            pool: pool.clone(),
+            router: router.clone(),
+            cancel: cancel.clone(),
+        };
         connections.spawn(async move {
-            connection.await;
-            drop(place);
+            tokio::select! {
+                () = place.displaced() => count(&connection.racks.counters().displaced),
+                shown = connection.handshake(stream, from) => {
+                    drop(place);
+                    if let Some(shown) = shown {
+                        connection.serve(shown).await;
+                    }
+                }
+            }
         });
     }
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -84,68 +95,93 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(
+struct Connection {
     acceptor: TlsAcceptor,
-    stream: TcpStream,
     racks: Racks,
     pool: PgPool,
     router: Router,
     cancel: CancellationToken,
-) {
-    stream.set_nodelay(true).ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await else {
-        count(&racks.counters().handshake_failed);
-        return;
-    };
-    let Some(peer) = tls::peer(stream.get_ref().1) else {
-        count(&racks.counters().handshake_failed);
-        return;
-    };
-    let identity = RackIdentity {
-        system_id: peer.system_id.clone(),
-    };
-    let registered = racks.registry().register(peer.clone());
-    match store::rack::is_certificate_valid(&pool, &peer.system_id, &peer.serial).await {
-        Ok(true) => {}
-        Ok(false) => {
-            count(&racks.counters().revoked);
-            return;
-        }
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "checking a rack's certificate"
-            );
-            return;
-        }
+}
+
+/// A rack that has shown a certificate that stands.
+struct Shown {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    registered: Registered,
+    place: Place,
+}
+
+impl Connection {
+    async fn handshake(&self, stream: TcpStream, from: SocketAddr) -> Option<Shown> {
+        let counters = self.racks.counters();
+        let shown = tokio::time::timeout(HANDSHAKE_TIME, self.shown(stream, from)).await;
+        shown.unwrap_or_else(|_| {
+            count(&counters.handshake_failed);
+            None
+        })
     }
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(identity.clone());
-        let router = router.clone();
-        async move {
-            Ok::<_, Infallible>(
-                router
-                    .oneshot(request)
-                    .await
-                    .unwrap_or_else(|never| match never {}),
-            )
+
+    async fn shown(&self, stream: TcpStream, from: SocketAddr) -> Option<Shown> {
+        let (racks, counters) = (&self.racks, self.racks.counters());
+        stream.set_nodelay(true).ok();
+        let Ok(stream) = self.acceptor.accept(stream).await else {
+            count(&counters.handshake_failed);
+            return None;
+        };
+        let Some(peer) = tls::peer(stream.get_ref().1) else {
+            count(&counters.handshake_failed);
+            return None;
+        };
+        let registered = racks.registry().register(peer.clone());
+        match store::rack::is_certificate_valid(&self.pool, &peer.system_id, &peer.serial).await {
+            Ok(true) => {}
+            Ok(false) => {
+                count(&counters.revoked);
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "checking a rack's certificate"
+                );
+                return None;
+            }
         }
-    });
-    let serving = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        () = registered.close.cancelled() => return,
+        let doors = racks.doors();
+        doors.know(from.ip());
+        let Ok(place) = doors.admit(&doors.https, &peer.system_id) else {
+            count(&counters.refused_full);
+            return None;
+        };
+        Some(Shown {
+            stream,
+            peer,
+            registered,
+            place,
+        })
+    }
+
+    async fn serve(self, shown: Shown) {
+        let identity = RackIdentity {
+            system_id: shown.peer.system_id,
+        };
+        let extend = move |request: &mut Request| {
+            // It is a rack: between requests its connection may give way to another of the same rack, or of one more
+            // rack than there are places.
+            if let Some(connection) = request.extensions().get::<gate::http::Connection>() {
+                connection.firm();
+            }
+            request.extensions_mut().insert(identity.clone());
+        };
         // A fault of the connection: the rack sees it too, and tries again.
-        _ = serving.as_mut() => return,
-        () = cancel.cancelled() => {}
-    }
-    serving.as_mut().graceful_shutdown();
-    tokio::select! {
-        () = registered.close.cancelled() => {}
-        _ = serving => {}
+        let _ = gate::http::serve(
+            shown.stream,
+            self.router,
+            shown.place,
+            extend,
+            &self.cancel,
+            &shown.registered.close,
+        )
+        .await;
     }
 }

@@ -13,6 +13,7 @@ mod authority;
 mod connection;
 mod counters;
 mod door;
+mod doors;
 mod events;
 mod feed;
 pub mod https;
@@ -109,6 +110,10 @@ pub async fn start(
     store::region::keep_alive(&mut db, &process).await?;
     drop(db);
     let racks = Racks::new(trust);
+    // A flood of strangers right after a restart does not keep the racks from coming back.
+    for address in store::rack::addresses(pool).await? {
+        racks.doors().know(address);
+    }
     let done = listener::start(
         config.listener,
         listener::Setup {

@@ -2,28 +2,25 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use store::region::Process;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::count;
+use crate::doors::Refused;
 use crate::liveness::Liveness;
 use crate::racks::Racks;
 use crate::tls::{self, Admit};
 use crate::{StartError, connection, feed, liveness, revoke};
 
-/// Open connections of racks, and of hosts that want to become racks.
-const CONNECTIONS_MAX: usize = 4096;
-/// Of those, without a certificate.
-const ANONYMOUS_MAX: usize = 64;
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 const SERVER_CERTIFICATE_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -47,7 +44,6 @@ pub(crate) struct Region {
     pub pool: PgPool,
     pub feed: feed::Handle,
     pub liveness: Liveness,
-    pub anonymous: Arc<Semaphore>,
     /// The work of calls under way: goes on when the connection that asked is closed.
     pub calls: TaskTracker,
     pub cancel: CancellationToken,
@@ -95,7 +91,6 @@ async fn run(
         pool: pool.clone(),
         feed,
         liveness: Liveness::default(),
-        anonymous: Arc::new(Semaphore::new(ANONYMOUS_MAX)),
         calls: TaskTracker::new(),
         cancel: setup.cancel.clone(),
     });
@@ -107,7 +102,6 @@ async fn run(
     tasks.spawn_local(liveness::run(Rc::clone(&region)));
     tasks.spawn_local(renew_identity(Rc::clone(&region), setup.names));
 
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let counters = region.racks.counters();
     loop {
         let accepted = tokio::select! {
@@ -130,15 +124,22 @@ async fn run(
             }
         };
         count(&counters.accepted);
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            count(&counters.refused_full);
-            continue;
+        let doors = region.racks.doors();
+        let place = match doors.enter(&doors.link, from.ip(), Instant::now()) {
+            Ok(place) => place,
+            Err(Refused::Full) => {
+                count(&counters.refused_full);
+                continue;
+            }
+            Err(Refused::TooOften) => {
+                count(&counters.refused_often);
+                continue;
+            }
         };
         let region = Rc::clone(&region);
         let acceptor = acceptor.clone();
         tasks.spawn_local(async move {
-            connection::serve(region, acceptor, stream, from).await;
-            drop(place);
+            connection::serve(region, acceptor, stream, from, place).await;
         });
     }
     let ended = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} });

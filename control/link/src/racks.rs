@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::authority::Authority;
 use crate::counters::Counters;
+use crate::doors::Doors;
 use crate::power::{PowerOperation, PowerReport};
 use crate::registry::Registry;
 use crate::tls::{self, Admit, ServerIdentity};
@@ -44,6 +45,7 @@ struct Inner {
     links: Mutex<HashMap<String, Linked>>,
     registry: Arc<Registry>,
     counters: Counters,
+    doors: Doors,
     trust: OnceLock<Trust>,
 }
 
@@ -148,6 +150,15 @@ impl Racks {
     /// For metrics.
     pub fn counters(&self) -> &Counters {
         &self.inner.counters
+    }
+
+    /// What the rack-facing ports' places hold and have refused, for metrics.
+    pub fn places(&self) -> Vec<gate::Numbers> {
+        self.inner.doors.numbers()
+    }
+
+    pub(crate) fn doors(&self) -> &Doors {
+        &self.inner.doors
     }
 
     pub(crate) fn trust(&self) -> Option<&Trust> {

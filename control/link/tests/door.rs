@@ -75,10 +75,12 @@ impl Region {
         connect(self.address, who).await
     }
 
-    /// A rack of its own, enrolled.
+    /// A rack of its own, enrolled; also anew.
     async fn enrolled(&self, hostname: &str) -> Credentials {
+        let mut db = self.db.pool.acquire().await.unwrap();
+        let token = self.racks.create_token(&mut db, Some(hostname), None).await;
         let client = Client::open(self.connect(None).await.unwrap());
-        client.enrol(&self.token().await, hostname).await.unwrap()
+        client.enrol(token.unwrap().text(), hostname).await.unwrap()
     }
 }
 
@@ -136,6 +138,10 @@ impl rustls::client::danger::ServerCertVerifier for Trusting {
 }
 
 async fn connect(address: SocketAddr, who: Option<&Credentials>) -> std::io::Result<Tls> {
+    connect_over(TcpStream::connect(address).await?, who).await
+}
+
+async fn connect_over(tcp: TcpStream, who: Option<&Credentials>) -> std::io::Result<Tls> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -148,7 +154,6 @@ async fn connect(address: SocketAddr, who: Option<&Credentials>) -> std::io::Res
             .unwrap(),
         None => builder.with_no_client_auth(),
     };
-    let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from("muster-region").unwrap();
     tokio_rustls::TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
@@ -440,6 +445,64 @@ async fn malformed_bytes_end_their_connection_and_no_other() {
         eventually("counted", || counted() == 5).await;
         assert_eq!(region.racks.connected(), [good.rack]);
         assert!(!client.ended.is_finished());
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------- strangers without end
+
+/// More of them than there are places, from one address and from many, silent and with TLS.
+#[tokio::test]
+async fn silent_strangers_and_tls_without_certificate_keep_no_rack_away() {
+    local(async {
+        let region = Region::start().await;
+        let good = region.enrolled("r1").await;
+        let client = Client::open(region.connect(Some(&good)).await.unwrap());
+        let _session = client.hello().await.unwrap();
+        drop(client);
+        let mut silent = Vec::new();
+        let mut tls = Vec::new();
+        for number in 0..600_u32 {
+            let from = std::net::Ipv4Addr::from(0x7f01_0000 + number / 4);
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((from, 0).into()).unwrap();
+            let stream = socket.connect(region.address).await.unwrap();
+            if number % 8 == 0 {
+                tls.push(connect_over(stream, None).await);
+            } else {
+                silent.push(stream);
+            }
+        }
+        let counters = region.racks.counters();
+        eventually("displaced", || counters.displaced.load(Relaxed) > 0).await;
+        // The rack comes back, and a new one enrols from an address that nobody knows.
+        let again = Client::open(region.connect(Some(&good)).await.unwrap());
+        again.hello().await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 2, 0, 1], 0).into()).unwrap();
+        let stream = socket.connect(region.address).await.unwrap();
+        let newcomer = Client::open(connect_over(stream, None).await.unwrap());
+        newcomer.enrol(&region.token().await, "r2").await.unwrap();
+        let held: u64 = region.racks.places().iter().map(|room| room.held).sum();
+        assert!(held < 300, "{held}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rack_that_shows_its_certificate_and_says_nothing_is_not_firm() {
+    local(async {
+        let region = Region::start().await;
+        let good = region.enrolled("r1").await;
+        let client = Client::open(region.connect(Some(&good)).await.unwrap());
+        let _session = client.hello().await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..40 {
+            silent.push(region.connect(Some(&good)).await.unwrap());
+        }
+        let counters = region.racks.counters();
+        eventually("displaced", || counters.displaced.load(Relaxed) > 20).await;
+        assert!(!client.ended.is_finished(), "the session has its place");
     })
     .await;
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -19,6 +20,12 @@ pub struct Config {
     pub rack_http_listen: SocketAddr,
     /// The addresses by which racks reach this process; those of the host when empty.
     pub advertise: Vec<IpAddr>,
+    /// From where `GET /MAAS/metrics` is answered without a key, beside this host itself.
+    pub metrics_allow: Vec<IpNet>,
+    /// Connections to the API at once; fewer where the system allows fewer open files.
+    pub api_connections: u32,
+    /// Of one address.
+    pub api_connections_each: u32,
     pub database: Database,
     /// A filter as `tracing` has them: `info`, `debug,sqlx=warn`.
     pub log: String,
@@ -41,6 +48,9 @@ impl Default for Config {
             rpc_listen: any(5250),
             rack_http_listen: any(5251),
             advertise: Vec::new(),
+            metrics_allow: Vec::new(),
+            api_connections: 4096,
+            api_connections_each: 256,
             database: Database::default(),
             log: "info,sqlx=warn".to_owned(),
         }
@@ -87,6 +97,9 @@ mod tests {
         assert_eq!(config.api_listen.port(), 5240);
         let error = toml::from_str::<Config>("api_lisen = \"[::]:80\"").expect_err("a typo");
         assert!(error.to_string().contains("api_lisen"), "{error}");
+        let config: Config = toml::from_str("metrics_allow = [\"10.0.0.0/8\"]").expect("ok");
+        assert_eq!(config.metrics_allow.len(), 1);
+        toml::from_str::<Config>("metrics_allow = [\"10.0.0.0\"]").expect_err("no network");
         let config: Config = toml::from_str("[database]\nurl = \"postgres://h/db\"").expect("ok");
         assert_eq!(config.database.url.as_deref(), Some("postgres://h/db"));
     }

@@ -3,6 +3,8 @@
 mod account;
 mod config;
 mod database;
+mod folder;
+mod listener;
 mod metrics;
 mod rack_http;
 mod region;
@@ -60,6 +62,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
+    folder::prepare(&config)?;
     runtime.block_on(async {
         match arguments.command {
             Command::Run => region::run(config, metrics).await,

@@ -4,8 +4,10 @@
 //! only here, is believed: it is the attestation of protocols.md (Trust).
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use api::Attestation;
+use api::{Attestation, ThroughRack};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -13,22 +15,38 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use gate::{Bounds, Room, Source};
 use library::{Library, LibraryError, PIECE_BYTES};
 use link::RackIdentity;
 
 /// A rack asks for images piece by piece; no range that is answered is longer than this.
 const RANGE_BYTES_MAX: u64 = PIECE_BYTES as u64;
 
+/// Requests of machines behind racks under way at once, in all and of one machine; a machine at its share waits.
+const REQUESTS: Bounds = Bounds {
+    total: 4096,
+    open: 4096,
+    each: 8,
+};
+const REQUEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The places of what machines ask through their racks.
+pub fn requests() -> Arc<Room> {
+    Room::new("requests_behind_racks", REQUESTS)
+}
+
 /// The whole of the rack listener: `region` serves everything but the images.
-pub fn router(library: Library, region: Router) -> Router {
+pub fn router(library: Library, region: Router, requests: Arc<Room>) -> Router {
     let images = Router::new()
         .route("/images/{sha256}", get(image))
         .with_state(library);
-    region.layer(middleware::from_fn(attest)).merge(images)
+    let attest = middleware::from_fn_with_state(requests, attest);
+    region.layer(attest).merge(images)
 }
 
-/// Turns what the rack says of its client into an extension that handlers may trust.
-async fn attest(mut request: Request, next: Next) -> Response {
+/// Turns what the rack says of its client into an extension that handlers may trust, and accounts the request to the
+/// machine, not to the rack: a machine that asks for too much slows only itself.
+async fn attest(State(requests): State<Arc<Room>>, mut request: Request, next: Next) -> Response {
     let Some(rack) = request.extensions().get::<RackIdentity>().cloned() else {
         return (StatusCode::FORBIDDEN, "Only racks are served here.").into_response();
     };
@@ -36,13 +54,25 @@ async fn attest(mut request: Request, next: Next) -> Response {
     let attestation = text(headers, "x-muster-client-address")
         .and_then(|address| address.parse::<IpAddr>().ok())
         .map(|client_address| Attestation {
-            rack: rack.system_id,
+            rack: rack.system_id.clone(),
             client_address,
             client_mac: text(headers, "x-muster-client-mac").and_then(|mac| mac.parse().ok()),
             vlan: text(headers, "x-muster-client-vlan").and_then(|vlan| vlan.parse().ok()),
         });
+    let source = match &attestation {
+        Some(attestation) => Source::behind(&attestation.rack, attestation.client_address),
+        None => Source::Rack(rack.system_id.as_str().into()),
+    };
+    let Ok(_place) = requests.wait(source.clone(), 1, REQUEST_WAIT).await else {
+        let reason = "Too many requests of this machine at once. Try again.\n";
+        let retry = [(header::RETRY_AFTER, "10")];
+        return (StatusCode::SERVICE_UNAVAILABLE, retry, reason).into_response();
+    };
+    let extensions = request.extensions_mut();
+    extensions.insert(ThroughRack);
+    extensions.insert(source);
     if let Some(attestation) = attestation {
-        request.extensions_mut().insert(attestation);
+        extensions.insert(attestation);
     }
     next.run(request).await
 }
@@ -155,6 +185,59 @@ fn byte_range(range: &str, size_bytes: u64) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told() -> (Router, Arc<Room>) {
+        async fn tell(request: Request) -> String {
+            let source = request.extensions().get::<Source>();
+            let through = request.extensions().get::<ThroughRack>().is_some();
+            format!("{source:?} {through}")
+        }
+        let (requests, region) = (requests(), Router::new().route("/", get(tell)));
+        let attest = middleware::from_fn_with_state(Arc::clone(&requests), attest);
+        (region.layer(attest), requests)
+    }
+
+    async fn ask(router: &Router, client: Option<&str>) -> (StatusCode, String) {
+        let mut request = Request::builder().uri("/");
+        if let Some(client) = client {
+            request = request.header("x-muster-client-address", client);
+        }
+        let system_id = "abc123".to_owned();
+        let request = request.extension(RackIdentity { system_id });
+        let request = request.body(Body::empty()).unwrap();
+        let answer = tower::ServiceExt::oneshot(router.clone(), request).await;
+        let (parts, body) = answer.unwrap().into_parts();
+        let text = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        (parts.status, String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn requests_through_a_rack_are_accounted_to_the_machine_behind_it() {
+        let (router, requests) = told();
+        let of = |address: &str| Source::behind("abc123", address.parse().unwrap());
+        let (status, text) = ask(&router, Some("10.0.0.9")).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(text, format!("{:?} true", Some(of("10.0.0.9"))));
+        let (_, text) = ask(&router, None).await;
+        let rack = Source::Rack("abc123".into());
+        assert_eq!(text, format!("{:?} true", Some(rack)));
+
+        // One machine holds its share: it waits, another does not.
+        let held: Vec<_> = (0..8)
+            .map(|_| {
+                let place = requests.enter(of("10.0.0.9"), 1).unwrap();
+                place.firm();
+                place
+            })
+            .collect();
+        assert_eq!(ask(&router, Some("10.0.0.8")).await.0, StatusCode::OK);
+        let waiting = ask(&router, Some("10.0.0.9"));
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(waiting.await.0, StatusCode::OK);
+        assert_eq!(requests.numbers().held, 0);
+    }
 
     #[test]
     fn ranges_stay_inside_the_file() {

@@ -2,22 +2,27 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
-use axum::middleware;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router, middleware};
+use ipnet::IpNet;
 use library::Library;
+use sqlx::PgPool;
 use store::seal::Sealer;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::database::Database;
+use crate::listener::Ends;
 use crate::metrics::{self, Metrics};
-use crate::rack_http;
+use crate::{listener, rack_http};
 
 /// Requests under way get this long to finish when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -25,8 +30,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LINK_CONNECTIONS_MAX: u32 = 8;
 
 pub async fn run(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&config.state_dir)
-        .with_context(|| format!("creating {}", config.state_dir.display()))?;
+    let descriptors = gate::descriptors::raise_limit();
+    tracing::info!(descriptors, "open files allowed");
     let database = Database::open(&config).await?;
     let served = serve(&config, &database, metrics).await;
     database.close().await;
@@ -60,28 +65,40 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         workflow::Runner::start(pool.clone(), sealer.clone(), racks.clone(), stop.clone());
 
     let app = api::App::new(pool.clone(), sealer, library.clone(), racks.clone());
-    let region = api::router(app);
-    let counted = {
-        let metrics = metrics.clone();
-        let pool = pool.clone();
-        let text = move || async move { metrics.text() + &metrics::ranges(&pool).await };
-        region.clone().route("/MAAS/metrics", get(text))
+    let region = api::router(app.clone());
+    let limit = gate::descriptors::raise_limit();
+    // Of three listeners each has a third of what the system allows.
+    let connections = gate::descriptors::connections(limit, config.api_connections.into(), 1, 3);
+    let room = listener::room(connections, config.api_connections_each.into());
+    let api_counters = Arc::new(listener::Counters::default());
+    let requests = rack_http::requests();
+    let page = Page {
+        metrics: metrics.clone(),
+        pool: pool.clone(),
+        app,
+        racks: racks.clone(),
+        rooms: [Arc::clone(&room), Arc::clone(&requests)],
+        listener: Arc::clone(&api_counters),
+        allowed: config.metrics_allow.clone(),
     };
-    let public = counted.layer(middleware::from_fn_with_state(
-        metrics.clone(),
-        metrics::count,
-    ));
-    let for_racks = rack_http::router(library, region)
-        .layer(middleware::from_fn_with_state(metrics, metrics::count));
+    let page = Router::new()
+        .route("/MAAS/metrics", get(Page::answer))
+        .with_state(Arc::new(page));
+    let count = middleware::from_fn_with_state(metrics, metrics::count);
+    let public = region.clone().merge(page).layer(count.clone());
+    let for_racks = rack_http::router(library, region, requests).layer(count);
 
-    let api_listener = TcpListener::bind(config.api_listen)
-        .await
-        .with_context(|| format!("listening on {}", config.api_listen))?;
-    let rack_listener = TcpListener::bind(config.rack_http_listen)
-        .await
-        .with_context(|| format!("listening on {}", config.rack_http_listen))?;
+    let api_listener = listener::bind(config.api_listen).await?;
+    let rack_listener = listener::bind(config.rack_http_listen).await?;
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(serve_api(api_listener, public, stop.clone()));
+    let api_stop = stop.clone();
+    tasks.spawn(listener::serve(
+        api_listener,
+        public,
+        room,
+        api_counters,
+        api_stop,
+    ));
     let rack_stop = stop.clone();
     tasks.spawn(async move {
         let served = link::https::serve(rack_listener, racks, pool, for_racks, rack_stop).await;
@@ -107,16 +124,50 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     outcome
 }
 
-async fn serve_api(
-    listener: TcpListener,
-    router: Router,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let router = router.into_make_service_with_connect_info::<std::net::SocketAddr>();
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("serving the API")
+/// What the metrics page is written from.
+struct Page {
+    metrics: Arc<Metrics>,
+    pool: PgPool,
+    app: api::App,
+    racks: link::Racks,
+    rooms: [Arc<gate::Room>; 2],
+    listener: Arc<listener::Counters>,
+    allowed: Vec<IpNet>,
+}
+
+impl Page {
+    async fn answer(State(page): State<Arc<Page>>, ends: Option<Extension<Ends>>) -> Response {
+        if !ends.is_some_and(|Extension(ends)| metrics::is_allowed(&ends, &page.allowed)) {
+            let reason = "Metrics are not for this address: see metrics_allow in regiond.toml.\n";
+            return (StatusCode::FORBIDDEN, reason).into_response();
+        }
+        page.text().await.into_response()
+    }
+
+    async fn text(&self) -> String {
+        let mut rooms: Vec<_> = self.rooms.iter().map(|room| room.numbers()).collect();
+        rooms.extend(self.app.places());
+        rooms.extend(self.racks.places());
+        let count = |value: &AtomicU64| value.load(Relaxed);
+        let listener = [
+            (
+                "heads_too_slow",
+                "connections to the API closed because no whole head came in time",
+                count(&self.listener.heads_too_slow),
+            ),
+            (
+                "accept_failed",
+                "connections to the API that could not be accepted",
+                count(&self.listener.accept_failed),
+            ),
+        ];
+        self.metrics.text()
+            + &metrics::places(&rooms)
+            + &metrics::counters("api", listener)
+            + &metrics::counters("api", self.app.counters().read())
+            + &metrics::counters("link", self.racks.counters().read())
+            + &metrics::ranges(&self.pool).await
+    }
 }
 
 async fn stop_signal() -> anyhow::Result<()> {

@@ -28,7 +28,7 @@ pub enum ClusterError {
     #[error("{folder} is too long a path for a unix socket")]
     PathTooLong { folder: PathBuf },
     #[error(
-        "user {user} can't enter {folder}: give the state folder a path that every user may traverse"
+        "user {user} can't enter {folder}: give the folders above the state folder a mode that lets every user pass"
     )]
     NotTraversable { folder: PathBuf, user: String },
     #[error("{program} failed: {output}")]
@@ -260,6 +260,12 @@ impl Cluster {
 pub fn url(folder: &Path) -> String {
     let socket = percent_encode(&folder.to_string_lossy());
     format!("postgres:///postgres?host={socket}&user=muster")
+}
+
+/// The group of the user that a private cluster runs as, where that is not our own: root has one.
+pub fn server_group() -> Option<u32> {
+    let (_, group) = is_root().then(postgres_user).flatten()?;
+    Some(group)
 }
 
 fn is_root() -> bool {

@@ -48,6 +48,11 @@ pub enum TokenRefusal {
     Expired,
     #[error("this enrolment token is for another host")]
     OtherHost,
+    #[error(
+        "a rack of this name is enrolled: make a token for this name (muster rack token --hostname NAME), or revoke \
+         the rack first"
+    )]
+    Enrolled,
 }
 
 const RACK: &str = "system_id, hostname, description, version, created, last_seen, revoked";
@@ -69,6 +74,17 @@ pub async fn list(db: impl PgExecutor<'_>) -> Result<Vec<Rack>, StoreError> {
     )))
     .fetch_all(db)
     .await?)
+}
+
+/// Where racks that are not revoked were at their last hello.
+pub async fn addresses(db: impl PgExecutor<'_>) -> Result<Vec<std::net::IpAddr>, StoreError> {
+    let networks: Vec<IpNetwork> = sqlx::query_scalar(
+        "select unnest(i.addresses) from rack_interface i
+         join rack r on r.system_id = i.rack where r.revoked is null",
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(networks.iter().map(IpNetwork::ip).collect())
 }
 
 pub async fn set_description(
@@ -126,7 +142,8 @@ pub async fn create_token(
 
 /// Uses a token up and gives the system_id of the rack called `hostname`.
 ///
-/// A host that was enrolled before keeps its system_id; its older certificates end here. Inside the caller's
+/// A host that was enrolled before keeps its system_id; its older certificates end here. While it is not revoked only a
+/// token made for its name does that: any other would let its bearer take the rack's place. Inside the caller's
 /// transaction: a certificate that cannot be made must not use the token up.
 pub async fn enrol(
     db: &mut PgConnection,
@@ -137,24 +154,27 @@ pub async fn enrol(
     let taken = sqlx::query(
         "update rack_token set used = now()
          where token_hash = $1 and used is null and expires > now()
-           and (hostname is null or hostname = $2)",
+           and (hostname = $2 or hostname is null
+                and not exists (select from rack where rack.hostname = $2 and revoked is null))",
     )
     .bind(token_hash.as_slice())
     .bind(hostname)
     .execute(&mut *db)
     .await?;
     if taken.rows_affected() == 0 {
-        let found: Option<(bool, bool)> = sqlx::query_as(
-            "select used is not null, expires <= now() from rack_token where token_hash = $1",
+        let found: Option<(bool, bool, bool)> = sqlx::query_as(
+            "select used is not null, expires <= now(), hostname is null
+             from rack_token where token_hash = $1",
         )
         .bind(token_hash.as_slice())
         .fetch_optional(&mut *db)
         .await?;
         return Ok(Err(match found {
             None => TokenRefusal::Unknown,
-            Some((true, _)) => TokenRefusal::Used,
-            Some((false, true)) => TokenRefusal::Expired,
-            Some((false, false)) => TokenRefusal::OtherHost,
+            Some((true, _, _)) => TokenRefusal::Used,
+            Some((_, true, _)) => TokenRefusal::Expired,
+            Some((_, _, false)) => TokenRefusal::OtherHost,
+            Some((_, _, true)) => TokenRefusal::Enrolled,
         }));
     }
     let known: Option<String> =
@@ -401,7 +421,7 @@ mod tests {
         create_token(&mut tx, &[1; 32], None, None, hour)
             .await
             .unwrap();
-        create_token(&mut tx, &[2; 32], None, None, hour)
+        create_token(&mut tx, &[2; 32], Some("r1"), None, hour)
             .await
             .unwrap();
         let id = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
@@ -422,6 +442,39 @@ mod tests {
         assert_eq!(invalid, [b"one".to_vec(), b"three".to_vec()]);
         revoke(&mut tx, &id).await.unwrap();
         assert!(!is_certificate_valid(&mut *tx, &id, b"two").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_token_for_no_name_takes_no_enrolled_rack_over() {
+        let db = testing::database().await;
+        let mut tx = db.pool.begin().await.unwrap();
+        let hour = Duration::from_secs(3600);
+        for hash in 1..=3 {
+            create_token(&mut tx, &[hash; 32], None, None, hour)
+                .await
+                .unwrap();
+        }
+        create_token(&mut tx, &[4; 32], Some("r1"), None, hour)
+            .await
+            .unwrap();
+        let id = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
+        let end = OffsetDateTime::now_utc() + hour;
+        assert!(add_certificate(&mut tx, &id, b"one", end).await.unwrap());
+        assert_eq!(
+            enrol(&mut tx, &[2; 32], "r1").await.unwrap(),
+            Err(TokenRefusal::Enrolled)
+        );
+        assert!(is_certificate_valid(&mut *tx, &id, b"one").await.unwrap());
+        // The refused token is not used up, and a token for the name does it.
+        let other = enrol(&mut tx, &[2; 32], "r2").await.unwrap().unwrap();
+        assert_ne!(other, id);
+        assert_eq!(
+            enrol(&mut tx, &[4; 32], "r1").await.unwrap(),
+            Ok(id.clone())
+        );
+        // As does a revocation before it.
+        revoke(&mut tx, &id).await.unwrap();
+        assert_eq!(enrol(&mut tx, &[3; 32], "r1").await.unwrap(), Ok(id));
     }
 
     #[tokio::test]

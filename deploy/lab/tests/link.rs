@@ -69,7 +69,7 @@ impl Region {
     async fn token(&self, pool: &PgPool) -> String {
         let mut db = pool.acquire().await.unwrap();
         self.racks
-            .create_token(&mut db, None, None)
+            .create_token(&mut db, Some("rack1"), None)
             .await
             .unwrap()
             .text()
