@@ -102,6 +102,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             probes_lost,
             leases_refused,
             events_lost,
+            events_left_out,
             wants_lost,
             hand_offs,
             hand_offs_refused,
@@ -221,7 +222,13 @@ fn link_lines(text: &mut Vec<(String, u64)>, status: &Status) {
         status.boots,
         [calls, joined, refused, unanswered]
     );
-    lines!(text, "", "event", status.events, [reported, dropped]);
+    lines!(
+        text,
+        "",
+        "event",
+        status.events,
+        [reported, dropped, left_out]
+    );
 }
 
 fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {

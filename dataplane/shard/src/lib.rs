@@ -11,10 +11,12 @@
 //! One turn: wait, receive, decide, send. It never awaits, never blocks, and takes nothing from a region but through
 //! its mailbox. A shard is one thread's; nothing in it is shared but the snapshot, the objects and the statistics.
 
+mod buckets;
 mod choices;
 mod config;
 mod dhcp_side;
 mod driver;
+mod events;
 mod http_side;
 mod lookup;
 mod mailbox;
@@ -26,6 +28,7 @@ mod tftp_side;
 mod trace;
 mod turn;
 
+pub use buckets::{Bucket, Buckets, Rate};
 pub use choices::Told;
 pub use config::Config;
 pub use driver::{
@@ -35,6 +38,7 @@ pub use driver::{
 pub use mailbox::{
     Bell, BootQuery, Detail, Event, HandOver, LinkMailbox, Receiver, Sender, ShardMailbox,
     TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish, WorkMailbox, mailboxes,
+    mailboxes_of,
 };
 pub use shares::{Manner, Place, Room, Shares, Source};
 pub use snapshot::{Link, Loader, Snapshot, Trace};

@@ -15,7 +15,8 @@ use wire::dhcp4::View;
 
 use crate::choices::Told;
 use crate::config::Config;
-use crate::mailbox::{BootQuery, Detail, Event, ShardMailbox, ToLink, ToWork};
+use crate::events::Gate;
+use crate::mailbox::{BootQuery, ShardMailbox, ToLink, ToWork};
 use crate::queries::{Answer, Queries, Waiter};
 use crate::snapshot::{Loader, Snapshot};
 use crate::stats::Counters;
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     /// Who is to look again in this turn.
     pub woken: Vec<Waiter>,
     wants: HashMap<[u8; 32], Instant>,
+    /// Who may tell what.
+    pub gate: Gate,
     pub counters: Counters,
 }
 
@@ -87,6 +90,7 @@ impl Core {
             waiting: Vec::new(),
             woken: Vec::new(),
             wants: HashMap::new(),
+            gate: Gate::new(now),
             counters: Counters::default(),
         }
     }
@@ -263,25 +267,6 @@ impl Core {
             self.counters.wants_lost += 1;
         } else if self.wants.len() < WANTS_MAX {
             self.wants.insert(*sha256, self.now);
-        }
-    }
-
-    pub fn event(
-        &mut self,
-        kind: &'static str,
-        mac: Option<[u8; 6]>,
-        address: IpAddr,
-        detail: impl Into<Detail>,
-    ) {
-        let event = Event {
-            kind,
-            mac,
-            address,
-            detail: detail.into(),
-            at: self.now,
-        };
-        if self.mail.to_link.push(ToLink::Event(event)).is_err() {
-            self.counters.events_lost += 1;
         }
     }
 

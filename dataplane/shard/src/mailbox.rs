@@ -366,10 +366,19 @@ pub fn mailboxes(
     link: &Arc<Bell>,
     work: &Arc<Bell>,
 ) -> io::Result<(ShardMailbox, LinkMailbox, WorkMailbox)> {
+    mailboxes_of(link, work, TO_LINK_MAX)
+}
+
+/// The same, with this much room for the link thread.
+pub fn mailboxes_of(
+    link: &Arc<Bell>,
+    work: &Arc<Bell>,
+    to_link: usize,
+) -> io::Result<(ShardMailbox, LinkMailbox, WorkMailbox)> {
     let bell = Bell::new()?;
     let (link_to_shard, from_link) = queue(TO_SHARD_MAX, &bell);
     let (work_to_shard, from_work) = queue(TO_SHARD_MAX, &bell);
-    let (to_link, link_from_shard) = queue(TO_LINK_MAX, link);
+    let (to_link, link_from_shard) = queue(to_link, link);
     let (to_work, work_from_shard) = queue(TO_WORK_MAX, work);
     Ok((
         ShardMailbox {

@@ -25,6 +25,8 @@ pub struct Counters {
     /// Messages to the link and work threads that found the mailbox full.
     pub leases_refused: u64,
     pub events_lost: u64,
+    /// Events of sources that have had their share.
+    pub events_left_out: u64,
     pub wants_lost: u64,
     pub hand_offs_refused: u64,
     pub hand_offs: u64,

@@ -350,6 +350,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn publish(&mut self) {
+        self.core.tell_left_out();
         self.core.counters.boot_calls_unanswered = self.core.queries.unanswered;
         self.core.counters.boot_calls_refused = self.core.queries.refused;
         self.stats.set(Stats {

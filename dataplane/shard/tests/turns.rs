@@ -13,7 +13,7 @@ use lease::{Block, BlockId, Epoch, Outcome};
 use shard::{
     Bell, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters, LinkMailbox,
     LinkSocket, Loader, NoSlot, Service, Shard, SharedStats, Snapshot, StreamId, TO_LINK_MAX,
-    Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes,
+    Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes_of,
 };
 use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
 use wire::ethernet::Mac;
@@ -194,6 +194,10 @@ fn machine() -> Arc<boot::Machine> {
 
 impl Script {
     fn new(snapshot: Snapshot) -> Self {
+        Self::with_room(snapshot, TO_LINK_MAX)
+    }
+
+    fn with_room(snapshot: Snapshot, to_link: usize) -> Self {
         let driver = Memory {
             now: Instant::now(),
             arrived: VecDeque::new(),
@@ -203,7 +207,7 @@ impl Script {
             waited: Duration::ZERO,
         };
         let (link_bell, work_bell) = (Bell::new().unwrap(), Bell::new().unwrap());
-        let (mail, link, work) = mailboxes(&link_bell, &work_bell).unwrap();
+        let (mail, link, work) = mailboxes_of(&link_bell, &work_bell, to_link).unwrap();
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let stats = SharedStats::default();
         let shard = Shard::new(
@@ -472,36 +476,64 @@ fn a_traced_machine_is_told_of_message_by_message() {
 /// A full mailbox drops the lease, and the client's next REQUEST tries again.
 #[test]
 fn a_full_mailbox_loses_nothing_that_matters() {
-    let mut script = Script::new(snapshot());
+    let mut script = Script::with_room(snapshot(), 1);
     script.attach();
-    let (_, address) = dhcp_reply(&script.frame(&discover(MessageType::Discover, None)));
-    // Fill the mailbox with events.
+    let other = Mac([2, 0, 0, 0, 0, 9]);
+    let offered = |script: &mut Script, mac| {
+        dhcp_reply(&script.frame(&message_of(mac, MessageType::Discover, None))).1
+    };
+    let (first, second) = (offered(&mut script, other), offered(&mut script, MAC));
+    // One lease fills it.
+    for (mac, address) in [(other, first), (MAC, second), (MAC, second)] {
+        let request = message_of(mac, MessageType::Request, Some(address));
+        assert!(script.frame(&request).is_empty());
+        if mac == MAC {
+            assert!(matches!(script.next_to_link(), ToLink::Lease { .. }));
+        }
+    }
+    script.after(Duration::from_secs(2));
+    assert_eq!(script.stats.get().shard.leases_refused, 1);
+}
+
+/// A client makes as many events as it has requests. It has a share of each kind, and the rest is told as a number.
+#[test]
+fn a_client_that_asks_without_end_takes_no_leases_place_in_the_mailbox() {
     let mut with = snapshot();
     with.insert_machine(machine());
-    script.snapshot.store(Arc::new(with));
+    let mut script = Script::new(with);
+    script.attach();
+    let (_, address) = dhcp_reply(&script.frame(&discover(MessageType::Discover, None)));
+    while script.link.from_shard.pop().is_some() {}
     for _ in 0..TO_LINK_MAX {
         script.read("pxelinux.cfg/01-52-54-00-00-01-05");
         script.datagram(Service::TftpTransfer, &[0, 5, 0, 0, 0]);
-        if script.link.from_shard.is_empty() {
-            panic!("no event");
-        }
     }
-    assert!(
-        script
-            .frame(&discover(MessageType::Request, Some(address)))
-            .is_empty()
-    );
-    while script.link.from_shard.pop().is_some() {}
+    let mut told = 0;
+    while script.link.from_shard.pop().is_some() {
+        told += 1;
+    }
+    assert!((64..1000).contains(&told), "{told}");
     assert!(
         script
             .frame(&discover(MessageType::Request, Some(address)))
             .is_empty()
     );
     assert!(matches!(script.next_to_link(), ToLink::Lease { .. }));
-    script.after(Duration::from_secs(2));
-    let stats = script.stats.get();
-    assert_eq!(stats.shard.leases_refused, 1);
-    assert!(stats.shard.events_lost > 0);
+    script.after(Duration::from_secs(11));
+    script.after(Duration::from_secs(1));
+    let stats = script.stats.get().shard;
+    assert_eq!((stats.leases_refused, stats.events_lost), (0, 0));
+    let left_out = stats.events_left_out;
+    assert!(left_out > TO_LINK_MAX as u64, "{left_out}");
+    let mut more = 0;
+    while let Some(message) = script.link.from_shard.pop() {
+        if let ToLink::Event(event) = message
+            && let Some(count) = event.detail.to_string().strip_suffix(" more of this kind")
+        {
+            more += count.parse::<u64>().unwrap();
+        }
+    }
+    assert_eq!(more, left_out);
 }
 
 #[test]

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lease::rack::{Input, Mode};
 use rpc::muster_capnp::{feed_sink, session};
-use shard::{LinkSocket, ToLink, ToShard};
+use shard::{Bucket, LinkSocket, Rate, ToLink, ToShard};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::boots::{Asked, Boots, Key};
 use super::clock::Now;
 use super::connect::Endpoint;
-use super::events::Events;
+use super::events::{Events, Lane};
 use super::feed::{Changed, Feed};
 use super::identity::Identity;
 use super::interfaces::Interface;
@@ -46,6 +46,18 @@ const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(1);
 const BOOT_TIME: Duration = Duration::from_secs(2);
 const REPORT_TIME: Duration = Duration::from_secs(5);
 const RENEW_TIME: Duration = Duration::from_secs(30);
+/// Events that name what their client asked for, which it chose itself.
+const REQUESTS: [&str; 4] = [
+    "BOOT_PARAMETERS",
+    "BOOT_CONFIG",
+    "LOADER_SERVED",
+    "IMAGE_SERVED",
+];
+/// Questions to the kernel for events' sake: each takes some tens of microseconds of this thread.
+const NEIGHBOURS_ASKED: Rate = Rate {
+    burst: 256,
+    every: Duration::from_millis(5),
+};
 /// Addresses of regions that are kept a link to.
 const ENDPOINTS_MAX: usize = 64;
 
@@ -109,6 +121,8 @@ pub(super) struct Thread {
     renewing: bool,
     boots: Boots,
     events: Events,
+    /// For events of addresses that nobody was given.
+    neighbours_asked: Bucket,
     /// Each device's packet sockets, one per shard; shards get duplicates of them.
     sockets: BTreeMap<u32, Vec<OwnedFd>>,
     sockets_missing: bool,
@@ -189,6 +203,7 @@ impl Thread {
             renewing: false,
             boots: Boots::default(),
             events: Events::default(),
+            neighbours_asked: Bucket::full(NEIGHBOURS_ASKED, now),
             sockets: BTreeMap::new(),
             sockets_missing: false,
             letters: None,
@@ -230,7 +245,8 @@ impl Thread {
                         }
                     }
                     Some(event) = self.ports.reported.recv() => {
-                        self.events.push(event, Instant::now());
+                        // Whoever disputes an address is a stranger, whatever card it names.
+                        self.events.push(event, Lane::Stranger, Instant::now());
                     }
                     Some(object) = self.ports.replaced.recv() => {
                         self.feed.borrow_mut().replace_object(object);
@@ -376,14 +392,29 @@ impl Thread {
             }
             ToLink::Lent { shard, lent } => self.shards.send(shard as usize, ToShard::Lent(lent)),
             ToLink::BootConfig { ticket, query } => self.on_boot_query(shard, ticket, query),
-            ToLink::Event(mut event) => {
-                let now = Instant::now();
-                if event.mac.is_none() {
-                    event.mac = self.mac_of(event.address, now);
-                }
-                self.events.push(event, now);
-            }
+            ToLink::Event(event) => self.on_event(event),
         }
+    }
+
+    /// Whose event it is, as far as that is no matter of what its sender wrote: a message of DHCP is its card's, and a
+    /// request its address's.
+    fn on_event(&mut self, mut event: shard::Event) {
+        let now = Instant::now();
+        let by_address = REQUESTS.contains(&event.kind) || event.mac.is_none();
+        let of = match by_address {
+            false => event.mac,
+            true => self.attester.given(event.address, now).or_else(|| {
+                let may = self.neighbours_asked.take(NEIGHBOURS_ASKED, now);
+                may.then(|| self.mac_of(event.address, now)).flatten()
+            }),
+        };
+        let is_machine = |mac| self.feed.borrow().snapshot().machine_by_mac(&mac).is_some();
+        let lane = match of.is_some_and(is_machine) {
+            true => Lane::Machine,
+            false => Lane::Stranger,
+        };
+        event.mac = event.mac.or(of);
+        self.events.push(event, lane, now);
     }
 
     fn on_time(&mut self) {
@@ -634,7 +665,7 @@ impl Thread {
     // ------------------------------------------------------------ calls
 
     fn mac_of(&self, address: std::net::IpAddr, now: Instant) -> Option<[u8; 6]> {
-        self.attester.card(address, now).map(|card| card.mac)
+        self.attester.card(address, now)
     }
 
     fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {
