@@ -204,6 +204,14 @@ async fn reserve(request: Request) -> Reply {
         }
         None => taken.first_free(&mut tx).await?,
     };
+    if let Some(mac) = mac
+        && !is_admin(caller)
+        && store::card::owner(&mut tx, mac).await?.is_some()
+    {
+        return Err(ApiError::Forbidden(format!(
+            "{mac} is a machine's network card: an administrator reserves addresses for it."
+        )));
+    }
     let key = mac.map(|mac| Key::Mac(mac.octets()));
     if let Some(key) = &key
         && let Some(other) = reservation::of_key(&mut tx, subnet.vlan_id, key).await?

@@ -19,6 +19,7 @@ mod describe;
 mod dhcp;
 mod dhcp_option;
 mod dispatch;
+mod enlist;
 mod error;
 mod event;
 mod fabric;
@@ -90,11 +91,13 @@ pub struct Counters {
     pub too_many_guesses: AtomicU64,
     /// Passwords that were wrong.
     pub logins_refused: AtomicU64,
+    /// Machines that may not enlist: too many wait.
+    pub enlistments_refused: AtomicU64,
 }
 
 impl Counters {
     /// (name, what it counts, value)
-    pub fn read(&self) -> [(&'static str, &'static str, u64); 7] {
+    pub fn read(&self) -> [(&'static str, &'static str, u64); 8] {
         [
             (
                 "unauthorized",
@@ -126,6 +129,11 @@ impl Counters {
                 "logins_refused",
                 "logins with a wrong name or password",
                 &self.logins_refused,
+            ),
+            (
+                "enlistments_refused",
+                "machines that may not enlist, as too many wait",
+                &self.enlistments_refused,
             ),
         ]
         .map(|(name, help, value)| (name, help, value.load(Ordering::Relaxed)))

@@ -15,7 +15,7 @@ use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json
 use crate::error::ApiError;
 use crate::machine_view::views;
 use crate::power::{self, PowerForm};
-use crate::{Attestation, handler};
+use crate::{App, enlist, handler};
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditMachines);
@@ -24,8 +24,6 @@ const SECRETS: Access = Access::With(Permission::ViewPowerSecrets);
 /// Of one machine.
 const MACS_MAX: usize = 64;
 const DESCRIPTION_CHARS_MAX: usize = 4096;
-/// Machines in status New; past it nobody may enlist itself.
-const ENLISTED_MAX: usize = 20_000;
 /// New ids to try before giving up.
 const ID_TRIES: usize = 8;
 
@@ -255,8 +253,7 @@ async fn is_registered(request: Request) -> Reply {
         .required("mac_address")?
         .parse()
         .map_err(|_| ApiError::field("mac_address", "Enter a valid MAC address."))?;
-    let found = machine::find_by_mac(&mut *request.app.db().await?, mac).await?;
-    Ok(answer(&json!(found.is_some())))
+    enlist::is_registered(&request, mac).await
 }
 
 async fn power_parameters(request: Request) -> Reply {
@@ -326,7 +323,7 @@ fn domain_field(form: &Form) -> Result<Option<&str>, ApiError> {
 }
 
 /// "amd64/generic"; the second part may be a field of its own, or missing.
-fn architecture_field(form: &Form) -> Result<Option<String>, ApiError> {
+pub(crate) fn architecture_field(form: &Form) -> Result<Option<String>, ApiError> {
     let Some(text) = form.filled("architecture") else {
         return Ok(None);
     };
@@ -410,7 +407,7 @@ async fn create(request: Request) -> Reply {
             caller.require(Permission::EditMachines)?;
             create_by(&request).await
         }
-        (None, Some(attestation)) => enlist(&request, attestation).await,
+        (None, Some(attestation)) => enlist::enlist(&request, attestation).await,
         (None, None) => Err(ApiError::Unauthorized(
             "Machines enlist through a rack only.".into(),
         )),
@@ -429,7 +426,18 @@ async fn create_by(request: &Request) -> Reply {
     let app = &request.app;
     let username = request.username();
 
-    let (mut tx, id) = insert(request, &macs, None).await?;
+    let hostname = hostname_field(form)?;
+    let architecture =
+        architecture_field(form)?.ok_or_else(|| ApiError::required("architecture"))?;
+    let said = Said {
+        hostname: hostname.map(|(name, _)| name),
+        domain: domain_field(form)?.or(hostname.and_then(|(_, domain)| domain)),
+        description: description_field(form)?.unwrap_or(""),
+        architecture: &architecture,
+        min_hwe_kernel: form.filled("min_hwe_kernel").unwrap_or(""),
+        hardware_uuid: form.filled("hardware_uuid"),
+    };
+    let (mut tx, id) = insert(app, &said, &macs, None).await?;
     if let Some((power_type, parameters)) = &power {
         bmc::set_for_machine(&mut tx, &app.sealer, &id, *power_type, parameters).await?;
     }
@@ -445,76 +453,52 @@ async fn create_by(request: &Request) -> Reply {
     one(&mut *app.db().await?, &id).await
 }
 
-/// The machine behind the attested address asks to be known. Asking again gives the same answer.
-async fn enlist(request: &Request, attestation: &Attestation) -> Reply {
-    let form = &request.form;
-    let mut macs = macs_field(form)?;
-    // The one it boots from, which the rack has seen, comes first.
-    if let Some(seen) = attestation.client_mac {
-        macs.retain(|mac| *mac != seen);
-        macs.insert(0, seen);
-    }
-    if macs.is_empty() {
-        return Err(ApiError::required("mac_addresses"));
-    }
-    let app = &request.app;
-    let mut db = app.db().await?;
-    if let Some(known) = machine::find_by_mac(&mut db, macs[0]).await? {
-        return one(&mut db, &known).await;
-    }
-    let waiting = Filter {
-        statuses: vec![MachineStatus::New],
-        ..Filter::default()
-    };
-    if machine::count(&mut db, &waiting).await? >= ENLISTED_MAX as i64 {
-        return Err(ApiError::Unavailable(
-            "Too many machines wait to be accepted.",
-        ));
-    }
-    drop(db);
-    let power = PowerForm::read(form)?.create()?;
-    let (mut tx, id) = insert(request, &macs, attestation.vlan).await?;
-    if let Some((power_type, parameters)) = &power {
-        bmc::set_for_machine(&mut tx, &app.sealer, &id, *power_type, parameters).await?;
-    }
-    event::adopt(&mut tx, &id, &macs).await?;
-    let event = NewEvent::new(EventType::MachineEnlisted)
-        .machine(&id)
-        .rack(&attestation.rack)
-        .mac(macs[0])
-        .text(format!("from {}", attestation.client_address));
-    event::record(&mut tx, event).await?;
-    tx.commit().await?;
-    one(&mut *app.db().await?, &id).await
+/// What a form says of a new machine.
+pub(crate) struct Said<'a> {
+    hostname: Option<&'a str>,
+    domain: Option<&'a str>,
+    description: &'a str,
+    architecture: &'a str,
+    min_hwe_kernel: &'a str,
+    hardware_uuid: Option<&'a str>,
 }
 
-/// Inserts the machine of the form, under a new id. The transaction is open.
-async fn insert(
-    request: &Request,
+impl<'a> Said<'a> {
+    /// Nothing but this.
+    pub(crate) fn of_architecture(architecture: &'a str) -> Self {
+        Said {
+            hostname: None,
+            domain: None,
+            description: "",
+            architecture,
+            min_hwe_kernel: "",
+            hardware_uuid: None,
+        }
+    }
+}
+
+/// Inserts a machine under a new id. The transaction is open.
+pub(crate) async fn insert(
+    app: &App,
+    said: &Said<'_>,
     macs: &[Mac],
     vlan: Option<i32>,
 ) -> Result<(sqlx::Transaction<'static, sqlx::Postgres>, SystemId), ApiError> {
-    let form = &request.form;
-    let hostname = hostname_field(form)?;
-    let domain = domain_field(form)?.or(hostname.and_then(|(_, domain)| domain));
-    let architecture =
-        architecture_field(form)?.ok_or_else(|| ApiError::required("architecture"))?;
-    let description = description_field(form)?.unwrap_or("");
     for _ in 0..ID_TRIES {
         let system_id = SystemId::from_random(rand::rng().random());
         let generated = format!("machine-{system_id}");
         let new = NewMachine {
             system_id,
-            hostname: hostname.map_or(generated.as_str(), |(name, _)| name),
-            description,
-            domain: domain.unwrap_or(constant::DOMAIN),
-            architecture: &architecture,
-            min_hwe_kernel: form.filled("min_hwe_kernel").unwrap_or(""),
-            hardware_uuid: form.filled("hardware_uuid"),
+            hostname: said.hostname.unwrap_or(&generated),
+            description: said.description,
+            domain: said.domain.unwrap_or(constant::DOMAIN),
+            architecture: said.architecture,
+            min_hwe_kernel: said.min_hwe_kernel,
+            hardware_uuid: said.hardware_uuid,
             macs,
             vlan_id: vlan,
         };
-        let mut tx = request.app.begin().await?;
+        let mut tx = app.begin().await?;
         match machine::create(&mut tx, &new).await {
             Ok(()) => return Ok((tx, system_id)),
             Err(StoreError::Constraint { constraint }) if constraint == "machine_pkey" => {}

@@ -137,7 +137,7 @@ impl Asked<'_> {
     async fn of_machine(&self, resource: Resource, body: Body) -> Result<Response, ApiError> {
         let headers = &self.parts.headers;
         let token = machine_caller(self.app, &self.source, headers, &[&self.query]).await?;
-        let place = in_place(&token, self.attestation)?;
+        let place = in_place(self.app, &token, self.attestation).await?;
         let life = lifecycle::get(&self.app.pool, &token.machine).await?;
         if life.boot_id != Some(token.boot_id) {
             return Err(ApiError::Forbidden(
@@ -315,7 +315,9 @@ impl Asked<'_> {
         place: &Attestation,
         form: &Form,
     ) -> Result<Response, ApiError> {
-        let report = report_of(form, token.mac, place.vlan)?;
+        // The VLAN is that of the card that asks, which may be another of the machine's.
+        let vlan = place.vlan.filter(|_| place.client_mac == Some(token.mac));
+        let report = report_of(form, token.mac, vlan)?;
         let mut tx = self.app.begin().await?;
         let status = workflow::signal(&mut tx, &token.machine, token.boot_id, &report).await?;
         tx.commit().await?;
@@ -360,25 +362,30 @@ impl Asked<'_> {
 
 // ---------------------------------------------------------------- who and where
 
-/// A token holds where it was given to: for the card that a rack attests, or, where the rack knows no card, for the
-/// address. Elsewhere it was carried off.
-fn in_place<'a>(
+/// A token holds for its machine's own cards, as a rack attests them; where the rack knows no card, for the address it
+/// was given to. Elsewhere it was carried off.
+async fn in_place<'a>(
+    app: &App,
     token: &MachineToken,
     attestation: Option<&'a Attestation>,
 ) -> Result<&'a Attestation, ApiError> {
     let place = attestation.ok_or_else(|| {
         ApiError::Forbidden("A machine's token is only valid through a rack.".into())
     })?;
-    let same = match place.client_mac {
-        Some(mac) => mac == token.mac,
+    let own = match place.client_mac {
+        Some(mac) if mac == token.mac => true,
+        Some(mac) => {
+            let owner = store::card::owner(&mut *app.db().await?, mac).await?;
+            owner.is_some_and(|owner| owner.machine == token.machine)
+        }
         None => place.client_address == token.address,
     };
-    if same {
+    if own {
         Ok(place)
     } else {
-        tracing::warn!(machine = %token.machine, from = %place.client_address, "a token used elsewhere");
+        tracing::debug!(machine = %token.machine, from = %place.client_address, "a token used elsewhere");
         Err(ApiError::Forbidden(
-            "The token was given to another network card.".into(),
+            "The token was given to another machine's network card.".into(),
         ))
     }
 }
@@ -400,7 +407,6 @@ async fn own_mac(db: &mut sqlx::PgConnection, id: &SystemId, mac: Mac) -> Result
     if store::machine::macs(db, id).await?.contains(&mac) {
         return Ok(());
     }
-    tracing::warn!(machine = %id, %mac, "a preseed was asked for by another machine's card");
     Err(ApiError::Forbidden(format!(
         "{mac} is no network card of this machine."
     )))

@@ -392,6 +392,14 @@ async fn a_token_holds_where_and_as_long_as_it_was_given() {
         ask(&token, "direct", "10.0.0.5").await,
         StatusCode::FORBIDDEN
     );
+    let second =
+        "insert into interface (machine, name, mac) values ('abc123', 'eth1', '52:54:00:00:00:02')";
+    sqlx::query(second).execute(&region.db.pool).await.unwrap();
+    assert_eq!(
+        ask(&token, "52:54:00:00:00:02", "10.0.0.7").await,
+        StatusCode::OK,
+        "its own second card"
+    );
     let wrong = Token {
         token_secret: "x".repeat(32),
         ..token.clone()

@@ -7,8 +7,8 @@ use mac_address::MacAddress;
 use model::{Mac, SystemId};
 use sqlx::{PgConnection, PgExecutor};
 
-use crate::StoreError;
 use crate::feed::{self, Kind};
+use crate::{StoreError, card};
 
 /// A machine's hardware. Texts are clean (no NUL) and lists bounded: `workflow` made it so.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -72,7 +72,8 @@ pub struct BootInterface {
 }
 
 /// Replaces a machine's inventory and tells the feed. Interfaces keep their row (and id) by MAC; MACs that another
-/// machine has stay there and are returned, for a person to look at.
+/// machine has stay there and are returned, for a person to look at. A card that nobody but this inventory has seen is
+/// noted as `reported`: it keeps no other machine out ([`crate::card`]).
 pub async fn replace(
     db: &mut PgConnection,
     machine: &SystemId,
@@ -199,20 +200,22 @@ async fn merge_interfaces(
     .bind(machine.as_str())
     .execute(&mut *db)
     .await?;
+    let reported: Vec<Mac> = interfaces.iter().map(|interface| interface.mac).collect();
+    card::take_from_users(db, &reported).await?;
     let mut strangers = Vec::new();
     for interface in interfaces {
         let mac = MacAddress::new(interface.mac.octets());
         let vlan = vlan_of(db, interface, boot).await?;
         let id: Option<i32> = sqlx::query_scalar(
             "insert into interface (machine, name, mac, vlan_id, link_connected, interface_speed,
-                                    link_speed, vendor, product, firmware_version, numa_node)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                    link_speed, vendor, product, firmware_version, numa_node, reported)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
              on conflict (mac) do update set
                  name = excluded.name, vlan_id = coalesce(excluded.vlan_id, interface.vlan_id),
                  link_connected = excluded.link_connected, interface_speed = excluded.interface_speed,
                  link_speed = excluded.link_speed, vendor = excluded.vendor,
                  product = excluded.product, firmware_version = excluded.firmware_version,
-                 numa_node = excluded.numa_node
+                 numa_node = excluded.numa_node, reported = interface.reported and excluded.reported
              where interface.machine = excluded.machine
              returning id",
         )
@@ -227,6 +230,7 @@ async fn merge_interfaces(
         .bind(&interface.product)
         .bind(&interface.firmware_version)
         .bind(interface.numa_node)
+        .bind(boot.mac != Some(interface.mac))
         .fetch_optional(&mut *db)
         .await?;
         match id {

@@ -6,8 +6,10 @@
 
 pub mod account;
 pub mod bmc;
+pub mod card;
 pub mod cluster;
 pub mod dhcp;
+pub mod enlist;
 pub mod event;
 pub mod feed;
 pub mod image;

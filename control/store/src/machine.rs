@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::{StoreError, bmc, feed};
+use crate::{StoreError, bmc, card, feed};
 
 pub fn to_db_mac(mac: Mac) -> MacAddress {
     MacAddress::new(mac.octets())
@@ -357,7 +357,7 @@ pub struct NewMachine<'a> {
     pub vlan_id: Option<i32>,
 }
 
-/// Creates a machine, status New, with interfaces `eth0`...
+/// Creates a machine, status New, with interfaces `eth0`... Cards that only another's inventory named become its own.
 ///
 /// [`StoreError::Constraint`]: `machine_pkey` (take another system id), `machine_hostname_key`,
 /// `interface_mac_key`; the transaction is of no more use then.
@@ -376,6 +376,7 @@ pub async fn create(db: &mut PgConnection, new: &NewMachine<'_>) -> Result<(), S
     .bind(new.hardware_uuid)
     .execute(&mut *db)
     .await?;
+    card::make_room(db, new.macs).await?;
     sqlx::query(
         "insert into interface (machine, name, mac, vlan_id)
          select $1, 'eth' || (position - 1), mac, case when position = 1 then $3::int end
@@ -473,12 +474,19 @@ async fn changed(db: &mut PgConnection, id: &SystemId) -> Result<(), StoreError>
 
 //---------------------------------------------------------------- where a machine was seen
 
-/// Makes the interface with this MAC the boot interface, if the machine has it.
+/// Makes the interface with this MAC the boot interface, if the machine has it. It has been seen now, not only reported.
 pub async fn set_boot_interface(
     db: &mut PgConnection,
     id: &SystemId,
     mac: Mac,
 ) -> Result<(), StoreError> {
+    sqlx::query(
+        "update interface set reported = false where machine = $1 and mac = $2 and reported",
+    )
+    .bind(id.as_str())
+    .bind(to_db_mac(mac))
+    .execute(&mut *db)
+    .await?;
     sqlx::query(
         "update machine m set boot_interface_id = i.id
          from interface i

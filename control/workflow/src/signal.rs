@@ -146,7 +146,7 @@ async fn store_inventory(
     let strangers = inventory::replace(tx, machine, &inventory, boot).await?;
     for mac in strangers {
         let text = format!("network card {mac} belongs to another machine; left there");
-        let event = NewEvent::new(EventType::InventoryRefused)
+        let event = NewEvent::new(EventType::CardShared)
             .machine(machine)
             .mac(mac);
         event::record(tx, event.text(text)).await?;

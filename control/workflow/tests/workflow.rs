@@ -994,7 +994,7 @@ async fn a_card_of_another_machine_stays_there() {
             .await
             .unwrap();
     assert_eq!(owner, "zzz999");
-    assert_eq!(region.count(EventType::InventoryRefused).await, 1);
+    assert_eq!(region.count(EventType::CardShared).await, 1);
 }
 
 // ---------------------------------------------------------------- the monitor

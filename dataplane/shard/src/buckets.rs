@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn a_source_has_its_burst_and_then_its_rate_and_what_is_refused_is_counted() {
-        let (mut shares, start) = (Buckets::new(4, RATE), Instant::now());
-        let mut take = |key: u8, secs: u64| shares.take(key, start + Duration::from_secs(secs));
+        let (mut buckets, start) = (Buckets::new(4, RATE), Instant::now());
+        let mut take = |key: u8, secs: u64| buckets.take(key, start + Duration::from_secs(secs));
         assert_eq!([0; 5].map(|_| take(1, 0)), [true, true, true, false, false]);
         assert!(take(2, 0), "another source has its own");
         assert!(!take(1, 1));
@@ -164,27 +164,27 @@ mod tests {
         assert!(take(1, 4), "and no time is lost in between");
         assert_eq!([0; 4].map(|_| take(1, 1000)), [true, true, true, false]);
         let mut told = Vec::new();
-        shares.tell_left_out(|key, count| told.push((key, count)));
+        buckets.tell_left_out(|key, count| told.push((key, count)));
         assert_eq!(told, [(1, 5)]);
-        shares.tell_left_out(|key, _| panic!("{key} twice"));
+        buckets.tell_left_out(|key, _| panic!("{key} twice"));
     }
 
     #[test]
     fn any_number_of_sources_takes_no_more_memory_and_displaces_the_longest_silent() {
-        let (mut shares, start) = (Buckets::new(4, RATE), Instant::now());
+        let (mut buckets, start) = (Buckets::new(4, RATE), Instant::now());
         for _ in 0..10 {
-            shares.take(0u32, start);
+            buckets.take(0u32, start);
         }
         for key in 1..100_000 {
-            assert!(shares.take(key, start + Duration::from_millis(1)));
+            assert!(buckets.take(key, start + Duration::from_millis(1)));
         }
-        assert_eq!((shares.places.len(), shares.forgotten), (4, 7));
+        assert_eq!((buckets.places.len(), buckets.forgotten), (4, 7));
         // One that goes on is not displaced by those that come once.
         let mut may = 0;
         for key in 0..10_000u64 {
             let now = start + Duration::from_secs(1) + Duration::from_nanos(key);
-            may += u32::from(shares.take(7, now));
-            shares.take(1_000_000 + key as u32, now);
+            may += u32::from(buckets.take(7, now));
+            buckets.take(1_000_000 + key as u32, now);
         }
         assert_eq!(may, 3);
     }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod hostile;
+mod identity;
 mod network;
 mod pair;
 mod power;
@@ -33,6 +34,7 @@ pub fn run(filters: &[String]) -> Result<Score> {
     for (name, case) in power::CASES
         .iter()
         .chain(trust::CASES)
+        .chain(identity::CASES)
         .chain(network::CASES)
     {
         bench.case(name, case);
