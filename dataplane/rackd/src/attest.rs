@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use shard::{Link, Snapshot};
 
 use crate::neighbour;
+use crate::rarely::Rarely;
 
 /// A network card, and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +170,10 @@ impl Seen {
 /// A client that has shaken hands over TCP has got frames that were sent to this card.
 fn neighbour(link: &Link, address: Ipv4Addr) -> Option<[u8; 6]> {
     neighbour::mac_of(link.index?, address).unwrap_or_else(|error| {
-        tracing::warn!(%address, %error, "asking for the neighbour");
+        static RARELY: Rarely = Rarely::new();
+        if let Some(left_out) = RARELY.may(Instant::now()) {
+            tracing::warn!(%address, %error, left_out, "asking for the neighbour");
+        }
         None
     })
 }

@@ -7,5 +7,6 @@ pub mod metrics;
 mod neighbour;
 mod netlink;
 pub mod rack;
+mod rarely;
 pub mod spool;
 pub mod work;

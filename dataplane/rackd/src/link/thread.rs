@@ -28,6 +28,7 @@ use super::wire::{self, Welcome};
 use super::{LinkContext, LinkFailed, Ports, Status, enrol, machine, tls};
 use crate::attest::Attester;
 use crate::metrics::Numbers;
+use crate::rarely::Rarely;
 use crate::work::Region;
 
 /// Mailbox messages taken before the other tasks of this thread get their turn.
@@ -708,7 +709,10 @@ impl Thread {
                     let machine = match tokio::time::timeout(BOOT_TIME, answer).await {
                         Ok(Ok(machine)) => Some(Arc::new(machine)),
                         Ok(Err(error)) => {
-                            tracing::warn!(%error, "bootConfig");
+                            static RARELY: Rarely = Rarely::new();
+                            if let Some(left_out) = RARELY.may(Instant::now()) {
+                                tracing::warn!(%error, left_out, "bootConfig");
+                            }
                             None
                         }
                         Err(_) => None,

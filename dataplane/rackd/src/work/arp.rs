@@ -25,6 +25,7 @@ use wire::arp;
 use wire::ethernet::Mac;
 
 use super::{Counter, Counters as WorkCounters};
+use crate::rarely::Rarely;
 
 /// From the first probe to the second, and to the verdict.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
@@ -145,7 +146,11 @@ impl Prober {
         self.asked.borrow_mut().insert(key, (ask.shard, ask.probe));
         let now = Instant::now();
         if let Err(error) = self.send(key, now) {
-            tracing::warn!(device = ask.interface, address = %ask.probe.address, %error, "an ARP probe");
+            static RARELY: Rarely = Rarely::new();
+            if let Some(left_out) = RARELY.may(std::time::Instant::now()) {
+                let (device, address) = (ask.interface, ask.probe.address);
+                tracing::warn!(device, %address, %error, left_out, "an ARP probe");
+            }
             self.counters.arp.failed.add(1);
             return finish(&self.asked, &self.answers, key, Probed::Unknown);
         }
