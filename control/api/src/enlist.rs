@@ -14,6 +14,7 @@ use crate::body::Form;
 use crate::dispatch::{Reply, Request, json as answer};
 use crate::error::ApiError;
 use crate::machine::{Said, architecture_field, insert};
+use crate::metadata::served_there;
 
 /// Machines that wait to be taken up: in all, of one VLAN of one rack, and from one address in ten minutes (a lease
 /// goes from one machine that enlists to the next).
@@ -33,6 +34,7 @@ pub async fn enlist(request: &Request, attestation: &Attestation) -> Reply {
         address: attestation.client_address,
     };
     let mut db = app.db().await?;
+    served_there(&mut db, attestation).await?;
     if let Some(known) = registered(&mut db, mac).await? {
         return identity(&known);
     }

@@ -6,6 +6,8 @@
 
 mod path;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -35,6 +37,8 @@ use path::{Item, Resource, locate, rack_base};
 const SIGNAL_BYTES_MAX: usize = 16 << 20;
 /// Of a report of cloud-init's.
 const REPORT_BYTES_MAX: usize = 1 << 20;
+/// The same word of one machine is an event once in this time, however often it asks.
+const SAME_EVENT_AFTER: Duration = Duration::from_secs(10);
 /// Live tokens of one boot. cloud-init asks twice a boot, and a machine may start over.
 const TOKENS_MAX: i64 = 8;
 
@@ -235,15 +239,17 @@ impl Asked<'_> {
         let base = base_of(&self.parts.headers)?;
         let id = machine_id(id)?;
         let mut tx = self.app.begin().await?;
-        let life = lifecycle::lock(&mut tx, &id).await?;
         own_mac(&mut tx, &id, mac).await?;
+        served_there(&mut tx, place).await?;
+        let life = lifecycle::lock(&mut tx, &id).await?;
         let (MachineStatus::Commissioning, Some(boot_id)) = (life.status, life.boot_id) else {
             // The rack should not have sent it here: worth a look.
             let text = format!("preseed refused in status {}", life.status);
             let refused = NewEvent::new(EventType::PreseedRefused)
                 .machine(&id)
                 .mac(mac);
-            event::record(&mut tx, refused.rack(place.rack.as_str()).text(text)).await?;
+            let refused = refused.rack(place.rack.as_str()).text(text);
+            event::record_rarely(&mut tx, refused, SAME_EVENT_AFTER).await?;
             tx.commit().await?;
             let reason = format!(
                 "The machine is not expected to boot: it is {}.",
@@ -262,7 +268,8 @@ impl Asked<'_> {
             .machine(&id)
             .mac(mac);
         let text = format!("to {}", place.client_address);
-        event::record(&mut tx, served.rack(place.rack.as_str()).text(text)).await?;
+        let served = served.rack(place.rack.as_str()).text(text);
+        event::record_rarely(&mut tx, served, SAME_EVENT_AFTER).await?;
         tx.commit().await?;
         let datasource = [
             ("metadata_url", format!("{base}/MAAS/metadata/")),
@@ -285,8 +292,8 @@ impl Asked<'_> {
         let (_, mac) = attested(self.attestation)?;
         let id = machine_id(id)?;
         let mut tx = self.app.begin().await?;
-        lifecycle::lock(&mut tx, &id).await?;
         own_mac(&mut tx, &id, mac).await?;
+        lifecycle::lock(&mut tx, &id).await?;
         lifecycle::set_netboot(&mut tx, &id, netboot).await?;
         tx.commit().await?;
         Ok(text("OK"))
@@ -403,13 +410,35 @@ fn attested(attestation: Option<&Attestation>) -> Result<(&Attestation, Mac), Ap
     Ok((place, mac))
 }
 
+/// Whoever has another card learns nothing of the machine, not even whether there is one, and holds no lock of it.
 async fn own_mac(db: &mut sqlx::PgConnection, id: &SystemId, mac: Mac) -> Result<(), ApiError> {
-    if store::machine::macs(db, id).await?.contains(&mac) {
+    let owner = store::card::owner(db, mac).await?;
+    if owner.is_some_and(|owner| owner.machine == *id) {
         return Ok(());
     }
     Err(ApiError::Forbidden(format!(
         "{mac} is no network card of this machine."
     )))
+}
+
+/// A rack speaks for cards on the VLANs that it serves, and for no others.
+pub(crate) async fn served_there(
+    db: &mut sqlx::PgConnection,
+    place: &Attestation,
+) -> Result<(), ApiError> {
+    match place.vlan {
+        Some(vlan) if !store::card::rack_serves(db, &place.rack, vlan).await? => {
+            tracing::warn!(
+                rack = place.rack,
+                vlan,
+                "a rack attests on a VLAN that it does not serve"
+            );
+            Err(ApiError::Forbidden(
+                "The rack does not serve that VLAN.".into(),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn machine_id(id: &str) -> Result<SystemId, ApiError> {

@@ -347,7 +347,9 @@ async fn a_preseed_is_answered_only_where_it_belongs() {
     refused("abc123", "direct", "through a rack").await;
     refused("abc123", "none", "whose address").await;
     refused("abc123", "52:54:00:00:00:99", "no network card").await;
-    assert_eq!(region.preseed("nobody", MAC).await.0, StatusCode::NOT_FOUND);
+    // Whether there is such a machine is nobody's to learn.
+    refused("nobody", MAC, "no network card").await;
+    refused("zzz999", MAC, "no network card").await;
     assert_eq!(region.preseed("ABC", MAC).await.0, StatusCode::NOT_FOUND);
     assert_eq!(region.preseed("abc123", MAC).await.0, StatusCode::OK);
     let url = region.url("/latest/by-id/abc123/?op=other");

@@ -413,3 +413,46 @@ async fn a_users_reservation_loses_the_card_that_turns_out_to_be_a_machines() {
         3
     );
 }
+
+#[tokio::test]
+async fn a_preseed_asked_for_without_end_is_few_events() {
+    let mut region = region().await;
+    let id = create(&region, OWN).await.json()["system_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let path = format!("/MAAS/metadata/latest/by-id/{id}/?op=get_preseed");
+    let count = async |region: &Region, kind: &str| -> i64 {
+        let sql = "select count(*) from event where type = $1";
+        sqlx::query_scalar(sql)
+            .bind(kind)
+            .fetch_one(&region.db.pool)
+            .await
+            .unwrap()
+    };
+    region.attestation = Some(Attestation {
+        rack: "rack01".into(),
+        client_address: [10, 0, 0, 5].into(),
+        client_mac: Some(mac(OWN)),
+        vlan: None,
+    });
+    let preseed = async |region: &Region| {
+        let request = http::Request::get(&path).header("host", "10.0.0.1:5248");
+        region
+            .send(request.body(axum::body::Body::empty()).unwrap())
+            .await
+    };
+    for _ in 0..20 {
+        preseed(&region).await.refused(403, "not expected to boot");
+    }
+    assert_eq!(count(&region, "PRESEED_REFUSED").await, 1);
+    region
+        .post(&format!("machines/{id}/?op=commission"), "")
+        .await
+        .json();
+    for _ in 0..20 {
+        let answer = preseed(&region).await;
+        assert!(answer.text.contains("token_key"), "{}", answer.text);
+    }
+    assert_eq!(count(&region, "PRESEED_SERVED").await, 1);
+}

@@ -430,6 +430,15 @@ async fn a_machine_enlists_through_a_rack_and_only_once() {
         client_mac: Some("52:54:00:00:00:01".parse().unwrap()),
         vlan: Some(i32::try_from(vlan).unwrap()),
     });
+    region
+        .call(None, "POST", "machines/", form, body)
+        .await
+        .refused(403, "does not serve that VLAN");
+    sqlx::query("update vlan set dhcp_on = true, primary_rack = 'rack01' where id = $1")
+        .bind(i32::try_from(vlan).unwrap())
+        .execute(&region.db.pool)
+        .await
+        .unwrap();
     let answer = region.call(None, "POST", "machines/", form, body).await;
     let machine = answer.json();
     assert!(!answer.text.contains("hush"));

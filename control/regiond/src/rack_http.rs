@@ -51,13 +51,18 @@ async fn attest(State(requests): State<Arc<Room>>, mut request: Request, next: N
         return (StatusCode::FORBIDDEN, "Only racks are served here.").into_response();
     };
     let headers = request.headers();
+    let vlan: Option<i32> =
+        text(headers, "x-muster-client-vlan").and_then(|vlan| vlan.parse().ok());
     let attestation = text(headers, "x-muster-client-address")
         .and_then(|address| address.parse::<IpAddr>().ok())
         .map(|client_address| Attestation {
             rack: rack.system_id.clone(),
             client_address,
-            client_mac: text(headers, "x-muster-client-mac").and_then(|mac| mac.parse().ok()),
-            vlan: text(headers, "x-muster-client-vlan").and_then(|vlan| vlan.parse().ok()),
+            // A card is believed on a VLAN that the rack serves: it must say which.
+            client_mac: text(headers, "x-muster-client-mac")
+                .and_then(|mac| mac.parse().ok())
+                .filter(|_| vlan.is_some()),
+            vlan,
         });
     let source = match &attestation {
         Some(attestation) => Source::behind(&attestation.rack, attestation.client_address),

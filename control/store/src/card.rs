@@ -41,6 +41,19 @@ pub async fn known(db: &mut PgConnection, macs: &[Mac]) -> Result<Vec<Mac>, Stor
     Ok(found.into_iter().map(from_db_mac).collect())
 }
 
+/// Whether a rack serves a VLAN, by itself or through a relay.
+pub async fn rack_serves(db: &mut PgConnection, rack: &str, vlan: i32) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select exists (
+             select from vlan v join vlan via on via.id = case when v.dhcp_on then v.id else v.relay_vlan end
+             where v.id = $2 and $1 in (via.primary_rack, via.secondary_rack))",
+    )
+    .bind(rack)
+    .bind(vlan)
+    .fetch_one(db)
+    .await?)
+}
+
 /// Makes room for a machine that has these cards for sure: what only another's inventory named is taken from it, and
 /// users' reservations name them no longer. Events tell of both.
 pub(crate) async fn make_room(db: &mut PgConnection, macs: &[Mac]) -> Result<(), StoreError> {

@@ -72,6 +72,27 @@ pub async fn record(db: &mut PgConnection, event: NewEvent) -> Result<(), StoreE
     record_all(db, &[event]).await
 }
 
+/// Records it unless the same machine has one of its type that is younger than `after`.
+pub async fn record_rarely(
+    db: &mut PgConnection,
+    event: NewEvent,
+    after: std::time::Duration,
+) -> Result<(), StoreError> {
+    let lately: Option<bool> = sqlx::query_scalar(
+        "select at > clock_timestamp() - make_interval(secs => $3) from event
+         where machine = $1 and type = $2 order by id desc limit 1",
+    )
+    .bind(event.machine.as_ref().map(|machine| machine.as_str()))
+    .bind(event.kind.name())
+    .bind(after.as_secs_f64())
+    .fetch_optional(&mut *db)
+    .await?;
+    match lately {
+        Some(true) => Ok(()),
+        _ => record(db, event).await,
+    }
+}
+
 /// Records many in one statement. An event of a machine that is gone by now is kept without it.
 pub async fn record_all(db: &mut PgConnection, events: &[NewEvent]) -> Result<(), StoreError> {
     if events.is_empty() {
