@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::ParseError;
 
+mod limits;
+
 /// What was last seen of a machine's power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PowerState {
@@ -149,7 +151,7 @@ const IPMI: &[Parameter] = &[
     Parameter {
         name: "power_driver",
         label: "Power driver",
-        kind: ParameterKind::Choice(&["LAN_2_0", "LAN"]),
+        kind: ParameterKind::Choice(&["LAN_2_0"]),
         required: false,
         default: "LAN_2_0",
     },
@@ -167,9 +169,10 @@ const IPMI: &[Parameter] = &[
     Parameter {
         name: "cipher_suite_id",
         label: "Cipher Suite ID",
-        kind: ParameterKind::Choice(&["", "3", "17", "8", "12"]),
+        // Empty: the best that the BMC offers.
+        kind: ParameterKind::Choice(&["", "17", "3"]),
         required: false,
-        default: "3",
+        default: "",
     },
     Parameter {
         name: "privilege_level",
@@ -321,6 +324,10 @@ impl PowerType {
                     .join(","),
                 Some(Value::Object(_)) => return Err(wrong(parameter.name, "Not a valid value.")),
             };
+            let value = match parameter.name {
+                "power_address" => value.trim().to_owned(),
+                _ => value,
+            };
             if value.len() > VALUE_BYTES_MAX || value.contains('\0') {
                 return Err(wrong(parameter.name, "Not a valid value."));
             }
@@ -329,6 +336,9 @@ impl PowerType {
                     return Err(wrong(parameter.name, "This field is required."));
                 }
                 continue;
+            }
+            if let Some(reason) = limits::refusal(self, parameter.name, &value) {
+                return Err(wrong(parameter.name, reason));
             }
             match parameter.kind {
                 ParameterKind::Choice(choices) if !choices.contains(&value.as_str()) => {

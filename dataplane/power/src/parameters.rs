@@ -114,12 +114,16 @@ impl BmcAddress {
                 None => (text, RMCP_PORT),
             }
         };
+        // What is made of digits and dots is meant as an address.
+        let is_number = |b: u8| b.is_ascii_digit() || b == b'.';
         let plausible = !host.is_empty()
             && host.len() <= HOST_BYTES_MAX
             && port != 0
+            && !host.starts_with('-')
             && host
                 .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b".-:_%".contains(&b));
+                .all(|b| b.is_ascii_alphanumeric() || b".-:_".contains(&b))
+            && (!host.bytes().all(is_number) || host.parse::<std::net::Ipv4Addr>().is_ok());
         plausible.then(|| Self {
             host: host.to_owned(),
             port,
@@ -204,6 +208,15 @@ impl IpmiParameters {
         let password = fields.text("power_pass")?.unwrap_or_default();
         if password.len() > SECRET_BYTES_MAX {
             return Err(invalid("power_pass", "longer than 20 octets"));
+        }
+        match fields.text("power_driver")?.as_deref() {
+            None | Some("" | "LAN_2_0") => {}
+            Some(_) => {
+                return Err(invalid(
+                    "power_driver",
+                    "not LAN_2_0: IPMI 1.5 is not spoken",
+                ));
+            }
         }
         let suite = match fields.text("cipher_suite_id")?.as_deref() {
             None | Some("") => None,
@@ -502,6 +515,25 @@ mod tests {
         ] {
             let error = ipmi(bad).unwrap_err();
             assert_eq!(error.class(), crate::ErrorClass::Parameters, "{bad}");
+        }
+    }
+
+    /// The same table judges the API: what was set there is not refused here.
+    #[test]
+    fn parameters_are_judged_as_the_api_judges_them() {
+        let table = include_str!("../../../schema/power/parameters.json");
+        let rows: Vec<Value> = serde_json::from_str(table).expect("a list");
+        assert!(rows.len() > 40);
+        for row in rows {
+            let driver = row["driver"].as_str().unwrap();
+            let parameters = row["parameters"].to_string();
+            let parsed = Operation::parse([0; 16], driver, PowerCommand::Query, &parameters);
+            let wrong = match &parsed {
+                Ok(_) => None,
+                Err(PowerError::Parameters { name, .. }) => Some(*name),
+                Err(error) => panic!("{row}: {error}"),
+            };
+            assert_eq!(wrong, row["wrong"].as_str(), "{row}");
         }
     }
 

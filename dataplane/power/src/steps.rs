@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::{PowerCommand, PowerError, PowerState, STEPS_MAX};
+use crate::{ErrorClass, PowerCommand, PowerError, PowerState, STEPS_MAX};
 
 /// One BMC, seen by the scripts.
 pub(crate) trait Actuator {
@@ -18,6 +18,10 @@ pub(crate) trait Actuator {
     fn boot_from_network(&mut self) -> impl Future<Output = Result<String, PowerError>> + Send;
     /// Whether it ever answered: tells a timeout from an unreachable BMC.
     fn answered(&self) -> bool;
+    /// What was noticed since the last call and is worth a step.
+    fn remarks(&mut self) -> Vec<String> {
+        Vec::new()
+    }
     /// How the BMC is talked to, for the report.
     fn opening(&self) -> Option<String> {
         None
@@ -93,6 +97,10 @@ impl Progress {
             self.steps.push(text.into());
         }
     }
+
+    fn remarks(&mut self, bmc: &mut impl Actuator) {
+        bmc.remarks().into_iter().for_each(|text| self.step(text));
+    }
 }
 
 pub(crate) async fn perform<A: Actuator>(
@@ -106,6 +114,7 @@ pub(crate) async fn perform<A: Actuator>(
     if let Some(opening) = bmc.opening() {
         progress.step(opening);
     }
+    progress.remarks(bmc);
     seen(progress, state);
     match (command, state) {
         (PowerCommand::Query, _) => Ok(()),
@@ -121,6 +130,7 @@ pub(crate) async fn perform<A: Actuator>(
             // power goes, and all do after 60 s without a power command (IPMI v2.0 §28.13).
             progress.waiting_for = "the boot device";
             let how = bmc.boot_from_network().await?;
+            progress.remarks(bmc);
             progress.step(how);
             reach(bmc, Switch::On, pace, progress).await
         }
@@ -134,7 +144,7 @@ fn seen(progress: &mut Progress, state: PowerState) {
         PowerState::On => "seen on",
         PowerState::Off => "seen off",
         PowerState::Unknown => "state not readable",
-        PowerState::Error => "seen with a power fault",
+        PowerState::Error => "seen in error",
     };
     if progress.steps.last().map(String::as_str) != Some(text) {
         progress.step(text);
@@ -157,12 +167,19 @@ async fn reach<A: Actuator>(
     };
     let mut unknown = 0;
     loop {
-        bmc.switch(switch).await?;
-        progress.step(switch.sent());
+        match bmc.switch(switch).await {
+            Ok(()) => progress.step(switch.sent()),
+            Err(refusal) if refusal.class() == ErrorClass::Refused => {
+                return refused(bmc, switch, refusal, progress).await;
+            }
+            Err(error) => return Err(error),
+        }
+        progress.remarks(bmc);
         let again = Instant::now() + pace.send_again;
         let mut pause = pace.poll_first;
         while Instant::now() < again {
             let state = bmc.state().await?;
+            progress.remarks(bmc);
             seen(progress, state);
             if state == switch.aim() {
                 return Ok(());
@@ -179,6 +196,24 @@ async fn reach<A: Actuator>(
     }
 }
 
+/// A BMC may refuse to do what is so already, each with a code of its own: the state decides.
+async fn refused<A: Actuator>(
+    bmc: &mut A,
+    switch: Switch,
+    refusal: PowerError,
+    progress: &mut Progress,
+) -> Result<(), PowerError> {
+    let state = bmc.state().await?;
+    progress.remarks(bmc);
+    if state != switch.aim() {
+        seen(progress, state);
+        return Err(refusal);
+    }
+    progress.step("refused, because it is so already");
+    seen(progress, state);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +224,8 @@ mod tests {
         states: VecDeque<PowerState>,
         told: Vec<Switch>,
         network: u32,
+        /// Refuses every switch.
+        refuses: bool,
     }
 
     impl Actuator for Script {
@@ -201,7 +238,14 @@ mod tests {
         }
         async fn switch(&mut self, to: Switch) -> Result<(), PowerError> {
             self.told.push(to);
-            Ok(())
+            match self.refuses {
+                false => Ok(()),
+                true => Err(PowerError::Refused {
+                    bmc: String::new(),
+                    command: "switch",
+                    code: 0x80,
+                }),
+            }
         }
         async fn boot_from_network(&mut self) -> Result<String, PowerError> {
             self.network += 1;
@@ -294,6 +338,7 @@ mod tests {
                 states: states.iter().copied().collect(),
                 told: Vec::new(),
                 network: 0,
+                refuses: false,
             };
             let mut progress = Progress::default();
             perform(&mut bmc, *command, *off, pace, &mut progress)
@@ -302,6 +347,32 @@ mod tests {
             assert_eq!(bmc.told, *told, "{command:?} {states:?}");
             assert_eq!(progress.steps, *steps, "{command:?} {states:?}");
             assert_eq!(bmc.network, u32::from(*command == PowerCommand::PxeOn));
+        }
+    }
+
+    /// "Already on", in a BMC's own words, is no failure; any other refusal is.
+    #[tokio::test]
+    async fn a_refused_switch_is_judged_by_the_state() {
+        use PowerState::{Off, On};
+        for (command, states, is_ok) in [
+            (PowerCommand::On, [Off, On], true),
+            (PowerCommand::Off, [On, Off], true),
+            (PowerCommand::On, [Off, Off], false),
+            (PowerCommand::PxeOn, [Off, On], true),
+            (PowerCommand::Cycle, [On, On], false),
+        ] {
+            let mut bmc = Script {
+                states: states.into(),
+                told: Vec::new(),
+                network: 0,
+                refuses: true,
+            };
+            let mut progress = Progress::default();
+            let pace = Pace::default();
+            let done = perform(&mut bmc, command, Switch::Off, pace, &mut progress).await;
+            assert_eq!(done.is_ok(), is_ok, "{command:?} {states:?}");
+            assert_eq!(bmc.told.len(), 1, "{command:?} {states:?}");
+            assert_eq!(progress.state, states[1], "{command:?} {states:?}");
         }
     }
 
@@ -320,6 +391,7 @@ mod tests {
             states: states.into(),
             told: Vec::new(),
             network: 0,
+            refuses: false,
         };
         let mut progress = Progress::default();
         perform(&mut bmc, PowerCommand::On, Switch::Off, pace, &mut progress)

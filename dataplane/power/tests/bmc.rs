@@ -295,6 +295,140 @@ async fn suite_17_falls_back_to_3() {
     assert!(report.result.is_err());
 }
 
+/// A BMC that offers only what does not protect: ours are tried, and nothing else is ever used.
+#[tokio::test]
+async fn a_bmc_that_offers_only_weak_suites_gets_none_of_them() {
+    let bench = Bench::with(true, &[], None).await;
+    *bench.faults.lists.lock().unwrap() = vec![0, 1, 2, 8, 12];
+    let report = bench.run(PowerCommand::Query, "").await;
+    let text = report.result.expect_err("no session").to_string();
+    assert!(text.contains("no cipher suite in common"), "{text}");
+    assert_eq!(bench.seen.sessions.load(Ordering::Relaxed), 0);
+    // A list that is wrong, or forged, takes nothing away.
+    let bench = Bench::new(true).await;
+    *bench.faults.lists.lock().unwrap() = vec![0, 1];
+    assert!(bench.run(PowerCommand::Query, "").await.result.is_ok());
+    assert_eq!(bench.seen.suite.load(Ordering::Relaxed), 17);
+}
+
+const SET_BOOT_OPTIONS: (u8, u8) = (0x00, 0x08);
+const GET_BOOT_OPTIONS: (u8, u8) = (0x00, 0x09);
+const CHASSIS_CONTROL: (u8, u8) = (0x00, 0x02);
+const SET_PRIVILEGE: (u8, u8) = (0x06, 0x3b);
+
+/// What it boots from is the firmware's to say then; the machine comes on all the same, at the first try.
+#[tokio::test]
+async fn a_refused_boot_option_is_noted_and_the_machine_powered_on() {
+    for (code, word) in [
+        (0x80, "command-specific code (0x80)"),
+        (0xc0, "node busy (0xc0)"),
+        (0xc1, "invalid command (0xc1)"),
+        (0xcc, "invalid data field in request (0xcc)"),
+        (0xd4, "insufficient privilege (0xd4)"),
+        (0xd5, "not supported in the present state (0xd5)"),
+        (0xff, "unspecified error (0xff)"),
+    ] {
+        let bench = Bench::new(false).await;
+        bench
+            .faults
+            .refuse
+            .lock()
+            .unwrap()
+            .insert(SET_BOOT_OPTIONS, Some(code));
+        let report = bench
+            .run_for(PowerCommand::PxeOn, "", Duration::from_secs(60))
+            .await;
+        assert!(report.result.is_ok(), "{report:?}");
+        assert_eq!(report.state, PowerState::On);
+        assert_eq!(*bench.seen.controls.lock().unwrap(), [1], "{code:#04x}");
+        let step = format!(
+            "boot device not set, Set System Boot Options: {word}; the firmware's own order decides"
+        );
+        assert!(report.steps.contains(&step), "{report:?}");
+    }
+}
+
+/// The same where it says nothing at all to the command: one wait, a new session, and on.
+#[tokio::test]
+async fn a_boot_option_without_an_answer_is_noted_and_the_machine_powered_on() {
+    for command in [SET_BOOT_OPTIONS, GET_BOOT_OPTIONS] {
+        let bench = Bench::new(true).await;
+        bench.faults.refuse.lock().unwrap().insert(command, None);
+        let report = bench.run(PowerCommand::PxeOn, "").await;
+        assert!(report.result.is_ok(), "{report:?}");
+        assert_eq!(*bench.seen.controls.lock().unwrap(), [0, 1]);
+        let noted = |step: &String| step.ends_with("no answer; the firmware's own order decides");
+        assert!(report.steps.iter().any(noted), "{report:?}");
+        assert_eq!(bench.seen.sessions.load(Ordering::Relaxed), 2);
+    }
+}
+
+/// A BMC without privilege levels does what its user may do; one that denies the level is told at once.
+#[tokio::test]
+async fn a_refused_privilege_level_is_noted_unless_it_is_the_users() {
+    let bench = Bench::new(true).await;
+    let refuse = |code| {
+        bench
+            .faults
+            .refuse
+            .lock()
+            .unwrap()
+            .insert(SET_PRIVILEGE, code)
+    };
+    refuse(Some(0xc1));
+    let report = bench.run(PowerCommand::Query, "").await;
+    assert!(report.result.is_ok(), "{report:?}");
+    let noted = "Set Session Privilege Level refused: invalid command (0xc1)";
+    assert!(report.steps.iter().any(|step| step == noted), "{report:?}");
+    for code in [0x80, 0x81, 0xd4] {
+        refuse(Some(code));
+        let report = bench.run(PowerCommand::Query, "").await;
+        assert_eq!(class(&report), ErrorClass::Credentials, "{code:#04x}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_power_command_fails_unless_the_machine_is_so_already() {
+    for (code, want) in [
+        (0xd4, ErrorClass::Refused),
+        (0xcc, ErrorClass::Refused),
+        (0x81, ErrorClass::Refused),
+        (0xc0, ErrorClass::Busy),
+        // "Not now" is tried until the deadline.
+        (0xd5, ErrorClass::Timeout),
+    ] {
+        let bench = Bench::new(false).await;
+        let refuse = (CHASSIS_CONTROL, Some(code));
+        bench.faults.refuse.lock().unwrap().extend([refuse]);
+        let report = bench
+            .run_for(PowerCommand::On, "", Duration::from_secs(6))
+            .await;
+        assert_eq!(class(&report), want, "{code:#04x} {report:?}");
+        assert_eq!(report.state, PowerState::Off);
+    }
+}
+
+/// Faults of long ago stay in the chassis status: bit 0 is the power, and off is sent once.
+#[tokio::test]
+async fn power_fault_bits_are_noted_and_bit_0_decides() {
+    for bits in [0x02, 0x04, 0x08, 0x10, 0x1e] {
+        let bench = Bench::new(true).await;
+        bench.faults.power_bits.store(bits, Ordering::Relaxed);
+        let report = bench.run(PowerCommand::Cycle, "").await;
+        assert!(report.result.is_ok(), "{report:?}");
+        assert_eq!(report.state, PowerState::On);
+        assert_eq!(*bench.seen.controls.lock().unwrap(), [0, 1], "{bits:#04x}");
+        let remembers = |step: &&String| step.starts_with("the BMC remembers: ");
+        assert_eq!(
+            report.steps.iter().filter(remembers).count(),
+            1,
+            "{report:?}"
+        );
+        let report = bench.run(PowerCommand::Off, "").await;
+        assert_eq!(report.state, PowerState::Off, "{report:?}");
+    }
+}
+
 #[tokio::test]
 async fn garbage_and_repeats_change_nothing() {
     let bench = Bench::new(true).await;

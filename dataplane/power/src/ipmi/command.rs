@@ -29,11 +29,14 @@ pub mod completion {
     pub const TIMEOUT: u8 = 0xc3;
     pub const OUT_OF_SPACE: u8 = 0xc4;
     pub const INVALID_FIELD: u8 = 0xcc;
+    pub const NO_RESPONSE: u8 = 0xce;
     pub const DUPLICATE_REQUEST: u8 = 0xcf;
     pub const FIRMWARE_UPDATE: u8 = 0xd1;
     pub const INITIALIZING: u8 = 0xd2;
+    pub const DESTINATION_UNAVAILABLE: u8 = 0xd3;
     pub const INSUFFICIENT_PRIVILEGE: u8 = 0xd4;
     pub const NOT_IN_THIS_STATE: u8 = 0xd5;
+    pub const UNSPECIFIED: u8 = 0xff;
 }
 
 /// The standard's words for a completion code (table 5-2).
@@ -70,8 +73,62 @@ pub fn completion_name(code: u8) -> &'static str {
     }
 }
 
-/// Whether a command refused with `code` may work a moment later.
-pub fn is_transient(code: u8) -> bool {
+/// What an operation wants of a command: that decides what a refusal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The session's privilege level.
+    Privilege,
+    /// Whether the machine is on.
+    State,
+    /// Powering it on or off.
+    Switch,
+    /// What it boots from the next time: a firmware with the network first in its own order needs none of it.
+    BootDevice,
+}
+
+/// What follows from an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Done,
+    /// It may work a moment later.
+    Again,
+    /// Told to the operator; the operation goes on.
+    Noted,
+    /// The user may not do it: no second try.
+    Credentials,
+    /// Refused. A refused switch counts only if the state is not as wanted: many BMCs refuse what is so already.
+    Refused,
+}
+
+/// What an answer's completion code means (table 5-2; 80h to BEh are each command's own).
+pub fn verdict(purpose: Purpose, code: u8) -> Verdict {
+    use completion::*;
+    match (purpose, code) {
+        (_, OK) => Verdict::Done,
+        (
+            _,
+            NODE_BUSY
+            | TIMEOUT
+            | OUT_OF_SPACE
+            | NO_RESPONSE
+            | DUPLICATE_REQUEST
+            | FIRMWARE_UPDATE
+            | INITIALIZING
+            | DESTINATION_UNAVAILABLE
+            | UNSPECIFIED,
+        ) => Verdict::Again,
+        // 80h: not for this user; 81h: exceeds what the user or the channel may have (§22.18).
+        (Purpose::Privilege, 0x80 | 0x81 | INSUFFICIENT_PRIVILEGE) => Verdict::Credentials,
+        // A BMC without levels: what it refuses next for want of one says so.
+        (Purpose::Privilege | Purpose::BootDevice, _) => Verdict::Noted,
+        // On its way from one state to the other, or there already: the state that is read next decides.
+        (Purpose::Switch, NOT_IN_THIS_STATE) => Verdict::Noted,
+        (Purpose::State | Purpose::Switch, _) => Verdict::Refused,
+    }
+}
+
+/// Whether a code that did not pass says "busy", for whoever is told.
+pub fn is_busy(code: u8) -> bool {
     use completion::*;
     matches!(
         code,
@@ -89,6 +146,15 @@ pub struct Command {
 }
 
 impl Command {
+    pub fn purpose(&self) -> Purpose {
+        match (self.netfn, self.command) {
+            (NETFN_CHASSIS, GET_BOOT_OPTIONS | SET_BOOT_OPTIONS) => Purpose::BootDevice,
+            (NETFN_CHASSIS, CHASSIS_CONTROL) => Purpose::Switch,
+            (NETFN_CHASSIS, _) => Purpose::State,
+            _ => Purpose::Privilege,
+        }
+    }
+
     fn chassis(name: &'static str, command: u8, data: &[u8]) -> Self {
         Self {
             name,
@@ -206,9 +272,17 @@ impl ChassisControl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChassisStatus {
     pub power_on: bool,
-    /// Overload, interlock, power fault or control fault.
-    pub fault: bool,
+    /// Bits 1 to 4 of the power state. They say that something happened at some time, and stay until somebody
+    /// clears them: whether the machine is on is bit 0's alone to say (§28.2).
+    pub faults: u8,
 }
+
+const FAULTS: [(u8, &str); 4] = [
+    (0x02, "overload"),
+    (0x04, "interlock"),
+    (0x08, "power fault"),
+    (0x10, "power control fault"),
+];
 
 impl ChassisStatus {
     pub fn parse(data: &[u8]) -> Option<Self> {
@@ -216,8 +290,18 @@ impl ChassisStatus {
         let power = *data.first().filter(|_| data.len() >= 3)?;
         Some(Self {
             power_on: power & 0x01 != 0,
-            fault: power & 0x1e != 0,
+            faults: power & 0x1e,
         })
+    }
+
+    /// The faults in words; `None`: there are none.
+    pub fn faults(self) -> Option<String> {
+        let names: Vec<&str> = FAULTS
+            .iter()
+            .filter(|(bit, _)| self.faults & bit != 0)
+            .map(|(_, name)| *name)
+            .collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 }
 
@@ -276,13 +360,9 @@ mod tests {
     fn answers_are_read_or_refused() {
         let on = ChassisStatus {
             power_on: true,
-            fault: false,
+            faults: 0,
         };
         assert_eq!(ChassisStatus::parse(&[0x21, 0, 0]), Some(on));
-        assert_eq!(
-            ChassisStatus::parse(&[0x70, 0, 0x40]).map(|s| (s.power_on, s.fault)),
-            Some((false, true))
-        );
         assert_eq!(ChassisStatus::parse(&[0x21, 0]), None);
         assert_eq!(ChassisStatus::parse(&[]), None);
         let flags = BootFlags::parse(&[1, 5, 0xa0, 4, 0, 0, 0]).unwrap();
@@ -299,6 +379,73 @@ mod tests {
             assert!(!completion_name(code).is_empty());
         }
         assert_eq!(completion_name(0xd4), "insufficient privilege");
-        assert!(is_transient(0xc0) && !is_transient(0xd4));
+    }
+
+    #[test]
+    fn faults_are_words_and_bit_0_alone_is_the_power() {
+        for (octet, on, faults) in [
+            (0x00, false, None),
+            (0x01, true, None),
+            (0x60, false, None),
+            (0x08, false, Some("power fault")),
+            (0x10, false, Some("power control fault")),
+            (0x09, true, Some("power fault")),
+            (0x11, true, Some("power control fault")),
+            (
+                0x1e,
+                false,
+                Some("overload, interlock, power fault, power control fault"),
+            ),
+            (0x70, false, Some("power control fault")),
+        ] {
+            let status = ChassisStatus::parse(&[octet, 0, 0]).unwrap();
+            assert_eq!(
+                (status.power_on, status.faults().as_deref()),
+                (on, faults),
+                "{octet:#04x}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_completion_code_of_each_command_has_its_consequence() {
+        use Purpose::*;
+        use Verdict::*;
+        #[rustfmt::skip]
+        let rows: &[(&[u8], [Verdict; 4])] = &[
+            // code                                 Privilege    State    Switch   BootDevice
+            (&[0x00],                              [Done,        Done,    Done,    Done]),
+            (&[0xc0, 0xc3, 0xc4, 0xce, 0xcf, 0xd1, 0xd2, 0xd3, 0xff],
+                                                   [Again,       Again,   Again,   Again]),
+            (&[0x80, 0x81, 0xd4],                  [Credentials, Refused, Refused, Noted]),
+            (&[0xd5],                              [Noted,       Refused, Noted,   Noted]),
+            (&[0x01, 0x7e, 0x82, 0xbe, 0xc1, 0xc2, 0xc7, 0xc9, 0xcb, 0xcc, 0xcd, 0xd6, 0xf0],
+                                                   [Noted,       Refused, Refused, Noted]),
+        ];
+        for (codes, verdicts) in rows {
+            for code in *codes {
+                for (purpose, want) in [Privilege, State, Switch, BootDevice]
+                    .into_iter()
+                    .zip(verdicts)
+                {
+                    assert_eq!(verdict(purpose, *code), *want, "{purpose:?} {code:#04x}");
+                }
+            }
+        }
+        // None of them ends an operation for the sake of a boot device.
+        for code in 0..=255 {
+            assert!(matches!(verdict(BootDevice, code), Done | Again | Noted));
+        }
+        assert_eq!(Command::boot_from_network(true).purpose(), BootDevice);
+        assert_eq!(Command::boot_flags().purpose(), BootDevice);
+        assert_eq!(Command::chassis_status().purpose(), State);
+        assert_eq!(
+            Command::chassis_control(ChassisControl::On).purpose(),
+            Switch
+        );
+        assert_eq!(
+            Command::session_privilege(crate::Privilege::Operator).purpose(),
+            Privilege
+        );
     }
 }

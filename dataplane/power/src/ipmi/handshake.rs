@@ -326,6 +326,17 @@ pub fn suites_offered(records: &[u8]) -> Vec<Suite> {
     offered
 }
 
+/// The suites to open a session with, in order, given what the BMC offers (`None`: it does not say).
+///
+/// The list comes without authentication: whoever forges it may choose between ours, and that is all. Every
+/// suite of ours authenticates, checks and encrypts; what else is offered is never used. A list with none of
+/// ours may be an old or a wrong one, so ours are tried all the same.
+pub fn suites_to_try(offered: Option<Vec<Suite>>) -> Vec<Suite> {
+    offered
+        .filter(|offered| !offered.is_empty())
+        .unwrap_or_else(|| vec![Suite::Sha256, Suite::Sha1])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +411,31 @@ mod tests {
             assert_eq!(Rakp1::parse(octets).is_ok(), length >= 28);
             assert_eq!(Rakp2::parse(octets).is_ok(), length >= 40);
             assert_eq!(Rakp34::parse(octets).is_ok(), length >= 8);
+        }
+    }
+
+    #[test]
+    fn the_best_suite_that_is_offered_is_tried_first_and_a_weak_one_never() {
+        use Suite::{Sha1, Sha256};
+        // Ids of the table: 0 nothing, 1 and 2 no encryption, 6 to 14 MD5, 15 and 16 no encryption.
+        let list = |ids: &[u8]| -> Vec<u8> {
+            let record = |id: &u8| [0xc0, *id, 1, 0x41, 0x81];
+            ids.iter().flat_map(record).collect()
+        };
+        for (offered, want) in [
+            (None, vec![Sha256, Sha1]),
+            (Some(vec![0]), vec![Sha256, Sha1]),
+            (Some(vec![0, 1, 2, 8, 12, 15]), vec![Sha256, Sha1]),
+            (Some(vec![0, 1, 2, 3]), vec![Sha1]),
+            (Some(vec![3, 17]), vec![Sha256, Sha1]),
+            (Some(vec![17, 0]), vec![Sha256]),
+        ] {
+            let suites = suites_to_try(
+                offered
+                    .as_ref()
+                    .map(|ids: &Vec<u8>| suites_offered(&list(ids))),
+            );
+            assert_eq!(suites, want, "{offered:?}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! The `ipmi` driver: a native IPMI v2.0 (RMCP+) client, async, one UDP socket per operation.
 //!
 //! This file joins the parts: it chooses the suite, opens sessions (again, if a BMC drops one), and turns
-//! chassis and boot-option commands into the [`Actuator`] the power scripts use.
+//! chassis and boot-option commands into the [`Actuator`] the power scripts use. What a refusal means is
+//! `command::verdict`'s to say.
 
 pub mod command;
 pub mod crypto;
@@ -9,6 +10,7 @@ pub mod handshake;
 mod session;
 pub mod wire;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,9 +19,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::parameters::IpmiParameters;
 use crate::steps::{Actuator, Switch};
 use crate::{PowerError, PowerState};
-use command::{BootFlags, ChassisControl, ChassisStatus, Command, completion, efi_flag};
+use command::{
+    BootFlags, ChassisControl, ChassisStatus, Command, Purpose, Verdict, completion_name, efi_flag,
+    verdict,
+};
 use crypto::Suite;
-use handshake::status;
+use handshake::{status, suites_to_try};
 use session::{Fault, Session};
 
 /// Sessions opened for one operation: the first, and again when the BMC forgot it.
@@ -38,6 +43,24 @@ pub(crate) struct Bmc<'a> {
     /// The suite that worked; asked for again without trying others.
     suite: Option<Suite>,
     answered: bool,
+    /// Told once each in the operation's steps; those not told yet.
+    remarks: Vec<String>,
+    remarked: Vec<String>,
+}
+
+/// What a BMC made of a command that the operation can do without.
+enum Unset {
+    Refused(u8),
+    Silent,
+}
+
+impl fmt::Display for Unset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(code) => write!(f, "{} ({code:#04x})", completion_name(*code)),
+            Self::Silent => f.write_str("no answer"),
+        }
+    }
 }
 
 impl<'a> Bmc<'a> {
@@ -50,6 +73,15 @@ impl<'a> Bmc<'a> {
             sessions_opened: 0,
             suite: parameters.suite,
             answered: false,
+            remarks: Vec::new(),
+            remarked: Vec::new(),
+        }
+    }
+
+    fn remark(&mut self, text: String) {
+        if !self.remarked.contains(&text) {
+            self.remarked.push(text.clone());
+            self.remarks.push(text);
         }
     }
 
@@ -87,23 +119,20 @@ impl<'a> Bmc<'a> {
     }
 
     /// Opens a session at the wanted privilege. With no suite given: those the BMC lists, best first; if
-    /// it lists none, 17, then 3 (some BMCs answer 17 with silence, some with an error).
+    /// it lists none of ours, each of ours (some BMCs answer 17 with silence, some with an error).
     async fn open(&mut self) -> Result<(), PowerError> {
         let address = self.resolve().await?;
-        let suites = match self.suite {
-            Some(suite) => vec![suite],
+        let (suites, others_only) = match self.suite {
+            Some(suite) => (vec![suite], false),
             None => {
                 let socket = session::connect(address)
                     .await
                     .map_err(|fault| self.session_error(fault))?;
                 let offered = session::offered_suites(&socket, self.deadline).await;
-                match offered.map_err(|fault| self.session_error(fault))? {
-                    Some(offered) => {
-                        self.answered = true;
-                        offered
-                    }
-                    None => vec![Suite::Sha256, Suite::Sha1],
-                }
+                let offered = offered.map_err(|fault| self.session_error(fault))?;
+                self.answered |= offered.is_some();
+                let others_only = offered.as_ref().is_some_and(Vec::is_empty);
+                (suites_to_try(offered), others_only)
             }
         };
         let mut last = PowerError::NoCipherSuite { bmc: self.name() };
@@ -114,23 +143,10 @@ impl<'a> Bmc<'a> {
                     self.session = Some(session);
                     return self.raise_privilege().await;
                 }
+                // It said that it has none of ours, and that is how it is.
+                Err(fault) if fault.is_about_the_suite() && others_only => {}
                 // Another suite may still work; an answer about credentials is final.
-                Err(
-                    fault @ (Fault::NoAnswer
-                    | Fault::OtherSuite
-                    | Fault::Malformed
-                    | Fault::Status(
-                        status::INVALID_AUTHENTICATION
-                        | status::INVALID_INTEGRITY
-                        | status::NO_AUTHENTICATION
-                        | status::NO_INTEGRITY
-                        | status::INVALID_CONFIDENTIALITY
-                        | status::NO_SUITE
-                        | status::ILLEGAL_PARAMETER,
-                    )),
-                ) => {
-                    last = self.session_error(fault);
-                }
+                Err(fault) if fault.is_about_the_suite() => last = self.session_error(fault),
                 Err(fault) => return Err(self.session_error(fault)),
             }
             if Instant::now() >= self.deadline {
@@ -168,7 +184,7 @@ impl<'a> Bmc<'a> {
     /// A session starts at the lowest privilege (§6.8).
     async fn raise_privilege(&mut self) -> Result<(), PowerError> {
         let command = Command::session_privilege(self.parameters.privilege);
-        let mut busy = 0;
+        let mut tries = 1;
         loop {
             let Some(session) = self.session.as_mut() else {
                 return Err(self.session_error(Fault::NoAnswer));
@@ -176,51 +192,51 @@ impl<'a> Bmc<'a> {
             let answer = session
                 .ask(&command, self.parameters.skip_checksums, self.deadline)
                 .await;
-            match answer {
-                Ok((completion::OK, _)) => return Ok(()),
-                // 80h: not for this user; 81h: exceeds what the user or the channel may have.
-                Ok((0x80 | 0x81, _)) => {
+            let code = match answer {
+                Ok((code, _)) => code,
+                Err(fault) => return Err(self.session_error(fault)),
+            };
+            match verdict(command.purpose(), code) {
+                Verdict::Done => return Ok(()),
+                Verdict::Again if tries <= BUSY_TRIES_MAX => {
+                    tries += 1;
+                    sleep(BUSY_PAUSE).await;
+                }
+                Verdict::Noted => {
+                    let why = Unset::Refused(code);
+                    self.remark(format!("{} refused: {why}", command.name));
+                    return Ok(());
+                }
+                Verdict::Credentials => {
                     return Err(PowerError::Credentials {
                         bmc: self.name(),
                         reason: "this user may not have the privilege level",
                     });
                 }
-                Ok((code, _)) => self.pause_if_busy(&command, code, &mut busy).await?,
-                Err(fault) => return Err(self.session_error(fault)),
+                Verdict::Again | Verdict::Refused => return Err(self.refusal(&command, code)),
             }
         }
     }
 
-    /// Waits a moment after a code that may pass; any other, or one too many, is the answer.
-    async fn pause_if_busy(
-        &self,
-        command: &Command,
-        code: u8,
-        busy: &mut u32,
-    ) -> Result<(), PowerError> {
-        if !command::is_transient(code) {
-            return Err(PowerError::Refused {
-                bmc: self.name(),
-                command: command.name,
-                code,
-            });
+    fn refusal(&self, command: &Command, code: u8) -> PowerError {
+        let bmc = self.name();
+        if command::is_busy(code) {
+            let reason = completion_name(code);
+            return PowerError::Busy { bmc, reason };
         }
-        if *busy == BUSY_TRIES_MAX {
-            let reason = command::completion_name(code);
-            return Err(PowerError::Busy {
-                bmc: self.name(),
-                reason,
-            });
+        PowerError::Refused {
+            bmc,
+            command: command.name,
+            code,
         }
-        *busy += 1;
-        sleep(BUSY_PAUSE).await;
-        Ok(())
     }
 
     /// Sends one command, opening a session if there is none. Every command used is idempotent, so one
     /// whose answer is lost together with its session is simply sent in the next.
-    async fn ask(&mut self, command: &Command) -> Result<Vec<u8>, PowerError> {
-        let mut busy = 0;
+    ///
+    /// The inner error: the operation goes on without it.
+    async fn ask(&mut self, command: &Command) -> Result<Result<Vec<u8>, Unset>, PowerError> {
+        let mut tries = 1;
         loop {
             let answer = match self.session.as_mut() {
                 None => {
@@ -237,14 +253,30 @@ impl<'a> Bmc<'a> {
                         .await
                 }
             };
-            match answer {
-                Ok((completion::OK, data)) => return Ok(data),
-                Ok((code, _)) => self.pause_if_busy(command, code, &mut busy).await?,
+            let optional = command.purpose() == Purpose::BootDevice;
+            let (code, data) = match answer {
+                Ok(answer) => answer,
                 Err(Fault::NoAnswer) if Instant::now() < self.deadline => {
                     tracing::debug!(bmc = %self.parameters.address, "session lost");
                     self.session = None;
+                    if optional {
+                        return Ok(Err(Unset::Silent));
+                    }
+                    continue;
                 }
                 Err(fault) => return Err(self.session_error(fault)),
+            };
+            match verdict(command.purpose(), code) {
+                Verdict::Done => return Ok(Ok(data)),
+                Verdict::Again if tries <= BUSY_TRIES_MAX => {
+                    tries += 1;
+                    sleep(BUSY_PAUSE).await;
+                }
+                Verdict::Noted => return Ok(Err(Unset::Refused(code))),
+                Verdict::Again if optional => return Ok(Err(Unset::Refused(code))),
+                Verdict::Again | Verdict::Refused | Verdict::Credentials => {
+                    return Err(self.refusal(command, code));
+                }
             }
         }
     }
@@ -308,14 +340,17 @@ impl<'a> Bmc<'a> {
 impl Actuator for Bmc<'_> {
     async fn state(&mut self) -> Result<PowerState, PowerError> {
         let data = self.ask(&Command::chassis_status()).await?;
-        let status = ChassisStatus::parse(&data).ok_or_else(|| PowerError::Protocol {
+        let status = data.ok().as_deref().and_then(ChassisStatus::parse);
+        let status = status.ok_or_else(|| PowerError::Protocol {
             bmc: self.name(),
             what: "a short chassis status",
         })?;
-        Ok(match status {
-            ChassisStatus { power_on: true, .. } => PowerState::On,
-            ChassisStatus { fault: true, .. } => PowerState::Error,
-            ChassisStatus { .. } => PowerState::Off,
+        if let Some(faults) = status.faults() {
+            self.remark(format!("the BMC remembers: {faults}"));
+        }
+        Ok(match status.power_on {
+            true => PowerState::On,
+            false => PowerState::Off,
         })
     }
 
@@ -325,48 +360,54 @@ impl Actuator for Bmc<'_> {
             Switch::Off => ChassisControl::Off,
             Switch::SoftOff => ChassisControl::SoftOff,
         };
-        match self.ask(&Command::chassis_control(control)).await {
-            // "Already so", as some BMCs put it: the poll that follows decides.
-            Err(PowerError::Refused {
-                code: completion::NOT_IN_THIS_STATE,
-                ..
-            }) => Ok(()),
-            answer => answer.map(drop),
+        let command = Command::chassis_control(control);
+        if let Err(why) = self.ask(&command).await? {
+            self.remark(format!("{} answered with: {why}", command.name));
         }
+        Ok(())
     }
 
     async fn boot_from_network(&mut self) -> Result<String, PowerError> {
-        let current = match self.ask(&Command::boot_flags()).await {
+        let not_set = |what: &Command, why: Unset| {
+            let command = what.name;
+            format!("boot device not set, {command}: {why}; the firmware's own order decides")
+        };
+        let read = Command::boot_flags();
+        let current = match self.ask(&read).await? {
             Ok(data) => BootFlags::parse(&data),
-            Err(PowerError::Refused { .. }) => None,
-            Err(error) => return Err(error),
+            // One that is silent to this is not asked five more times.
+            Err(why @ Unset::Silent) => return Ok(not_set(&read, why)),
+            Err(Unset::Refused(_)) => None,
         };
         let efi = efi_flag(self.parameters.boot_type, current);
         for command in Command::boot_options_preamble() {
-            match self.ask(&command).await {
-                Ok(_) | Err(PowerError::Refused { .. }) => {}
-                Err(error) => return Err(error),
+            if let Err(why @ Unset::Silent) = self.ask(&command).await? {
+                return Ok(not_set(&command, why));
             }
         }
-        self.ask(&Command::boot_from_network(efi)).await?;
-        match self.ask(&Command::boot_options_done()).await {
-            Ok(_) | Err(PowerError::Refused { .. }) => {}
-            Err(error) => return Err(error),
+        let set = Command::boot_from_network(efi);
+        let refused = self.ask(&set).await?.err();
+        if let Some(why @ Unset::Silent) = refused {
+            return Ok(not_set(&set, why));
+        }
+        // Also after a refusal: what the preamble began is ended.
+        self.ask(&Command::boot_options_done()).await?.ok();
+        if let Some(why) = refused {
+            return Ok(not_set(&set, why));
         }
         // Told, not judged: some BMCs lose bits on reading back what they nevertheless do.
-        let seen = match self
-            .ask(&Command::boot_flags())
-            .await
-            .ok()
-            .as_deref()
-            .map(BootFlags::parse)
-        {
+        let flags = self.ask(&read).await?.ok();
+        let seen = match flags.as_deref().map(BootFlags::parse) {
             Some(Some(flags)) if flags.is_network() => "read back as such",
             Some(Some(_)) => "read back as another device",
             _ => "not readable",
         };
         let firmware = if efi { "efi" } else { "legacy" };
         Ok(format!("next boot from the network ({firmware}), {seen}"))
+    }
+
+    fn remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.remarks)
     }
 
     fn answered(&self) -> bool {

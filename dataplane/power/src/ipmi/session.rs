@@ -49,6 +49,27 @@ pub(super) enum Fault {
     Malformed,
 }
 
+impl Fault {
+    /// Whether another cipher suite may do better.
+    pub fn is_about_the_suite(&self) -> bool {
+        matches!(
+            self,
+            Fault::NoAnswer
+                | Fault::OtherSuite
+                | Fault::Malformed
+                | Fault::Status(
+                    status::INVALID_AUTHENTICATION
+                        | status::INVALID_INTEGRITY
+                        | status::NO_AUTHENTICATION
+                        | status::NO_INTEGRITY
+                        | status::INVALID_CONFIDENTIALITY
+                        | status::NO_SUITE
+                        | status::ILLEGAL_PARAMETER,
+                )
+        )
+    }
+}
+
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)

@@ -68,6 +68,12 @@ pub struct Faults {
     pub stuck: AtomicU32,
     /// Answer this many commands with "node busy" first.
     pub busy: AtomicU32,
+    /// Answer these commands (network function, command) with these codes; `None`: not at all.
+    pub refuse: Mutex<HashMap<(u8, u8), Option<u8>>>,
+    /// Bits of the chassis' power state that are set besides the power's own.
+    pub power_bits: AtomicU32,
+    /// Offer these suites, by id, whatever it has.
+    pub lists: Mutex<Vec<u8>>,
 }
 
 impl Faults {
@@ -217,7 +223,11 @@ impl Model {
                 if !Faults::has(&self.faults.no_suite_list) =>
             {
                 let mut records = Vec::new();
-                for suite in &self.suites {
+                for id in self.faults.lists.lock().unwrap().iter() {
+                    records.extend([0xc0, *id, 0x01, 0x41, 0x81]);
+                }
+                let honest = records.is_empty();
+                for suite in self.suites.iter().filter(|_| honest) {
                     let [authentication, integrity, encryption] = suite.algorithms();
                     let protection = [0x40 | integrity, 0x80 | encryption];
                     records.extend([0xc0, suite.id(), authentication]);
@@ -404,7 +414,13 @@ impl Model {
             sessions.live.clear();
             return None;
         }
-        let (code, data) = self.command(session, &request).await;
+        let key = (request.netfn, request.command);
+        let odd = self.faults.refuse.lock().unwrap().get(&key).copied();
+        let (code, data) = match odd {
+            Some(Some(code)) => (code, Vec::new()),
+            Some(None) => return None,
+            None => self.command(session, &request).await,
+        };
         let answer = respond(&request, code, &data);
         session.sequence += 1;
         let packet = Plus::emit_sealed(
@@ -456,7 +472,8 @@ impl Model {
             }
             (ipmi::NETFN_CHASSIS, ipmi::GET_CHASSIS_STATUS, _) => {
                 let power = u8::from(self.chassis.power().await);
-                (OK, vec![0x20 | power, 0x00, 0x00])
+                let bits = self.faults.power_bits.load(Ordering::Relaxed) as u8;
+                (OK, vec![0x20 | bits | power, 0x00, 0x00])
             }
             (ipmi::NETFN_CHASSIS, ipmi::CHASSIS_CONTROL, [control, ..]) => {
                 let control = control & 0x0f;
