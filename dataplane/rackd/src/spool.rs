@@ -176,6 +176,23 @@ fn write_anew<'e>(
     entries: impl Iterator<Item = &'e Entry>,
 ) -> io::Result<File> {
     let path = folder.join(NEW_FILE);
+    let written = write_beside(&path, spool_id, incarnation, entries);
+    if let Err(error) = written.and_then(|()| std::fs::rename(&path, folder.join(FILE))) {
+        // Half a file on a full disk would keep it full.
+        let _ = std::fs::remove_file(&path);
+        return Err(error);
+    }
+    sync_folder(folder)?;
+    // Appends go to the end, whatever happens.
+    private().append(true).open(folder.join(FILE))
+}
+
+fn write_beside<'e>(
+    path: &Path,
+    spool_id: SpoolId,
+    incarnation: u32,
+    entries: impl Iterator<Item = &'e Entry>,
+) -> io::Result<()> {
     let mut octets = encode_header(spool_id, incarnation).to_vec();
     let records: Vec<Record> = entries.map(|entry| Record::Entry(entry.clone())).collect();
     for records in records.chunks(FRAME_RECORDS_MAX) {
@@ -185,13 +202,9 @@ fn write_anew<'e>(
         .create(true)
         .write(true)
         .truncate(true)
-        .open(&path)?;
+        .open(path)?;
     file.write_all(&octets)?;
-    file.sync_all()?;
-    std::fs::rename(&path, folder.join(FILE))?;
-    sync_folder(folder)?;
-    // Appends go to the end, whatever happens.
-    private().append(true).open(folder.join(FILE))
+    file.sync_all()
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -594,5 +607,79 @@ mod tests {
         assert!(matches!(reports[1], Input::SpoolReplaced { .. }));
         assert_eq!(reports[2], Input::SpoolDurable { seq: 2 });
         assert_eq!(seqs(&open(folder.path()).unwrap().start), [2]);
+    }
+
+    /// A real full disk: what was safe stays safe, nothing is left half written, and once there is room the same entries
+    /// are there with those that come after.
+    #[test]
+    fn a_full_disk_that_gets_room_again_has_lost_nothing() {
+        struct Mounted(tempfile::TempDir);
+        impl Drop for Mounted {
+            fn drop(&mut self) {
+                let unmount = std::process::Command::new("umount")
+                    .arg(self.0.path())
+                    .status();
+                assert!(unmount.is_ok_and(|status| status.success()));
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+            .arg(folder.path())
+            .status();
+        if !mount.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: mounting a tmpfs needs CAP_SYS_ADMIN");
+            return;
+        }
+        let disk = Mounted(folder);
+        let path = disk.0.path();
+        let (sender, reports) = mpsc::channel();
+        let next = || {
+            reports
+                .recv_timeout(Duration::from_secs(10))
+                .expect("a report")
+        };
+        let opened = open(path).unwrap();
+        let thread =
+            SpoolThread::start(opened.spool, move |input| sender.send(input).unwrap()).unwrap();
+        let ballast = path.join("ballast");
+        let mut file = File::create(&ballast).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+        let mut safe = Vec::new();
+        for seq in 1.. {
+            thread.append(entry(seq));
+            match next() {
+                Input::SpoolDurable { seq } => safe.push(seq),
+                report => {
+                    assert_eq!(report, Input::SpoolFailed);
+                    break;
+                }
+            }
+        }
+        assert!(!safe.is_empty(), "it held entries when it failed");
+        // Still full.
+        thread.reset();
+        assert_eq!(next(), Input::SpoolFailed);
+        assert!(
+            !path.join(NEW_FILE).exists(),
+            "nothing is left half written"
+        );
+        thread.append(entry(10_000));
+        assert_eq!(next(), Input::SpoolFailed);
+        // One is drained meanwhile.
+        thread.remove(vec![safe.remove(0)]);
+        std::fs::remove_file(&ballast).unwrap();
+        drop(file);
+        thread.reset();
+        assert!(matches!(next(), Input::SpoolReplaced { .. }));
+        thread.append(entry(10_001));
+        assert_eq!(next(), Input::SpoolDurable { seq: 10_001 });
+        drop(thread);
+        safe.push(10_001);
+        let again = open(path).unwrap();
+        assert!(again.fault.is_none());
+        assert_eq!(seqs(&again.start), safe);
+        assert_eq!(again.start.spool_id, opened.start.spool_id);
+        drop(again);
     }
 }

@@ -1022,31 +1022,41 @@ fn a_spool_that_was_set_back_is_replaced_even_if_the_disk_fails_once() {
     assert_eq!(s.last, [], "one try at a time");
 }
 
+/// The disk is full while no region is there to drain to: what is spooled stays, and the file is tried again, less and less
+/// often, until it can be written. Then the rack answers again, and drains what it holds.
 #[test]
-fn a_spool_that_fails_promises_nothing_and_is_begun_anew_when_it_is_empty() {
+fn a_spool_that_fails_promises_nothing_and_is_tried_again_while_it_holds_entries() {
     let mut s = Script::detached(vec![]);
+    s.spool(66, 3);
     let ticket = s.ask(grant(64, 1));
     s.input(Input::SpoolFailed);
     assert_eq!(s.last[0], Action::Alarm(Alarm::SpoolFailed));
     assert_eq!(s.replies(), [(ticket, Outcome::Unknown)]);
-    s.refuses(grant(65, 2), Refusal::Mute);
-    s.refuses(grant(64, 2), Refusal::OtherClient);
-    s.input(Input::LinkUp(3));
-    let Action::SendHeartbeat { call, .. } = s.last[0] else {
-        panic!()
-    };
-    s.input(Input::HeartbeatAnswer {
-        call,
-        reply: Some(HeartbeatReply::Until(UNTIL)),
-    });
-    let call = s.attach_call();
-    s.answer_attach(call, 2, vec![]);
-    assert!(s.last.contains(&Action::ResetSpool));
+    assert!(s.last.contains(&Action::ResetSpool), "at once");
+    let mut at = s.at;
+    for pause_secs in [1, 2, 4, 8, 16, 32, 60, 60] {
+        s.input(Input::SpoolFailed);
+        s.refuses(grant(65, 2), Refusal::Mute);
+        s.refuses(grant(64, 2), Refusal::OtherClient);
+        s.tick(at + pause_secs * 1_000 - 1);
+        assert!(!s.last.contains(&Action::ResetSpool), "{pause_secs}");
+        s.tick(at + pause_secs * 1_000);
+        assert!(s.last.contains(&Action::ResetSpool), "{pause_secs}");
+        at = s.at;
+    }
     s.input(Input::SpoolReplaced {
         spool_id: SPOOL,
         seq: first_seq(1),
     });
     assert!(!s.forgets(), "nothing was lost");
+    s.ask(grant(65, 2));
+    let appends = |action: &Action| matches!(action, Action::AppendSpool(_));
+    assert!(s.last.iter().any(appends), "it promises again");
+    s.input(Input::LinkUp(3));
+    let drains = |action: &Action| matches!(action, Action::SendBatch { batch, .. } if batch.writes.len() == 1);
+    assert!(s.last.iter().any(drains), "{:?}", s.last);
+    s.tick(at + 3_600_000);
+    assert!(!s.last.contains(&Action::ResetSpool), "no more than needed");
 }
 
 // ---------------------------------------------------------------- any order of anything

@@ -51,7 +51,9 @@ pub const ATTACH_PAUSE: Duration = Duration::from_millis(250);
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After a region said "wait".
 pub const WAIT_PAUSE: Duration = Duration::from_secs(5);
-/// After the spool could not be written, it is begun anew this often.
+/// After the spool could not be written, it is written anew at once, then after the first of these, and then after twice
+/// as long each time, up to the second.
+pub const SPOOL_RESET_FIRST: Duration = Duration::from_secs(1);
 pub const SPOOL_RESET_EVERY: Duration = Duration::from_secs(60);
 /// Requests waiting to be sent, at most.
 pub const QUEUE_ROWS_MAX: usize = 8_192;
@@ -200,6 +202,8 @@ pub struct Rack {
     newest: BTreeMap<IpAddr, u64>,
     spool_writable: bool,
     spool_reset_due: Boottime,
+    /// From the next try to the one after it.
+    spool_reset_pause: Duration,
     /// The spool was set back: nothing goes on before it is replaced. Tried again at `spool_reset_due`; never, while a try is
     /// under way.
     replacing: bool,
@@ -248,6 +252,7 @@ impl Rack {
             newest: BTreeMap::new(),
             spool_writable: true,
             spool_reset_due: Duration::ZERO,
+            spool_reset_pause: SPOOL_RESET_FIRST,
             replacing: false,
             attaching: None,
             attach_not_before: Duration::ZERO,
@@ -396,7 +401,8 @@ impl Rack {
     fn pump(&mut self, now: Boottime, out: &mut Vec<Action>) {
         self.expire(now, out);
         if self.resets_spool() && self.spool_reset_due <= now {
-            self.spool_reset_due = now + SPOOL_RESET_EVERY;
+            self.spool_reset_due = now + self.spool_reset_pause;
+            self.spool_reset_pause = (self.spool_reset_pause * 2).min(SPOOL_RESET_EVERY);
             out.push(Action::ResetSpool);
         }
         if self.replacing && self.spool_reset_due <= now {
@@ -489,10 +495,10 @@ impl Rack {
         });
     }
 
-    /// The spool could not be written, and nothing is in it that a region has not taken.
+    /// The spool could not be written. What it holds is written anew with it: a disk that was full for a moment must not
+    /// keep a rack silent that has nobody to drain to.
     fn resets_spool(&self) -> bool {
-        let unwritable = !self.spool_writable && !self.replacing;
-        unwritable && self.mode == Mode::Attached && self.spool.is_empty()
+        !self.spool_writable && !self.replacing
     }
 
     fn next_seq(&mut self) -> u64 {

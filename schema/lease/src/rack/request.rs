@@ -250,6 +250,7 @@ impl Rack {
         }
         self.spool_writable = false;
         self.spool_reset_due = now;
+        self.spool_reset_pause = SPOOL_RESET_FIRST;
         out.push(Action::Alarm(Alarm::SpoolFailed));
         // On disk or not: nobody was told, so the address stays asked for, and the fact is not sent.
         for (_, appending) in std::mem::take(&mut self.appending) {
@@ -267,10 +268,12 @@ impl Rack {
         seq: u64,
         out: &mut Vec<Action>,
     ) {
-        self.spool_writable = true;
         if spool_id == self.spool_id {
+            // Written anew before the word that it is set back: it waits for its replacement.
+            self.spool_writable = !self.replacing;
             return;
         }
+        self.spool_writable = true;
         self.replacing = false;
         self.attach_not_before = now;
         self.spool_id = spool_id;

@@ -45,7 +45,7 @@ pub enum Input {
     /// Writing or fsyncing failed; what was to be appended may be on disk or not. Nothing more is spooled until
     /// [`Input::SpoolReplaced`].
     SpoolFailed,
-    /// A fresh, empty file. With a new spool id the machine forgets and attaches. `seq`: [`crate::spool::first_seq`].
+    /// A file that can be written: fresh and empty, or with the entries that the old one held. With a new spool id the machine forgets and attaches. `seq`: [`crate::spool::first_seq`].
     SpoolReplaced { spool_id: SpoolId, seq: u64 },
     /// CLOCK_BOOTTIME and CLOCK_REALTIME disagree by over 1 % since the last heartbeat, or the virtual machine's
     /// generation changed: time can't be trusted, so the machine forgets and attaches.
@@ -84,8 +84,8 @@ pub enum Action {
     AppendSpool(Entry),
     /// The facts are the region's now (or were refused by it). No fsync is needed: a fact drained twice does no harm.
     RemoveSpool { seqs: Vec<u64> },
-    /// The spool could not be written, and nothing in it is missed any more: begin the file anew under the same spool id; then
-    /// [`Input::SpoolReplaced`] with it, or [`Input::SpoolFailed`].
+    /// The spool could not be written: write the file anew, with the entries that were reported durable and not removed
+    /// since, under the same spool id; then [`Input::SpoolReplaced`] with it, or [`Input::SpoolFailed`].
     ResetSpool,
     /// Set the spool aside and start a new one with a new id; then [`Input::SpoolReplaced`].
     ReplaceSpool,
