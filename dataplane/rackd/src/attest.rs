@@ -109,6 +109,11 @@ impl Attester {
         })
     }
 
+    /// It is the card of a machine that the region has told of.
+    pub fn knows(&self, card: &Card) -> bool {
+        self.snapshot.load().machine_by_mac(&card.mac).is_some()
+    }
+
     fn bound(&self, address: IpAddr, now: Instant) -> Option<Card> {
         let bindings = self.bindings.read().unwrap_or_else(PoisonError::into_inner);
         let binding = bindings.get(&address).filter(|binding| now < binding.end)?;

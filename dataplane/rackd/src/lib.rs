@@ -2,6 +2,7 @@
 
 pub mod attest;
 pub mod config;
+pub mod descriptors;
 pub mod link;
 pub mod metrics;
 mod neighbour;

@@ -16,6 +16,7 @@ use uring::{Places, RingLimits, Running, Start};
 
 use crate::attest::{Attester, Bindings};
 use crate::config::Config;
+use crate::descriptors::{self, Budget};
 use crate::{link, metrics, spool, work};
 
 /// How often a thread that ended by itself is noticed.
@@ -65,9 +66,19 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let token = read_token(config)?;
 
     let count = config.shard_count();
+    let files = descriptors::raise().unwrap_or_else(|error| {
+        tracing::warn!(%error, "raising the limit of open files");
+        descriptors::LIMIT_UNKNOWN
+    });
+    let budget = descriptors::budget(files, count);
+    tracing::info!(
+        files,
+        connections = budget.connections_max,
+        "limit of open files; connections a shard"
+    );
     let mail = Mail::new(count).context("making the shards' mailboxes")?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let shards = start_shards(config, mail.shards, &snapshot)?;
+    let shards = start_shards(config, budget, mail.shards, &snapshot)?;
 
     let bindings = Bindings::default();
     let (tls, tls_of_work) = watch::channel(None);
@@ -98,6 +109,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         reports,
         mailboxes: mailboxes.clone(),
         inbox,
+        proxied_max: budget.proxied_max,
         stop: stop_of_work,
     };
     let work_thread = spawn("work", move || {
@@ -162,6 +174,7 @@ fn read_token(config: &Config) -> anyhow::Result<Option<String>> {
 
 fn start_shards(
     config: &Config,
+    budget: Budget,
     mailboxes: Vec<ShardMailbox>,
     snapshot: &Arc<ArcSwap<Snapshot>>,
 ) -> anyhow::Result<Vec<Running>> {
@@ -185,9 +198,15 @@ fn start_shards(
                 dhcp: config
                     .dhcp
                     .of_shard((PROBE_STOCK / count as usize).max(PROBE_STOCK_MIN)),
+                connections_max: budget.connections_max,
+                connections_per_source_max: budget.connections_per_source_max,
+                hand_offs_max: budget.hand_offs_max,
                 ..shard::Config::default()
             },
-            limits: RingLimits::default(),
+            limits: RingLimits {
+                streams_max: budget.streams_max,
+                ..RingLimits::default()
+            },
             core: None,
             sockets,
             links: Vec::new(),

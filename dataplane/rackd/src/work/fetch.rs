@@ -16,7 +16,7 @@ use ring::digest::{SHA256, digest};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::disk::Sha256;
-use super::upstream::{Pool, Region, ResponseBody, UpstreamError};
+use super::upstream::{Lane, Pool, Region, ResponseBody, UpstreamError};
 
 /// Tries of one piece over all regions.
 const TRIES_MAX: u32 = 8;
@@ -155,7 +155,7 @@ impl Fetcher {
         }
         let response = self
             .pool
-            .send(region, request, Instant::now() + HEAD_TIMEOUT)
+            .send(region, request, Lane::Fill, Instant::now() + HEAD_TIMEOUT)
             .await
             .map_err(|failed| failed.error)?;
         let length = expected_length(region, want, &response)?;

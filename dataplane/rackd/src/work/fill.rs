@@ -27,12 +27,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::disk::{Folder, Sha256};
 use super::fetch::{FetchError, Fetcher};
-use super::upstream::Pool;
+use super::upstream::{FILLS_MAX as FILLS_MAX_PER_REGION, Pool};
 use super::{Counter, Counters as WorkCounters};
 use job::{Tools, chain};
 
-/// Pieces under way at once, of all files.
-const STREAMS_MAX: usize = 8;
+/// Pieces under way at once, of all files: as many as the fills' lane to one region takes.
+const STREAMS_MAX: usize = FILLS_MAX_PER_REGION;
 /// Files being filled at once; more wait.
 const FILLS_MAX: usize = 8;
 /// A piece is held in memory until it is verified.

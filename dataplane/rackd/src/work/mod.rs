@@ -13,6 +13,7 @@ pub mod arp;
 pub mod disk;
 pub mod fetch;
 pub mod fill;
+pub mod memory;
 pub mod power;
 pub mod proxy;
 pub mod shards;
@@ -62,6 +63,8 @@ pub struct Context {
     pub reports: mpsc::Sender<shard::Event>,
     pub mailboxes: Mailboxes,
     pub inbox: Inbox,
+    /// Connections of the proxy at a time.
+    pub proxied_max: usize,
     /// True once the rack stops.
     pub stop: watch::Receiver<bool>,
 }
@@ -141,6 +144,7 @@ async fn serve(context: Context) {
         replaced,
         shards,
         bell,
+        proxied_max,
         ..
     } = context;
     let Context {
@@ -177,6 +181,7 @@ async fn serve(context: Context) {
         metrics,
         counters,
         reports,
+        proxied_max,
     ));
     // An error: whoever could say stop is gone.
     let _ = stop.wait_for(|stopped| *stopped).await;

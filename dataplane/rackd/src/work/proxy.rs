@@ -5,11 +5,20 @@
 //! the rack knows whose it is ([`crate::attest`]), `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
 //! the machine. What a client sends under these names is removed. A client that uses another card's address is refused.
 //!
+//! A client's body is here before a region is asked, and a region's answer before the client takes it, both within a
+//! budget ([`memory`]) and a pace (`pace`): a slow client slows nobody else. Connections, memory and requests at the
+//! regions have a share for each source; clients whose card is a known machine's have memory and a lane of their own.
+//!
 //! A request goes to the next region when one did not answer, if nothing of it was sent or if it is
-//! idempotent and has no body, and again to the first when none did, until the deadline: then the client gets 503
+//! idempotent, and again to the first when none did, until the deadline: then the client gets 503
 //! with Retry-After. Connections are
 //! answered with `Connection: close`: the shard gave the socket away for good.
 
+mod body;
+mod pace;
+mod turns;
+
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,19 +32,25 @@ use bytes::{Buf, Bytes};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use shard::{Manner, Place, Room, Shares, Source};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
 use wire::ethernet::Mac;
 
-use super::upstream::{BoxError, Failed, Pool, RequestBody, ResponseBody};
+use body::{BODY_BYTES_MAX, Gathered, Refused};
+use pace::Pace;
+use turns::Turns;
+
+use super::memory::{self, Memory};
+use super::upstream::{BoxError, Failed, Lane, Pool, RequestBody, ResponseBody};
 use super::{Counter, Counters as WorkCounters, Metrics};
 use crate::attest::{Attester, Card, Dispute, Verdict};
 
@@ -47,14 +62,18 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Connections at once. Each holds a socket and some buffers; ten thousand machines that boot together
-/// come in turns of this many, and the rest is told to come back.
+/// come in turns of this many, and the rest is told to come back. Of one source so many.
 pub const CONNECTIONS_MAX: usize = 2_048;
-/// Longest request body: a commissioning result with its logs is a few MiB.
-const BODY_BYTES_MAX: u64 = 64 << 20;
+const CONNECTIONS_PER_SOURCE: usize = 64;
+/// Requests of one source at the regions at a time; more wait for their turn.
+const ASKING_PER_SOURCE: usize = 4;
+/// Bodies in memory, of known machines and of all others: in all, and of one source.
+const MACHINES_BYTES: (usize, usize) = (192 << 20, 64 << 20);
+const STRANGERS_BYTES: (usize, usize) = (64 << 20, 16 << 20);
 const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// For the whole head to arrive, between stretches of a body, and for a client that takes nothing.
+/// For the whole head to arrive, and for a client that is gone.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-const STRETCH_TIMEOUT: Duration = Duration::from_secs(30);
+const GONE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For one connection in all; a large image does not come this way.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// For the head of a region's answer: cloud-init waits longer, and asks again.
@@ -80,8 +99,14 @@ pub struct HandedOff {
 #[derive(Debug, Default)]
 pub struct Counters {
     pub connections: Counter,
-    /// Answered 503 at once: [`CONNECTIONS_MAX`] are open.
+    /// Answered 503 at once: [`CONNECTIONS_MAX`] are open, or the source's share.
     pub refused: Counter,
+    /// Ended for the sake of a source with fewer connections.
+    pub displaced: Counter,
+    /// Ended because the client sent its body, or took its answer, too slowly.
+    pub slow: Counter,
+    /// 503: no memory for the body.
+    pub no_memory: Counter,
     pub requests: Counter,
     /// Requests whose client this rack could attest.
     pub attested: Counter,
@@ -102,6 +127,9 @@ type Answer = UnsyncBoxBody<Bytes, BoxError>;
 
 struct Proxy {
     pool: Arc<Pool>,
+    machines: Arc<Memory>,
+    strangers: Arc<Memory>,
+    turns: Turns,
     attester: Attester,
     metrics: Metrics,
     counters: Arc<WorkCounters>,
@@ -118,43 +146,68 @@ pub async fn run(
     metrics: Metrics,
     counters: Arc<WorkCounters>,
     reports: mpsc::Sender<shard::Event>,
+    connections_max: usize,
 ) {
     let answer_deadline = ANSWER_DEADLINE;
     let proxy = Arc::new(Proxy {
         pool,
+        machines: Memory::new(MACHINES_BYTES.0, MACHINES_BYTES.1),
+        strangers: Memory::new(STRANGERS_BYTES.0, STRANGERS_BYTES.1),
+        turns: Turns::new(ASKING_PER_SOURCE),
         attester,
         metrics,
         counters,
         reports,
         answer_deadline,
     });
-    serve(inbox, proxy, CONNECTIONS_MAX).await;
+    let per_source = CONNECTIONS_PER_SOURCE.min(connections_max / 8);
+    let shares = Shares::new(connections_max, per_source, Manner::Holds);
+    serve(inbox, proxy, shares).await;
 }
 
-async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, connections_max: usize) {
-    let room = Arc::new(Semaphore::new(connections_max));
+async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, mut shares: Shares) {
     let mut connections = JoinSet::new();
+    let mut open: HashMap<u32, (Place, AbortHandle)> = HashMap::new();
+    let mut ids = HashMap::new();
+    let mut next: u32 = 0;
     loop {
         let handed = tokio::select! {
             handed = inbox.recv() => handed,
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next_with_id() => {
+                let task = match ended {
+                    Ok((task, ())) => task,
+                    Err(error) => error.id(),
+                };
+                let id: Option<u32> = ids.remove(&task);
+                if let Some((place, _)) = id.and_then(|id| open.remove(&id)) {
+                    shares.leave(place);
+                }
+                continue;
+            }
         };
         let Some(handed) = handed else { break };
         let counters = &proxy.counters.proxy;
         counters.connections.add(1);
-        match room.clone().try_acquire_owned() {
-            Ok(place) => {
-                let proxy = proxy.clone();
-                connections.spawn(async move {
-                    proxy.connection(handed).await;
-                    drop(place);
-                });
+        let source = Source::from(handed.peer.ip());
+        match shares.room(source) {
+            Room::Free => {}
+            Room::Instead(victim) => {
+                counters.displaced.add(1);
+                if let Some((place, handle)) = open.remove(&victim) {
+                    handle.abort();
+                    shares.leave(place);
+                }
             }
-            Err(_) => {
+            Room::None => {
                 counters.refused.add(1);
                 refuse(handed);
+                continue;
             }
         }
+        next = next.wrapping_add(1);
+        let handle = connections.spawn(proxy.clone().connection(handed));
+        ids.insert(handle.id(), next);
+        open.insert(next, (shares.enter(source, next), handle));
     }
     while connections.join_next().await.is_some() {}
 }
@@ -174,7 +227,7 @@ pub(super) fn refuse(handed: HandedOff) {
 
 fn adopt(socket: OwnedFd) -> io::Result<TcpStream> {
     // A machine that was switched off in the middle leaves a connection that never ends by itself.
-    let patience = u32::try_from(STRETCH_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    let patience = u32::try_from(GONE_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&socket, patience)?;
     let stream = std::net::TcpStream::from(socket);
     stream.set_nonblocking(true)?;
@@ -199,20 +252,29 @@ impl Proxy {
                 return;
             }
         };
+        let pace = Arc::new(Pace::default());
         let stream = Rewound {
             read: read.into(),
             stream,
+            pace: Arc::clone(&pace),
         };
-        let service = service_fn(|request| self.answer(request, peer, local, frame));
+        let service = service_fn(async |request| {
+            let answer = self.answer(request, peer, local, frame, &pace).await;
+            pace.begin(false);
+            Ok::<_, Infallible>(answer)
+        });
         let connection = http1::Builder::new()
             .keep_alive(false)
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
-        match timeout(CONNECTION_TIMEOUT, connection).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => self.counters.proxy.broken.add(1),
+        tokio::select! {
+            ended = timeout(CONNECTION_TIMEOUT, connection) => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => self.counters.proxy.broken.add(1),
+            },
+            () = pace.lost() => self.counters.proxy.slow.add(1),
         }
     }
 
@@ -222,23 +284,24 @@ impl Proxy {
         peer: SocketAddr,
         local: SocketAddr,
         frame: Option<[u8; 6]>,
-    ) -> Result<Response<Answer>, Infallible> {
+        pace: &Arc<Pace>,
+    ) -> Response<Answer> {
         let counters = &self.counters.proxy;
         counters.requests.add(1);
         let path = request.uri().path();
         let ours = path == "/MAAS" || path.starts_with("/MAAS/");
         if path == "/metrics" && request.method() == Method::GET {
             counters.answered.add(1);
-            return Ok(text(StatusCode::OK, (self.metrics)()));
+            return text(StatusCode::OK, (self.metrics)());
         }
         let announced = request.body().size_hint().lower();
         if !ours || request.method() == Method::CONNECT {
             counters.rejected.add(1);
-            return Ok(plain(StatusCode::NOT_FOUND, "Not found.\n"));
+            return plain(StatusCode::NOT_FOUND, "Not found.\n");
         }
         if announced > BODY_BYTES_MAX {
             counters.rejected.add(1);
-            return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n"));
+            return plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n");
         }
         let now = std::time::Instant::now();
         let card = match self.attester.attest(peer.ip(), frame, now) {
@@ -247,14 +310,38 @@ impl Proxy {
             Verdict::Disputed(dispute) => {
                 counters.disputed.add(1);
                 self.report(peer.ip().to_canonical(), dispute, now);
-                return Ok(plain(StatusCode::FORBIDDEN, DISPUTED));
+                return plain(StatusCode::FORBIDDEN, DISPUTED);
             }
         };
         if card.is_some() {
             counters.attested.add(1);
         }
-        let request = outgoing(request, peer, local, card);
-        Ok(match self.ask_regions(request, peer).await {
+        let (memory, lane) = match card.is_some_and(|card| self.attester.knows(&card)) {
+            true => (&self.machines, Lane::Machine),
+            false => (&self.strangers, Lane::Stranger),
+        };
+        if announced > (memory.share_max() + memory::FREE_BYTES) as u64 {
+            counters.rejected.add(1);
+            return plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n");
+        }
+        let source = Source::from(peer.ip());
+        let (request, body) = outgoing(request, peer, local, card);
+        let (body, charge) = match body::collect(body, memory.buffer(source)).await {
+            Ok(collected) => collected,
+            Err(refused) => return self.refusal(refused),
+        };
+        let deadline = Instant::now() + self.answer_deadline;
+        let turn = self.turns.take(source, deadline).await;
+        let answer = match &turn {
+            Some(_) => self.ask_regions(request, body, lane, peer, deadline).await,
+            None => None,
+        };
+        drop(charge);
+        let gathered = match answer {
+            Some(answer) => gather(answer, memory.buffer(source), pace).await,
+            None => None,
+        };
+        match gathered {
             Some(mut response) => {
                 counters.answered.add(1);
                 remove_hop_by_hop(response.headers_mut());
@@ -262,18 +349,31 @@ impl Proxy {
             }
             None => {
                 counters.unavailable.add(1);
-                let mut response = plain(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "No region answers. Try again.\n",
-                );
-                // Spread, so that all machines of a rack do not come back in one second.
-                let after = RETRY_AFTER_SECS + rand::random::<u64>() % RETRY_AFTER_SECS;
-                response
-                    .headers_mut()
-                    .insert(header::RETRY_AFTER, HeaderValue::from(after));
-                response
+                again_later("No region answers. Try again.\n")
             }
-        })
+        }
+    }
+
+    fn refusal(&self, refused: Refused) -> Response<Answer> {
+        let counters = &self.counters.proxy;
+        match refused {
+            Refused::TooLarge => {
+                counters.rejected.add(1);
+                plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n")
+            }
+            Refused::NoMemory => {
+                counters.no_memory.add(1);
+                again_later("No memory for this body now. Try again.\n")
+            }
+            Refused::Late => {
+                counters.slow.add(1);
+                plain(StatusCode::REQUEST_TIMEOUT, "The body came too slowly.\n")
+            }
+            Refused::Broken => {
+                counters.broken.add(1);
+                plain(StatusCode::BAD_REQUEST, "The body broke off.\n")
+            }
+        }
     }
 
     /// An event of the card that has the address; where there is no room for it, the counter has to do.
@@ -291,20 +391,20 @@ impl Proxy {
     /// The first region's answer, in an order that keeps one machine at one region. `None`: no answer.
     async fn ask_regions(
         &self,
-        request: Request<RequestBody>,
+        request: Request<()>,
+        body: Bytes,
+        lane: Lane,
         peer: SocketAddr,
-    ) -> Option<Response<Answer>> {
-        let deadline = Instant::now() + self.answer_deadline;
+        deadline: Instant,
+    ) -> Option<Response<ResponseBody>> {
         let seed = match peer.ip().to_canonical() {
             IpAddr::V4(address) => u64::from(address.to_bits()),
             IpAddr::V6(address) => address.to_bits() as u64, // the low half is the host
         };
         // What can be said again, word for word, to the next region.
-        let repeatable = (request.method().is_idempotent() && request.body().is_end_stream())
-            .then(|| request.method().clone());
-        let again =
-            repeatable.map(|method| (method, request.uri().clone(), request.headers().clone()));
-        let mut next = Some(request);
+        let again = request.method().is_idempotent();
+        let whole = |request: &Request<()>| request.clone().map(|()| full(&body));
+        let mut next = Some(whole(&request));
         let mut trouble = None;
         loop {
             let order = self.pool.order(seed);
@@ -313,34 +413,28 @@ impl Proxy {
                 if now >= deadline {
                     break;
                 }
-                let Some(request) = next.take() else { break };
+                let Some(asked) = next.take() else { break };
                 if tried > 0 {
                     self.counters.proxy.retried.add(1);
                 }
                 let last = tried + 1 == order.len();
-                let until = match again.is_some() && !last {
+                let until = match again && !last {
                     true => deadline.min(now + ONE_REGION_TIMEOUT),
                     false => deadline,
                 };
-                match self.pool.send(region, request, until).await {
+                match self.pool.send(region, asked, lane, until).await {
                     // A region that is starting or cannot reach its database; another may.
-                    Ok(response) if again.is_some() && is_gateway_trouble(response.status()) => {
+                    Ok(response) if again && is_gateway_trouble(response.status()) => {
                         trouble = Some(response);
                     }
-                    Ok(response) => return Some(answer_of(response)),
+                    Ok(response) => return Some(response),
                     Err(Failed { error, unsent }) => {
                         tracing::debug!(%error, "region passed over");
                         next = unsent.map(|request| *request);
                     }
                 }
-                if next.is_none()
-                    && let Some((method, uri, headers)) = &again
-                {
-                    let mut request = Request::new(empty());
-                    *request.method_mut() = method.clone();
-                    *request.uri_mut() = uri.clone();
-                    *request.headers_mut() = headers.clone();
-                    next = Some(request);
+                if next.is_none() && again {
+                    next = Some(whole(&request));
                 }
             }
             // A region that restarts is back in seconds, and cloud-init gives its boot up after the second 503.
@@ -351,12 +445,28 @@ impl Proxy {
             trouble = None;
             sleep(AGAIN_AFTER).await;
         }
-        trouble.map(answer_of)
+        trouble
     }
 }
 
-fn answer_of(response: Response<ResponseBody>) -> Response<Answer> {
-    response.map(|body| body.map_err(BoxError::from).boxed_unsync())
+/// The answer with its body, as far as it may be held. `None`: the region broke off before the client was told anything.
+async fn gather(
+    response: Response<ResponseBody>,
+    buffer: memory::Buffer,
+    pace: &Arc<Pace>,
+) -> Option<Response<Answer>> {
+    let (parts, body) = response.into_parts();
+    let body: Gathered = body::gather(body, buffer, pace).await?;
+    Some(Response::from_parts(parts, body.boxed_unsync()))
+}
+
+fn again_later(words: &'static str) -> Response<Answer> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, words);
+    // Spread, so that all machines of a rack do not come back in one second.
+    let after = RETRY_AFTER_SECS + rand::random::<u64>() % RETRY_AFTER_SECS;
+    let headers = response.headers_mut();
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
+    response
 }
 
 fn is_gateway_trouble(status: StatusCode) -> bool {
@@ -366,13 +476,13 @@ fn is_gateway_trouble(status: StatusCode) -> bool {
     )
 }
 
-/// The client's request as the region gets it.
+/// The client's request as the region gets it, and its body.
 fn outgoing(
     request: Request<Incoming>,
     peer: SocketAddr,
     local: SocketAddr,
     card: Option<Card>,
-) -> Request<RequestBody> {
+) -> (Request<()>, Incoming) {
     let (mut parts, body) = request.into_parts();
     let headers = &mut parts.headers;
     remove_hop_by_hop(headers);
@@ -411,11 +521,9 @@ fn outgoing(
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     parts.uri = path.parse().unwrap_or_else(|_| http::Uri::from_static("/"));
     parts.version = http::Version::HTTP_11;
-    let body = match body.is_end_stream() {
-        true => empty(),
-        false => Bounded::new(body).boxed_unsync(),
-    };
-    Request::from_parts(parts, body)
+    // Its length is that of what is here.
+    parts.headers.remove(header::CONTENT_LENGTH);
+    (Request::from_parts(parts, ()), body)
 }
 
 /// Headers about one connection, not about the message (RFC 9110 §7.6.1).
@@ -445,8 +553,9 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn empty() -> RequestBody {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
+fn full(body: &Bytes) -> RequestBody {
+    let body = Full::new(body.clone());
+    body.map_err(|never| match never {}).boxed_unsync()
 }
 
 fn plain(status: StatusCode, words: &'static str) -> Response<Answer> {
@@ -462,67 +571,11 @@ fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Answer> {
     response
 }
 
-/// A client's body with an end: of size, and of patience between two stretches.
-struct Bounded {
-    inner: Incoming,
-    left: u64,
-    patience: Pin<Box<Sleep>>,
-}
-
-impl Bounded {
-    fn new(inner: Incoming) -> Self {
-        Self {
-            inner,
-            left: BODY_BYTES_MAX,
-            patience: Box::pin(sleep(STRETCH_TIMEOUT)),
-        }
-    }
-}
-
-impl Body for Bounded {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending if self.patience.as_mut().poll(cx).is_ready() => {
-                return Poll::Ready(Some(Err("the client sends nothing".into())));
-            }
-            Poll::Pending => return Poll::Pending,
-        };
-        self.patience
-            .as_mut()
-            .reset(Instant::now() + STRETCH_TIMEOUT);
-        let Some(Ok(frame)) = frame else {
-            return Poll::Ready(frame.map(|result| result.map_err(BoxError::from)));
-        };
-        let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-        match self.left.checked_sub(bytes) {
-            Some(left) => {
-                self.left = left;
-                Poll::Ready(Some(Ok(frame)))
-            }
-            None => Poll::Ready(Some(Err("the body is too large".into()))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
 /// A socket with the octets in front that somebody else has read from it.
 struct Rewound {
     read: Bytes,
     stream: TcpStream,
+    pace: Arc<Pace>,
 }
 
 impl AsyncRead for Rewound {
@@ -547,7 +600,11 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, octets)
+        let written = Pin::new(&mut self.stream).poll_write(cx, octets);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.pace.took(bytes);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,7 +3,8 @@
 //!
 //! A permit covers a request until its response body has been read to the end; only then does the
 //! connection go back to the idle ones. So connections are bounded by permits, and a request waits for
-//! a permit rather than opening one connection more. Which region is asked is the caller's choice; the
+//! a permit rather than opening one connection more. Permits are of [`Lane`]s: image fills have their own, and whoever
+//! is no known machine gets at most half of those that are left. Which region is asked is the caller's choice; the
 //! pool offers an order that spreads load and puts regions that failed just now last.
 
 use std::collections::HashMap;
@@ -26,8 +27,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-/// Connections, and so requests at once, to one regiond process.
-pub const CONNECTIONS_PER_REGION: usize = 32;
+/// Connections, and so requests at once, to one regiond process: those of fills, those of clients, and of these the
+/// strangers'.
+pub const CONNECTIONS_PER_REGION: usize = FILLS_MAX + CLIENTS_MAX;
+pub const FILLS_MAX: usize = 8;
+const CLIENTS_MAX: usize = 24;
+const STRANGERS_MAX: usize = 12;
 /// A regiond that accepts nothing within this is passed over.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Younger than the region's own keep-alive limit, so that we close first.
@@ -78,6 +83,17 @@ pub enum UpstreamError {
     },
 }
 
+/// For whom a region is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The image cache.
+    Fill,
+    /// A client whose card is a machine's that the rack knows.
+    Machine,
+    /// Any other.
+    Stranger,
+}
+
 /// A request that failed. `unsent` gives it back when the region has seen nothing of it, so that another
 /// region may be asked whatever its method.
 pub struct Failed {
@@ -92,9 +108,17 @@ pub struct Pool {
 }
 
 struct Host {
-    permits: Arc<Semaphore>,
+    fills: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
     doubted_until: Mutex<Option<Instant>>,
+}
+
+/// Of one lane, or of two where one is part of the other.
+struct Permit {
+    _inner: OwnedSemaphorePermit,
+    _outer: Option<OwnedSemaphorePermit>,
 }
 
 struct Idle {
@@ -136,6 +160,7 @@ impl Pool {
         &self,
         region: &Region,
         mut request: Request<RequestBody>,
+        lane: Lane,
         deadline: Instant,
     ) -> Result<Response<ResponseBody>, Failed> {
         let host = self.host(region);
@@ -149,8 +174,7 @@ impl Pool {
         let timeout = || UpstreamError::Timeout {
             region: region.clone(),
         };
-        let permit = timeout_at(deadline, host.permits.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
+        let Ok(Some(permit)) = timeout_at(deadline, host.permit(lane)).await else {
             return Err(Failed {
                 error: timeout(),
                 unsent: Some(Box::new(request)),
@@ -224,7 +248,9 @@ impl Pool {
             hosts.retain(|known, _| listed.contains(known));
         }
         let host = Arc::new(Host {
-            permits: Arc::new(Semaphore::new(CONNECTIONS_PER_REGION)),
+            fills: Arc::new(Semaphore::new(FILLS_MAX)),
+            clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             idle: Mutex::default(),
             doubted_until: Mutex::default(),
         });
@@ -234,6 +260,28 @@ impl Pool {
 }
 
 impl Host {
+    /// None never comes: the semaphores are not closed.
+    async fn permit(&self, lane: Lane) -> Option<Permit> {
+        let acquire = |semaphore: &Arc<Semaphore>| semaphore.clone().acquire_owned();
+        Some(match lane {
+            Lane::Fill => Permit {
+                _inner: acquire(&self.fills).await.ok()?,
+                _outer: None,
+            },
+            Lane::Machine => Permit {
+                _inner: acquire(&self.clients).await.ok()?,
+                _outer: None,
+            },
+            Lane::Stranger => {
+                let outer = acquire(&self.strangers).await.ok()?;
+                Permit {
+                    _inner: acquire(&self.clients).await.ok()?,
+                    _outer: Some(outer),
+                }
+            }
+        })
+    }
+
     fn take_idle(&self, config: &Arc<rustls::ClientConfig>) -> Option<Sender> {
         let mut idle = lock(&self.idle);
         // The youngest first: it is the least likely to have been closed, and the old ones age out.
@@ -313,7 +361,7 @@ pub struct ResponseBody {
 
 struct Back {
     sender: Sender,
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
     host: Arc<Host>,
     config: Arc<rustls::ClientConfig>,
 }

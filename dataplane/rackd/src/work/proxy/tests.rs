@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 use crate::attest::tests::relayed;
@@ -31,6 +31,11 @@ impl Bench {
     }
 
     async fn with_room_for(connections: usize) -> Self {
+        Self::with(connections, connections, 64 << 20).await
+    }
+
+    /// Room for so many connections, for those of one source, and for so many octets of strangers.
+    async fn with(connections: usize, per_source: usize, bytes: usize) -> Self {
         let authority = Authority::new();
         let region = TestRegion::start(&authority).await;
         let links = pool(&authority, std::slice::from_ref(&region.region));
@@ -42,13 +47,17 @@ impl Bench {
         let (mailbox, inbox) = mpsc::channel(16);
         let proxy = Arc::new(Proxy {
             pool: links.pool.clone(),
+            machines: Memory::new(1 << 20, 1 << 20),
+            strangers: Memory::new(bytes, 512 << 10),
+            turns: Turns::new(ASKING_PER_SOURCE),
             attester: Attester::new(bindings.clone(), Arc::new(snapshot.into())),
             reports: mpsc::channel(1).0,
             metrics: Arc::new(|| "muster_rack_machines 3\n".to_owned()),
             counters: counters.clone(),
             answer_deadline: Duration::from_secs(2),
         });
-        let proxy = tokio::spawn(serve(inbox, proxy, connections));
+        let shares = Shares::new(connections, per_source, Manner::Holds);
+        let proxy = tokio::spawn(serve(inbox, proxy, shares));
         Self {
             region,
             links,
@@ -61,8 +70,18 @@ impl Bench {
 
     /// A client's connection, of which the shard has read `read` already.
     async fn connect(&self, read: &[u8]) -> TcpStream {
+        self.connect_from(1, read).await
+    }
+
+    /// From 127.0.0.`last`.
+    async fn connect_from(&self, last: u8, read: &[u8]) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap())
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, last], 0)))
+            .unwrap();
+        let client = socket
+            .connect(listener.local_addr().unwrap())
             .await
             .unwrap();
         let (server, peer) = listener.accept().await.unwrap();
@@ -349,8 +368,8 @@ async fn a_region_has_at_most_32_connections() {
     *bench.region.behaviour.delay.lock().unwrap() = Duration::from_millis(50);
     let request = get("/MAAS/a");
     let mut clients = Vec::new();
-    for _ in 0..100 {
-        clients.push(bench.connect(request.as_bytes()).await);
+    for last in 1..=100 {
+        clients.push(bench.connect_from(last, request.as_bytes()).await);
     }
     for client in &mut clients {
         assert!(answer(client).await.starts_with("HTTP/1.1 200"));
@@ -359,4 +378,150 @@ async fn a_region_has_at_most_32_connections() {
     let connections = bench.region.behaviour.connections.load(Ordering::Relaxed);
     assert!((8..=32).contains(&most), "{most}");
     assert!(connections <= 32, "{connections}");
+}
+
+/// Forty POSTs whose bodies hardly come: they hold no lane to a region, so all others are answered at once, and each ends
+/// by its own slowness.
+#[tokio::test]
+async fn slow_bodies_take_no_lane_of_a_region() {
+    let bench = Bench::with_room_for(200).await;
+    let slow =
+        "POST /MAAS/metadata/2012-03-01/ HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n1";
+    let mut posts = Vec::new();
+    for _ in 0..40 {
+        posts.push(bench.connect(slow.as_bytes()).await);
+    }
+    for _ in 0..20 {
+        assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
+    }
+    assert_eq!(bench.region.behaviour.open_most.load(Ordering::Relaxed), 1);
+    let asked = bench.region.behaviour.requests.load(Ordering::Relaxed);
+    assert_eq!(asked, 20, "the region hears of whole requests only");
+    for mut post in posts {
+        // An octet now and then buys no time.
+        post.write_all(b"2").await.unwrap();
+        let mut octets = Vec::new();
+        let ended = timeout(Duration::from_secs(30), post.read_to_end(&mut octets));
+        ended.await.expect("it ends").unwrap();
+        assert!(octets.starts_with(b"HTTP/1.1 408 "));
+    }
+    assert_eq!(bench.counters().slow.get(), 40);
+}
+
+/// Clients that take nothing of a long answer hold no lane either.
+#[tokio::test]
+async fn slow_takers_take_no_lane_of_a_region() {
+    let bench = Bench::with_room_for(200).await;
+    let large = "x".repeat(400_000);
+    let post = format!(
+        "POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
+    let mut silent = Vec::new();
+    for last in 1..=40 {
+        let mut client = bench.connect_from(last, b"").await;
+        let socket = socket2::SockRef::from(&client);
+        socket.set_recv_buffer_size(4_096).unwrap();
+        client.write_all(post.as_bytes()).await.unwrap();
+        silent.push(client);
+    }
+    let counters = bench.counters();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while counters.answered.get() < 40 {
+        assert!(
+            Instant::now() < deadline,
+            "{} answered",
+            counters.answered.get()
+        );
+        sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..20 {
+        assert!(bench.ask(&get("/MAAS/a")).await.starts_with("HTTP/1.1 200"));
+    }
+}
+
+/// What bodies hold is bounded in all and for each source; small ones go on.
+#[tokio::test]
+async fn bodies_have_a_budget_and_small_ones_need_none() {
+    let bench = Bench::with(200, 200, 1 << 20).await;
+    let head = |bytes: usize| {
+        format!("POST /MAAS/x HTTP/1.1\r\nHost: h\r\nContent-Length: {bytes}\r\n\r\n")
+    };
+    // Beyond a source's share at once; beyond it by and by; and beyond all.
+    let mut large = bench.connect(head(600 << 10).as_bytes()).await;
+    assert!(answer(&mut large).await.starts_with("HTTP/1.1 413 "));
+    let mut held = Vec::new();
+    for last in 1..=3 {
+        let mut client = bench.connect_from(last, head(400_000).as_bytes()).await;
+        client.write_all(&vec![b'x'; 399_999]).await.unwrap();
+        held.push(client);
+    }
+    let mut refused = 0;
+    let mut waiting = Vec::new();
+    for mut client in held {
+        let mut octets = [0; 12];
+        match timeout(Duration::from_millis(500), client.read_exact(&mut octets)).await {
+            Ok(read) => {
+                read.unwrap();
+                assert_eq!(&octets, b"HTTP/1.1 503");
+                refused += 1;
+            }
+            Err(_) => waiting.push(client),
+        }
+    }
+    assert!(refused >= 1 && !waiting.is_empty(), "{refused} refused");
+    assert_eq!(bench.counters().no_memory.get(), refused);
+    let small = format!("{}{}", head(1_000), "y".repeat(1_000));
+    assert!(bench.ask(&small).await.ends_with("yyy"));
+    // The last octet makes the others' whole, and gives their memory back.
+    for mut client in waiting {
+        client.write_all(b"x").await.unwrap();
+        assert!(answer(&mut client).await.ends_with("xxx"));
+    }
+    let again = format!("{}{}", head(400_000), "z".repeat(400_000));
+    assert!(bench.ask(&again).await.ends_with("zzz"));
+}
+
+/// A source has a share of the connections; a source with fewer displaces the oldest of the one with the most.
+#[tokio::test]
+async fn connections_have_a_share_per_source() {
+    let bench = Bench::with(6, 4, 1 << 20).await;
+    let mut first = bench.connect_from(1, b"GET /MAAS/a HT").await;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        others.push(bench.connect_from(1, b"GET /MAAS/a HT").await);
+    }
+    let mut beyond = bench.connect_from(1, get("/MAAS/a").as_bytes()).await;
+    assert!(answer(&mut beyond).await.starts_with("HTTP/1.1 503 "));
+    let _second = bench.connect_from(2, b"GET").await;
+    let _third = bench.connect_from(3, b"GET").await;
+    let mut fourth = bench.connect_from(4, get("/MAAS/a").as_bytes()).await;
+    assert!(answer(&mut fourth).await.starts_with("HTTP/1.1 200 "));
+    let mut octets = Vec::new();
+    let ended = timeout(Duration::from_secs(2), first.read_to_end(&mut octets));
+    let _ = ended.await.expect("the oldest of the first source went");
+    assert_eq!(
+        (
+            bench.counters().refused.get(),
+            bench.counters().displaced.get()
+        ),
+        (1, 1)
+    );
+}
+
+/// A region that answers slowly to one source, or to strangers, answers the others meanwhile.
+#[tokio::test]
+async fn one_source_has_a_few_requests_at_the_regions_at_a_time() {
+    let bench = Bench::with_room_for(200).await;
+    *bench.region.behaviour.delay.lock().unwrap() = Duration::from_millis(300);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(bench.connect_from(1, get("/MAAS/a").as_bytes()).await);
+    }
+    let mut other = bench.connect_from(2, get("/MAAS/b").as_bytes()).await;
+    assert!(answer(&mut other).await.starts_with("HTTP/1.1 200 "));
+    let asked = bench.region.behaviour.requests.load(Ordering::Relaxed);
+    assert!(asked <= 2 * ASKING_PER_SOURCE as u32 + 1, "{asked}");
+    let most = bench.region.behaviour.open_most.load(Ordering::Relaxed);
+    assert!(most <= ASKING_PER_SOURCE as u32 + 1, "{most}");
 }
