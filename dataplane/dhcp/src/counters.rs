@@ -59,12 +59,20 @@ pub enum Drop {
     CircuitFull,
     /// The client, or its relay's port, has declined as many addresses as it may.
     DeclineLimited,
-    /// This shard has no free address, or not the client's own: another shard was asked for one.
+    /// This shard has no free address, or not the client's own: another shard was asked for one. The message is kept until
+    /// it comes, within bounds, and then answered.
     Borrowing,
+    /// The only free addresses are being asked for by ARP: kept likewise.
+    Probing,
 }
 
 impl Drop {
-    pub const COUNT: usize = Self::Borrowing as usize + 1;
+    /// The message is worth keeping: it may be answered soon.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::Borrowing | Self::Probing)
+    }
+
+    pub const COUNT: usize = Self::Probing as usize + 1;
 }
 
 /// What left the engine, and what the limits met.

@@ -43,7 +43,8 @@ impl Destination {
 /// | 0      | other | else   | clear     | `yiaddr`, port 68, framed to `chaddr`     |
 ///
 /// `yiaddr` is the address in the reply. A ciaddr that is another one is not the client's (tables 4 and 5 want 0 there):
-/// the reply would be lost, or hit whoever has it. A client without an Ethernet address gets a broadcast in the last row.
+/// the reply would be lost, or hit whoever has it. A client without a MAC gets a broadcast in the last row (RFC 4390 §2.1), as
+/// does one whose chaddr is no single station's.
 pub fn reply_destination(query: &View<'_>, reply: MessageType, yiaddr: Ipv4Addr) -> Destination {
     if !query.giaddr().is_unspecified() {
         Destination::Udp {
@@ -59,7 +60,7 @@ pub fn reply_destination(query: &View<'_>, reply: MessageType, yiaddr: Ipv4Addr)
         }
     } else if query.broadcast() {
         Destination::BROADCAST
-    } else if let Some(mac) = query.mac() {
+    } else if let Some(mac) = query.mac().filter(|mac| mac.is_unicast()) {
         Destination::Frame {
             mac,
             ip: yiaddr,

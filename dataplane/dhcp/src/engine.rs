@@ -88,6 +88,8 @@ pub struct Engine {
     cursor: u32,
     /// Held by somebody, and reserved for somebody else.
     wanted: Vec<u32>,
+    /// An address has come that somebody may wait for.
+    came: bool,
     /// Exhaustion is not told again before then.
     exhausted_again: Ms,
     clients: Buckets,
@@ -126,6 +128,7 @@ impl Engine {
             last_scan: Ms::PAST,
             cursor: 0,
             wanted: Vec::with_capacity(lease::WANTED_MAX),
+            came: false,
             exhausted_again: Ms::PAST,
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
             ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),
@@ -342,7 +345,7 @@ impl Engine {
         if shard_of(&client.key, self.shard.count) != self.shard.index {
             return Err(Drop::OtherShard);
         }
-        let mac = query.mac();
+        let mac = crate::identity::mac(query);
         let ask = Ask {
             query,
             link,
@@ -487,6 +490,12 @@ impl Engine {
 
     // ---------------------------------------------------------------- looking in
 
+    /// Whether an address has become free, or is known to be in use, since this was last asked: what was dropped as
+    /// [`Drop::Probing`] or [`Drop::Borrowing`] may be answered now.
+    pub fn take_came(&mut self) -> bool {
+        std::mem::take(&mut self.came)
+    }
+
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -571,8 +580,7 @@ fn reservation_of<'a, C: Config>(
     config: &'a C,
 ) -> Option<&'a Reservation> {
     let vlan = link.vlan;
-    query
-        .mac()
+    crate::identity::mac(query)
         .and_then(|mac| config.reservation(vlan, mac))
         .or_else(|| config.reservation_by_client_id(vlan, query.client_id()?))
         .or_else(|| {

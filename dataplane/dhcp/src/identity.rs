@@ -1,7 +1,8 @@
 //! Who a client is, and which shard owns it.
 //!
-//! One boot asks by three or four client ids and must keep one address, so a client is its hardware address on
-//! its link; option 61 counts only where there is no hardware address (hlen 0, RFC 4390) or a subnet opts in.
+//! One boot asks by three or four client ids and must keep one address, so a client is its MAC on its link. Option 61
+//! counts where a subnet opts in, and where there is no MAC: IPoIB (RFC 4390), hlen 0, an address of some other length.
+//! Who has neither is known by its hardware type and address, whatever they are.
 
 use lease::{CLIENT_ID_BYTES_MAX, Client, ClientKey, VlanId};
 use wire::dhcp4::View;
@@ -11,23 +12,42 @@ use crate::counters::Drop;
 
 /// The client that sent `query`, on the link `vlan`.
 pub fn identity(query: &View<'_>, vlan: VlanId, client_id_identity: bool) -> Result<Client, Drop> {
-    // In parts (RFC 3396) it may be longer than the spool and the link can carry.
-    if (query.hlen() == 0 || client_id_identity)
-        && let Some(id) = query.client_id()
-        && id.len() <= CLIENT_ID_BYTES_MAX
-    {
-        return Ok(Client {
-            vlan,
-            key: ClientKey::ClientId(id.into()),
-        });
+    let key = match (mac(query), client_id(query)) {
+        (Some(_), Some(id)) if client_id_identity => ClientKey::ClientId(id.into()),
+        (Some(mac), _) => ClientKey::Mac(mac.0),
+        (None, Some(id)) => ClientKey::ClientId(id.into()),
+        (None, None) => hardware(query).ok_or(Drop::NoIdentity)?,
+    };
+    Ok(Client { vlan, key })
+}
+
+/// The MAC that a client goes by. Zeros and the broadcast address are nobody's; one with the group bit, which no card
+/// has, is what somebody has set.
+pub(crate) fn mac(query: &View<'_>) -> Option<Mac> {
+    query
+        .mac()
+        .filter(|mac| *mac != Mac::ZERO && *mac != Mac::BROADCAST)
+}
+
+/// An empty one names nobody (RFC 2132 §9.14). In parts (RFC 3396) it may be longer than the spool and the link can
+/// carry.
+fn client_id<'a>(query: &View<'a>) -> Option<&'a [u8]> {
+    query
+        .client_id()
+        .filter(|id| (1..=CLIENT_ID_BYTES_MAX).contains(&id.len()))
+}
+
+/// The client id that RFC 2132 §9.14 makes of a hardware address: the type, then the address.
+fn hardware(query: &View<'_>) -> Option<ClientKey> {
+    let address = query.chaddr();
+    let is_mac = query.mac().is_some(); // then it is nobody's
+    if is_mac || address.iter().all(|octet| *octet == 0) {
+        return None;
     }
-    match query.mac() {
-        Some(mac) if mac.is_unicast() => Ok(Client {
-            vlan,
-            key: ClientKey::Mac(mac.0),
-        }),
-        _ => Err(Drop::NoIdentity),
-    }
+    let id: Vec<u8> = std::iter::once(query.htype())
+        .chain(address.iter().copied())
+        .collect();
+    Some(ClientKey::ClientId(id.into()))
 }
 
 /// The shard that owns a client. For a MAC it is the formula of the kernel's packet filter, so the packet is

@@ -85,6 +85,10 @@ impl Prober {
         self.urgent.pop_front()
     }
 
+    pub fn asked(&self) -> impl Iterator<Item = u32> + '_ {
+        self.asked.iter().map(|(slot, _)| *slot)
+    }
+
     pub fn is_asked(&self, slot: u32) -> bool {
         self.asked.iter().any(|(other, _)| *other == slot)
     }

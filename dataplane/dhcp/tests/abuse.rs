@@ -501,6 +501,52 @@ fn an_old_probe_is_repeated_and_a_lost_one_forgotten() {
     assert_eq!(rack.engine.counters().sent(Sent::ProbeFailed), 2);
 }
 
+/// All that is free is being asked for: the client waits, and nobody is told of an exhausted range.
+#[test]
+fn a_probe_is_no_exhaustion() {
+    let attached = |addresses: u32| {
+        let mut rack = probing(8);
+        let (until, now) = (rack.now + secs(86_400), rack.now);
+        rack.engine
+            .attach(&[block(addresses)], &[], until, now, &rack.site, now);
+        rack.engine.take_came();
+        rack
+    };
+    // A pool that is new.
+    let mut rack = attached(2);
+    assert_eq!(rack.probes(), [ip(100), ip(101)]);
+    assert_eq!(rack.send(&discover(mac(1))), (None, Some(Drop::Probing)));
+    assert!(rack.events(&discover(mac(2))).is_empty());
+    assert!(!rack.engine.take_came());
+    rack.probed(ip(100), Probed::Unused);
+    assert!(rack.engine.take_came());
+    assert_eq!(rack.send(&discover(mac(1))).0, Some((Offer, ip(100))));
+    // The other one is still asked for; if somebody uses it, there is none.
+    assert_eq!(rack.send(&discover(mac(2))).1, Some(Drop::Probing));
+    rack.probed(ip(101), Probed::InUse(Mac([2, 9, 9, 9, 9, 9])));
+    assert!(rack.engine.take_came());
+    let [event] = rack.events(&discover(mac(2)))[..] else {
+        panic!("one event")
+    };
+    assert_eq!(event.kind, EventKind::Exhausted);
+    // A lone free address whose probe is old.
+    let mut rack = attached(1);
+    rack.probes();
+    rack.probed(ip(100), Probed::Unused);
+    rack.now += secs(601);
+    assert_eq!(rack.probes(), [ip(100)]);
+    assert_eq!(rack.send(&discover(mac(1))).1, Some(Drop::Probing));
+    // It could not be asked for after all: better unprobed than not at all.
+    rack.probed(ip(100), Probed::Unknown);
+    assert_eq!(rack.send(&discover(mac(1))).0, Some((Offer, ip(100))));
+    // What is being asked for and reserved for somebody else is nothing to wait for.
+    let mut rack = attached(1);
+    rack.probes();
+    let reserved = reservation(mac(9), ip(100));
+    rack.site.fixed.reservations.push(reserved);
+    assert_eq!(rack.send(&discover(mac(1))).1, Some(Drop::NoFreeAddress));
+}
+
 #[test]
 fn its_own_client_may_answer_a_probe() {
     let mut rack = probing(1);

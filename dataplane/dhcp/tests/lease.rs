@@ -441,8 +441,8 @@ fn odd_clients_are_turned_away_by_name() {
         ("a loop", hopping, Some(Drop::TooManyHops)),
         ("BOOTP", untyped, Some(Drop::NoReservation)),
         (
-            "a group address",
-            discover(wire::ethernet::Mac([1, 0, 0x5e, 0, 0, 1])).octets(),
+            "everybody's address",
+            discover(wire::ethernet::Mac::BROADCAST).octets(),
             Some(Drop::NoIdentity),
         ),
         (

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::*;
 use dhcp::*;
@@ -259,6 +259,36 @@ fn what_was_lent_before_an_attach_means_nothing_after_it() {
     assert_eq!((usage(0), usage(1)), (2, 2));
 }
 
+/// Two clients lack an address at the same moment: one wish, and neither is told that the range is exhausted.
+#[test]
+fn who_waits_for_a_lent_address_is_not_out_of_addresses() {
+    let mut shards = Shards::new(2, 4, config());
+    let clients: Vec<Message> = (0..)
+        .map(machine)
+        .filter(|mac| shard_of_mac(*mac, 2) == 0)
+        .map(discover)
+        .take(5)
+        .collect();
+    for client in &clients[..2] {
+        assert!(shards.send(client).0.is_some());
+    }
+    for client in &clients[2..4] {
+        assert_eq!(shards.send(client).1, Some(Drop::Borrowing));
+    }
+    let lent = shards.carry();
+    shards.deliver(&lent);
+    assert!(shards.engines[0].take_came());
+    assert!(shards.send(&clients[2]).0.is_some());
+    assert_eq!(
+        shards.send(&clients[3]).1,
+        Some(Drop::Borrowing),
+        "a wish again"
+    );
+    // Nobody has answered for a while: then there is none.
+    shards.now += secs(1);
+    assert_eq!(shards.send(&clients[4]).1, Some(Drop::NoFreeAddress));
+}
+
 fn reservation(key: ReservationKey, last: u8) -> Reservation {
     Reservation {
         vlan: VLAN,
@@ -334,9 +364,15 @@ fn a_reserved_address_that_is_taken_is_not_waited_for() {
     shards.attach(16, &[holder]);
     let offered = shards.discover(&discover(mac(1))).expect("an address");
     assert_ne!(offered, ip(101));
-    // Nor does wishing for it once more silence a client that has one.
+    // Later it is wished for once more. The client that has another one waits for the answer, which takes milliseconds,
+    // and not for its own next message.
     for _ in 0..3 {
         shards.now += secs(6);
+        let waits = shards.send(&discover(mac(1))).1;
+        assert_eq!(waits, Some(Drop::Borrowing));
+        let lent = shards.carry();
+        shards.deliver(&lent);
+        shards.now += Duration::from_millis(300);
         assert_eq!(shards.send(&discover(mac(1))).0, Some((Offer, offered)));
     }
 }

@@ -99,6 +99,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             dhcp_handed_over,
             dhcp_hand_overs_refused,
             dhcp_taken_over,
+            dhcp_not_kept,
             probes_lost,
             leases_refused,
             events_lost,

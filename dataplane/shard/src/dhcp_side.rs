@@ -12,6 +12,7 @@ use wire::udp::{self, Checksum};
 use crate::choices::Choices;
 use crate::config::Config;
 use crate::driver::{Datagram, Driver, Service, Target, Train};
+use crate::kept::Kept;
 use crate::lookup::Core;
 use crate::mailbox::{Detail, HandOver, TO_LINK_MAX, ToLink, ToWork, Wish};
 use crate::trace;
@@ -31,18 +32,42 @@ pub(crate) struct DhcpSide {
     /// What a client was told to boot in the REQUEST that its ACK will answer.
     choices: Choices,
     refused: Vec<dhcp::Ticket>,
+    /// Messages whose answer will come in a moment.
+    kept: Kept,
     shards: u32,
     traced: trace::Budget,
 }
 
 /// How a message came in.
-struct Arrival {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
     service: Service,
     interface: u32,
     source: SocketAddrV4,
     destination: Ipv4Addr,
     /// By another shard.
     handed_over: bool,
+    /// It was looked at then, and kept.
+    pub kept_since: Option<Instant>,
+}
+
+impl Arrival {
+    pub fn kept(mut self, since: Instant) -> Self {
+        self.kept_since = Some(since);
+        self
+    }
+
+    #[cfg(test)]
+    pub fn of_frame(interface: u32, source: SocketAddrV4, destination: Ipv4Addr) -> Self {
+        Self {
+            service: Service::DhcpFrame,
+            interface,
+            source,
+            destination,
+            handed_over: false,
+            kept_since: None,
+        }
+    }
 }
 
 impl DhcpSide {
@@ -58,13 +83,29 @@ impl DhcpSide {
             identification: 0,
             choices: Choices::new(config.seed),
             refused: Vec::new(),
+            kept: Kept::new(),
             shards: config.count,
             traced: trace::Budget::new(now),
         }
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.engine.next_deadline()
+        let due = [self.engine.next_deadline(), self.kept.next_deadline()];
+        due.into_iter().flatten().min()
+    }
+
+    /// Another look at the messages that waited for an address.
+    pub fn retry(&mut self, core: &mut Core, driver: &mut impl Driver) {
+        let came = self.engine.take_came();
+        // Each once: what still has to wait is kept anew.
+        for _ in 0..self.kept.count() {
+            let Some(message) = self.kept.next(came, core.now) else {
+                break;
+            };
+            self.make_room(core, driver);
+            self.on_message(&message.arrival, &message.octets, core);
+            self.kept.give_back(message);
+        }
     }
 
     /// Whatever is handled next can leave its reply, its write and its event.
@@ -118,6 +159,7 @@ impl DhcpSide {
             source,
             destination,
             handed_over: false,
+            kept_since: None,
         };
         self.on_message(&arrival, payload, core);
     }
@@ -131,6 +173,7 @@ impl DhcpSide {
             source: message.source,
             destination: message.destination,
             handed_over: true,
+            kept_since: None,
         };
         self.on_message(&arrival, &message.octets, core);
     }
@@ -190,6 +233,13 @@ impl DhcpSide {
             && let Ok(owner) = dhcp::owner(&query, &received, snapshot, self.shards)
         {
             hand_over(owner, arrival, payload, core);
+        }
+        if dropped.is_some_and(dhcp::Drop::waits) {
+            let is_known = query.mac().is_some_and(|mac| core.snapshot.is_known(mac));
+            let client = (query.htype(), query.header().chaddr);
+            if !self.kept.keep(arrival, client, is_known, payload, core.now) {
+                core.counters.dhcp_not_kept += 1;
+            }
         }
         if let Some((mac, text)) = traced {
             tell(&mut self.traced, mac, Ipv4Addr::UNSPECIFIED, text, core);

@@ -18,6 +18,7 @@ mod dhcp_side;
 mod driver;
 mod events;
 mod http_side;
+mod kept;
 mod lookup;
 mod mailbox;
 mod queries;

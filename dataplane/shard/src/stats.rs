@@ -20,6 +20,8 @@ pub struct Counters {
     pub dhcp_handed_over: u64,
     pub dhcp_hand_overs_refused: u64,
     pub dhcp_taken_over: u64,
+    /// Messages that waited for an address longer than they may, or found no place to wait in.
+    pub dhcp_not_kept: u64,
     /// Addresses to be asked for that found the mailbox full.
     pub probes_lost: u64,
     /// Messages to the link and work threads that found the mailbox full.

@@ -132,6 +132,7 @@ impl<D: Driver> Shard<D> {
         self.done = done;
         self.wake();
         self.on_time();
+        self.dhcp.retry(&mut self.core, &mut self.driver);
         self.dhcp.flush(&mut self.core, &mut self.driver);
         Ok(())
     }

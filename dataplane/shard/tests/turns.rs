@@ -194,10 +194,14 @@ fn machine() -> Arc<boot::Machine> {
 
 impl Script {
     fn new(snapshot: Snapshot) -> Self {
-        Self::with_room(snapshot, TO_LINK_MAX)
+        Self::configured(Config::default(), snapshot, TO_LINK_MAX)
     }
 
     fn with_room(snapshot: Snapshot, to_link: usize) -> Self {
+        Self::configured(Config::default(), snapshot, to_link)
+    }
+
+    fn configured(config: Config, snapshot: Snapshot, to_link: usize) -> Self {
         let driver = Memory {
             now: Instant::now(),
             arrived: VecDeque::new(),
@@ -210,13 +214,7 @@ impl Script {
         let (mail, link, work) = mailboxes_of(&link_bell, &work_bell, to_link).unwrap();
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let stats = SharedStats::default();
-        let shard = Shard::new(
-            Config::default(),
-            driver,
-            mail,
-            Arc::clone(&snapshot),
-            stats.clone(),
-        );
+        let shard = Shard::new(config, driver, mail, Arc::clone(&snapshot), stats.clone());
         Self {
             shard,
             link,
@@ -231,6 +229,10 @@ impl Script {
     }
 
     fn attach(&mut self) {
+        self.attach_block(64);
+    }
+
+    fn attach_block(&mut self, count: u32) {
         let now = self.shard.driver().now;
         let block = Block {
             id: BlockId(1),
@@ -238,7 +240,7 @@ impl Script {
             vlan: 5001,
             subnet: 1,
             first: [10, 99, 0, 64].into(),
-            count: 64,
+            count,
         };
         self.tell(ToShard::Attach {
             blocks: Arc::from([block]),
@@ -444,6 +446,40 @@ fn dhcp_waits_for_its_attach_and_for_the_commit() {
 }
 
 /// Whoever follows a machine sees each of its messages, why one got no answer, and what was sent; until the time is over.
+/// A small range whose only free address is being asked for by ARP: the client is answered when that is over, by its
+/// first message.
+#[test]
+fn a_discover_waits_for_the_end_of_a_probe() {
+    let mut config = Config::default();
+    config.dhcp.probe_stock = 8;
+    let mut script = Script::configured(config, snapshot(), TO_LINK_MAX);
+    script.attach_block(1);
+    assert!(script.turn().is_empty());
+    let probe = match script.work.from_shard.pop() {
+        Some(ToWork::Probe { probe, .. }) => probe,
+        other => panic!("{other:?}"),
+    };
+    let left = script.frame(&discover(MessageType::Discover, None));
+    assert!(left.is_empty(), "{left:?}");
+    assert!(
+        script.link.from_shard.pop().is_none(),
+        "no event: nothing is exhausted"
+    );
+    assert!(script.after(Duration::from_millis(600)).is_empty());
+    script.tell(ToShard::Probed {
+        vlan: probe.vlan,
+        address: probe.address,
+        probed: dhcp::Probed::Unused,
+    });
+    let left = script.after(Duration::from_millis(400));
+    assert_eq!(
+        dhcp_reply(&left),
+        (MessageType::Offer, [10, 99, 0, 64].into())
+    );
+    assert!(script.turn().is_empty(), "once");
+    assert!(script.link.from_shard.pop().is_none());
+}
+
 #[test]
 fn a_traced_machine_is_told_of_message_by_message() {
     let mut snapshot = snapshot();

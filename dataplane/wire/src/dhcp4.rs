@@ -35,6 +35,8 @@ pub const PROXY_PORT: u16 = 4011;
 pub const OP_REQUEST: u8 = 1;
 pub const OP_REPLY: u8 = 2;
 pub const HTYPE_ETHERNET: u8 = 1;
+/// Token ring and the like, with the same addresses (RFC 1700, IEEE 802 networks).
+pub const HTYPE_IEEE_802: u8 = 6;
 /// The flag by which a client asks for broadcast replies (RFC 2131 §2, figure 2).
 pub const FLAG_BROADCAST: u16 = 0x8000;
 /// The octets in front of the options, magic cookie included.
@@ -238,12 +240,12 @@ impl<'a> View<'a> {
         &self.header.chaddr[..usize::from(self.header.hlen)]
     }
 
-    /// The hardware address if it is an Ethernet one.
+    /// The hardware address if it is one of six octets that IEEE hands out: Ethernet's, or another IEEE 802 network's.
     pub fn mac(&self) -> Option<Mac> {
-        if self.header.htype != HTYPE_ETHERNET {
-            return None;
+        match self.header.htype {
+            HTYPE_ETHERNET | HTYPE_IEEE_802 => self.chaddr().try_into().ok().map(Mac),
+            _ => None,
         }
-        self.chaddr().try_into().ok().map(Mac)
     }
 
     /// Server host name, up to its first NUL; empty where it holds options.

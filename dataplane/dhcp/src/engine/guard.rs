@@ -25,7 +25,11 @@ impl Engine {
         // By hardware address where there is one: another client id costs its sender nothing.
         let allowed = match query.mac() {
             Some(mac) => self.clients.take((link.vlan, mac.0), now),
-            None => self.clients.take((link.vlan, query.client_id()), now),
+            None => {
+                let hardware = (query.htype(), query.chaddr());
+                let name = (link.vlan, query.client_id(), hardware);
+                self.clients.take(name, now)
+            }
         };
         if !allowed {
             return Err(Drop::RateLimited);

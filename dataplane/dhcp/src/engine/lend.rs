@@ -45,6 +45,8 @@ pub struct Lent {
 const WISHES_MAX: usize = 32;
 /// The same wish again.
 const WISH_AGAIN: Duration = Duration::from_secs(5);
+/// Shards answer within milliseconds; a wish that nobody has answered after this is one that nobody can grant.
+const WISH_ANSWERED: Duration = Duration::from_millis(250);
 /// Addresses lent at once, and looked at for them.
 const LENT_MAX: usize = 16;
 const LOOKED_MAX: usize = 64;
@@ -69,7 +71,8 @@ impl Wishes {
         self.told = 0;
     }
 
-    /// False if it was wished for a moment ago, or too much is.
+    /// Whether what is wished for may still come: it is wished for now, or was a moment ago. False if nobody had it then,
+    /// or too much is wished for.
     fn add(&mut self, wish: Wish, now: Ms) -> bool {
         let told = self.told;
         let mut at = 0;
@@ -81,11 +84,14 @@ impl Wishes {
             keep
         });
         self.told -= left;
-        let new = self.known.len() < WISHES_MAX && !self.known.iter().any(|(own, _)| *own == wish);
-        if new {
+        if let Some((_, since)) = self.known.iter().find(|(own, _)| *own == wish) {
+            return since.plus(WISH_ANSWERED) > now;
+        }
+        let room = self.known.len() < WISHES_MAX;
+        if room {
             self.known.push((wish, now));
         }
-        new
+        room
     }
 
     fn next(&mut self) -> Option<Wish> {
@@ -169,11 +175,12 @@ impl Engine {
                 self.table.pool_of_mut(slot).total += 1;
                 self.table.free(slot);
                 self.counters.count(Sent::Borrowed);
+                self.came = true;
             }
         }
     }
 
-    /// Wishes for an address; true if it may come: a client that cannot be served otherwise is to ask again.
+    /// Wishes for an address; true if it may come: a client that cannot be served otherwise waits for it.
     pub(super) fn wish<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
@@ -218,6 +225,7 @@ mod tests {
         };
         assert!(wishes.add(wish(1), at(0)) && !wishes.add(wish(1), at(4)));
         assert!(wishes.add(wish(2), at(4)));
+        assert!(wishes.add(wish(2), at(4)), "it may still come");
         assert_eq!(
             (wishes.next(), wishes.next()),
             (Some(wish(1)), Some(wish(2)))

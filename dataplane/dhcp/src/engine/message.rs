@@ -99,15 +99,15 @@ impl Engine {
                 }
             }
         }
+        if borrowing {
+            // Its reserved address is on its way from another shard.
+            return Err(Drop::Borrowing);
+        }
         let held = self.table.held_by(&ask.client);
         if let Some(slot) = held
             && self.is_keepable(ask, slot)
         {
             return Ok(slot);
-        }
-        if borrowing {
-            // Worth the wait for who has none.
-            return Err(Drop::Borrowing);
         }
         let stranger = ask.is_stranger();
         if self.table.offered >= self.limits.offers_max && !self.make_room_for_offer(stranger) {
@@ -122,7 +122,7 @@ impl Engine {
         {
             return Ok(slot);
         }
-        let mut strangers_full = false;
+        let (mut strangers_full, mut probing) = (false, false);
         for subnet in subnets(ask) {
             let Some(pool) = self.table.pool(vlan, subnet.id) else {
                 continue;
@@ -136,8 +136,12 @@ impl Engine {
                 return Ok(slot);
             }
             borrowing |= self.wish(ask, subnet.id, None);
+            probing |= self.is_probing(ask, subnet.id);
         }
         self.hurry_scan();
+        if probing {
+            return Err(Drop::Probing);
+        }
         if borrowing {
             return Err(Drop::Borrowing);
         }
@@ -404,11 +408,18 @@ impl Engine {
         out: &mut Outbox,
     ) -> Result<(), Drop> {
         let address = ask.informing();
-        if address.is_unspecified() {
+        let relayed = !ask.query.giaddr().is_unspecified();
+        if address.is_unspecified() && !relayed {
             return Err(Drop::NoAddress);
         }
         if ask.received.destination.is_broadcast() {
             self.take_turn(ask)?;
+        }
+        let none = Ipv4Addr::UNSPECIFIED;
+        if address.is_unspecified() {
+            // It does not say where it is, but its relay does, and gets the answer.
+            let terms = ask.terms(MessageType::Ack, none, ask.home, None);
+            return self.send(ask, &terms, out);
         }
         // Another network's parameters would do it no good.
         let subnet = ask.link.subnet_of(address).ok_or(Drop::WrongNetwork)?;
@@ -416,7 +427,6 @@ impl Engine {
         if subnet.is_end(address) {
             return Err(Drop::WrongNetwork);
         }
-        let none = Ipv4Addr::UNSPECIFIED;
         let terms = ask.terms(MessageType::Ack, none, subnet, None);
         self.send(ask, &terms, out)
     }

@@ -138,6 +138,7 @@ impl Engine {
 
     fn end_probe(&mut self, slot: u32, unused_at: Option<Ms>) {
         if self.prober.finish(slot) {
+            self.came = true;
             self.table.pool_of_mut(slot).probing -= 1;
             self.table.end_probe(slot, unused_at);
         }
@@ -170,6 +171,18 @@ impl Engine {
             && self.table.state(slot) == State::Free
             && is_on_link(ask.link)
             && !self.table.is_stocked(slot, ask.now.minus(FRESH))
+    }
+
+    /// Whether a free address of the subnet that the client may have is being asked for, and nothing else is free.
+    pub(super) fn is_probing<C: Config>(&self, ask: &Ask<'_, C>, subnet: u32) -> bool {
+        let vlan = ask.link.vlan;
+        self.prober.asked().any(|slot| {
+            let address = self.table.address(slot);
+            self.table.run(slot).vlan == vlan
+                && self.is_dealable(slot)
+                && self.subnet_of_slot(ask, slot).map(|own| own.id) == Some(subnet)
+                && rules::is_allocatable(ask, address)
+        })
     }
 
     /// An address that is about to be offered: if nobody knows whether it is used, it is asked for now.

@@ -189,6 +189,7 @@ pub fn row(address: Ipv4Addr, holder: Mac, remaining_ms: i64) -> Row {
 pub struct Message {
     pub kind: MessageType,
     pub mac: Mac,
+    pub htype: u8,
     pub hlen: u8,
     pub xid: u32,
     pub ciaddr: Ipv4Addr,
@@ -210,6 +211,7 @@ pub fn message(kind: MessageType, mac: Mac) -> Message {
     Message {
         kind,
         mac,
+        htype: 1,
         hlen: 6,
         xid: 0x1234_5678,
         ciaddr: NONE,
@@ -333,7 +335,7 @@ impl Message {
 
     pub fn octets(&self) -> Vec<u8> {
         let mut header = Header::new(OP_REQUEST);
-        header.htype = 1;
+        header.htype = self.htype;
         header.hlen = self.hlen;
         header.hops = self.hops;
         header.xid.set(self.xid);

@@ -35,6 +35,7 @@ pub(super) const DROPS: &[Drop] = &[
     Drop::CircuitFull,
     Drop::DeclineLimited,
     Drop::Borrowing,
+    Drop::Probing,
 ];
 
 /// Everything else that is counted.
