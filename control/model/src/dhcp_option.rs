@@ -406,9 +406,11 @@ fn route(text: &str) -> Option<Vec<u8>> {
         1..=32 => u32::MAX << (32 - length),
         _ => return None,
     };
-    if u32::from(network) & !mask != 0 || parts.next().is_some() {
+    if parts.next().is_some() {
         return None;
     }
+    // A client clears what lies beyond the mask (RFC 3442); it is not sent in the first place.
+    let network = Ipv4Addr::from(u32::from(network) & mask);
     let significant = usize::from(length.div_ceil(8));
     let mut octets = vec![length];
     octets.extend_from_slice(&network.octets()[..significant]);
@@ -468,7 +470,7 @@ mod tests {
 
     #[test]
     fn values_are_encoded_by_their_type() {
-        let cases: [(&str, &str, Option<&str>, &[u8]); 24] = [
+        let cases: [(&str, &str, Option<&str>, &[u8]); 27] = [
             (
                 "ntp-servers",
                 "10.0.0.1, 10.0.0.2",
@@ -495,6 +497,15 @@ mod tests {
             ("domain-search", "a.b, c", None, b"\x01a\x01b\0\x01c\0"),
             ("domain-search", "a.b.", None, b"\x01a\x01b\0"),
             ("121", "10.0.0.0/8 10.1.0.1", None, &[8, 10, 10, 1, 0, 1]),
+            // Bits beyond the mask are left out.
+            ("121", "10.7.8.9/8 10.1.0.1", None, &[8, 10, 10, 1, 0, 1]),
+            (
+                "121",
+                "10.1.255.255/17 10.1.0.1",
+                None,
+                &[17, 10, 1, 128, 10, 1, 0, 1],
+            ),
+            ("249", "10.1.1.1/0 10.1.0.1", None, &[0, 10, 1, 0, 1]),
             (
                 "121",
                 "0.0.0.0/0 via 10.1.0.1, 10.2.3.0/24 10.1.0.2",
@@ -533,7 +544,6 @@ mod tests {
             ("ip-forwarding", "perhaps", "true or false"),
             ("domain-search", "a..b", "domain names"),
             ("domain-search", "a b!", "domain names"),
-            ("121", "10.0.0.1/8 10.1.0.1", "routes"),
             ("121", "10.0.0.0/33 10.1.0.1", "routes"),
             ("121", "10.0.0.0/8", "routes"),
             ("33", "10.0.0.1", "pairs"),
