@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::{BmcKind, BootNetwork};
-use serde_json::json;
+use model::EventType;
 
 use super::bench::{Bench, Case, STEP_LIMIT, held_after};
 use super::network::{RACK_HTTP, http, rack};
@@ -83,7 +83,7 @@ fn taken_address(bench: &mut Bench) -> Result<()> {
     refused(&said?, "with poisoned ARP")?;
     bench.until("an event of the machine", STEP_LIMIT, |bench| {
         let events = bench.events(&known.id)?;
-        let told = |event: &Event| event.kind == "ADDRESS_DISPUTED";
+        let told = |event: &Event| event.kind == EventType::AddressDisputed.description();
         Ok(events.iter().any(told).then_some(()))
     })?;
     known.machine.go("user-data")?;
