@@ -141,13 +141,21 @@ impl Form {
         let Some(value) = self.filled(name) else {
             return Ok(None);
         };
-        match value.to_ascii_lowercase().as_str() {
-            "true" | "1" | "on" | "yes" | "y" | "t" => Ok(Some(true)),
-            "false" | "0" | "off" | "no" | "n" | "f" | "none" | "null" => Ok(Some(false)),
-            _ => Err(ApiError::field(
+        match Form::boolean_of(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(ApiError::field(
                 name,
                 "Enter a valid boolean: true or false.",
             )),
+        }
+    }
+
+    /// Yes or no, in any of the spellings that MAAS's clients use.
+    pub(crate) fn boolean_of(text: &str) -> Option<bool> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "on" | "yes" | "y" | "t" => Some(true),
+            "false" | "0" | "off" | "no" | "n" | "f" | "none" | "null" => Some(false),
+            _ => None,
         }
     }
 

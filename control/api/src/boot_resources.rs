@@ -15,6 +15,7 @@ use crate::body;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
 use crate::handler;
+use crate::lacking::lacks;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditImages);
@@ -35,7 +36,13 @@ pub fn resources() -> Vec<Resource> {
             aliases: &[],
             doc: "Manage the boot resources.",
             operations: vec![
-                Operation::new("GET", None, VIEW, "List boot resources.", handler!(list)),
+                Operation::new(
+                    "GET",
+                    None,
+                    VIEW,
+                    "List boot resources.\n\n:param type: Only synced, uploaded or generated ones.",
+                    handler!(list),
+                ),
                 Operation::new(
                     "POST",
                     None,
@@ -48,7 +55,8 @@ pub fn resources() -> Vec<Resource> {
                      :param size: in octets.\n\
                      :param title: for people.",
                     handler!(create),
-                ),
+                )
+                .lacking(const { &[lacks("base_image"), lacks("content")] }),
             ],
         },
         Resource {
@@ -62,7 +70,8 @@ pub fn resources() -> Vec<Resource> {
                     "DELETE",
                     None,
                     EDIT,
-                    "Delete a boot resource.",
+                    "Delete a boot resource.\n\n\
+                     :param force: Also the only one that machines of its architecture can boot.",
                     handler!(delete),
                 ),
             ],
@@ -96,13 +105,7 @@ fn view(resource: &BootResource) -> Value {
             (file.filetype.clone(), value)
         })
         .collect();
-    let has = |filetype: &&str| {
-        resource
-            .files
-            .iter()
-            .any(|f| f.filetype == **filetype && f.complete)
-    };
-    let complete = FILETYPES.iter().all(has);
+    let complete = is_complete(resource);
     let size: u64 = resource.files.iter().map(|file| file.size_bytes).sum();
     json!({
         "id": resource.id,
@@ -125,11 +128,36 @@ fn view(resource: &BootResource) -> Value {
     })
 }
 
+/// Whether a machine can boot it.
+fn is_complete(resource: &BootResource) -> bool {
+    let has = |filetype: &&str| {
+        let mut files = resource.files.iter();
+        files.any(|file| file.filetype == **filetype && file.complete)
+    };
+    FILETYPES.iter().all(has)
+}
+
 fn upload_uri(resource: &str, file: &str) -> String {
     format!("/MAAS/api/2.0/boot-resources/{resource}/upload/{file}/")
 }
 
 async fn list(request: Request) -> Reply {
+    // All there is was uploaded.
+    match request
+        .query
+        .filled("type")
+        .map(str::to_ascii_lowercase)
+        .as_deref()
+    {
+        None | Some("uploaded") => {}
+        Some("synced" | "generated") => return Ok(answer(&json!([]))),
+        Some(_) => {
+            return Err(ApiError::field(
+                "type",
+                "Is not a valid value: 'synced', 'uploaded', 'generated'.",
+            ));
+        }
+    }
     let resources = image::resources(&mut *request.app.db().await?).await?;
     Ok(answer(&Value::Array(resources.iter().map(view).collect())))
 }
@@ -147,10 +175,21 @@ async fn read(request: Request) -> Reply {
 
 async fn delete(request: Request) -> Reply {
     let id = request.path_id("id", "BootResource")?;
+    let force = request.query.boolean("force")?.unwrap_or(false);
     let mut tx = request.app.begin().await?;
-    if !image::delete_resource(&mut tx, id).await? {
-        return Err(ApiError::no_such("BootResource"));
+    let resources = image::resources(&mut tx).await?;
+    let found = resources.iter().find(|resource| resource.id == id);
+    let found = found.ok_or_else(|| ApiError::no_such("BootResource"))?;
+    let like_it = |other: &&BootResource| {
+        other.id != id && other.architecture == found.architecture && is_complete(other)
+    };
+    if !force && is_complete(found) && !resources.iter().any(|other| like_it(&other)) {
+        return Err(ApiError::bad_request(format!(
+            "Cannot delete the only boot resource that {} machines can boot. (Use the 'force' parameter to override.)",
+            found.architecture
+        )));
     }
+    image::delete_resource(&mut tx, id).await?;
     tx.commit().await?;
     Ok(deleted())
 }

@@ -1,4 +1,4 @@
-//! What MAAS has and this region has one of, read-only: the default zone, pool and domain; no spaces, tags,
+//! What MAAS has and this region has one of, read-only: the default zone and pool; no spaces, tags,
 //! devices. Clients read these lists and fail without them.
 
 use model::Permission;
@@ -22,19 +22,6 @@ pub fn pool() -> Value {
         "description": "Default pool",
         "id": 0,
         "resource_uri": "/MAAS/api/2.0/resourcepool/0/",
-    })
-}
-
-/// A machine's domain; the default one has the number 0.
-pub fn domain(name: &str) -> Value {
-    json!({
-        "authoritative": true,
-        "ttl": null,
-        "is_default": name == DOMAIN,
-        "id": 0,
-        "name": name,
-        "resource_record_count": 0,
-        "resource_uri": "/MAAS/api/2.0/domains/0/",
     })
 }
 
@@ -75,18 +62,6 @@ pub fn resources() -> Vec<Resource> {
             "Read a resource pool.",
             handler!(one_pool),
         ),
-        resource(
-            "Domains",
-            "domains/",
-            "List DNS domains.",
-            handler!(domains),
-        ),
-        resource(
-            "Domain",
-            "domains/{id}/",
-            "Read a DNS domain.",
-            handler!(one_domain),
-        ),
         resource("Spaces", "spaces/", "List network spaces.", handler!(empty)),
         resource("Tags", "tags/", "List tags.", handler!(empty)),
         resource("Devices", "devices/", "List devices.", handler!(empty)),
@@ -122,16 +97,5 @@ async fn one_pool(request: Request) -> Reply {
     match request.path("id") {
         "0" | "default" => Ok(answer(&pool())),
         _ => Err(ApiError::no_such("ResourcePool")),
-    }
-}
-
-async fn domains(_: Request) -> Reply {
-    Ok(answer(&json!([domain(DOMAIN)])))
-}
-
-async fn one_domain(request: Request) -> Reply {
-    match request.path("id") {
-        "0" | DOMAIN => Ok(answer(&domain(DOMAIN))),
-        _ => Err(ApiError::no_such("Domain")),
     }
 }

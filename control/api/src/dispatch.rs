@@ -24,6 +24,7 @@ use crate::auth::{self, Caller};
 use crate::body::{self, Form, Limits};
 use crate::describe;
 use crate::error::ApiError;
+use crate::lacking::{self, Lacking};
 use crate::shares::{self, STRANGER_BYTES_MAX};
 use crate::{App, Attestation};
 
@@ -59,6 +60,8 @@ pub struct Operation {
     pub handler: Handler,
     /// The body is handed over unread, as [`Request::take_stream`]; `op` can't come from it then.
     pub streams: bool,
+    /// What MAAS has here and this region has not.
+    pub lacking: &'static [Lacking],
 }
 
 impl Operation {
@@ -76,7 +79,13 @@ impl Operation {
             doc,
             handler,
             streams: false,
+            lacking: &[],
         }
+    }
+
+    pub const fn lacking(mut self, lacking: &'static [Lacking]) -> Self {
+        self.lacking = lacking;
+        self
     }
 
     pub const fn streaming(mut self) -> Self {
@@ -189,9 +198,10 @@ pub fn text(text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
-/// 204, MAAS's answer to DELETE.
+/// 204, MAAS's answer to DELETE. The `maas` command reads its Content-Type, which it must have.
 pub fn deleted() -> Response {
-    http::StatusCode::NO_CONTENT.into_response()
+    let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    (http::StatusCode::NO_CONTENT, content_type).into_response()
 }
 
 //---------------------------------------------------------------- the table
@@ -444,6 +454,7 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
     if let (Access::With(permission), Some(caller)) = (operation.access, &caller) {
         caller.require(permission)?;
     }
+    lacking::check(operation.lacking, [&query, &form])?;
     let request = Request {
         caller,
         attestation: parts.extensions.get::<Attestation>().cloned(),

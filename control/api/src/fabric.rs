@@ -2,13 +2,15 @@
 
 use model::{EventType, Permission};
 use serde_json::Value;
+use sqlx::PgConnection;
 use store::event::{self, NewEvent};
-use store::network;
+use store::network::{self, Fabric};
 
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
 use crate::handler;
 use crate::network_view::Networks;
+use crate::specifier;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditNetworks);
@@ -73,8 +75,18 @@ async fn one(request: &Request, id: i32) -> Result<Value, ApiError> {
     Ok(networks.fabric_view(fabric.ok_or_else(|| ApiError::no_such("Fabric"))?))
 }
 
+/// The fabric that a path names, by any of MAAS's specifiers.
+pub(crate) fn find<'a>(text: &str, fabrics: &'a [Fabric]) -> Result<&'a Fabric, ApiError> {
+    specifier::one(&specifier::fabrics(fabrics, text), "Fabric")
+}
+
+/// Its id.
+async fn id_of(db: &mut PgConnection, request: &Request) -> Result<i32, ApiError> {
+    Ok(find(request.path("id"), &network::fabrics(db).await?)?.id)
+}
+
 async fn read(request: Request) -> Reply {
-    let id = request.path_id("id", "Fabric")?;
+    let id = id_of(&mut *request.app.db().await?, &request).await?;
     Ok(answer(&one(&request, id).await?))
 }
 
@@ -109,10 +121,10 @@ async fn create(request: Request) -> Reply {
 }
 
 async fn update(request: Request) -> Reply {
-    let id = request.path_id("id", "Fabric")?;
     let form = &request.form;
     let name = checked_name(form.filled("name"))?;
     let mut tx = request.app.begin().await?;
+    let id = id_of(&mut tx, &request).await?;
     network::update_fabric(
         &mut tx,
         id,
@@ -127,9 +139,45 @@ async fn update(request: Request) -> Reply {
 }
 
 async fn delete(request: Request) -> Reply {
-    let id = request.path_id("id", "Fabric")?;
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
+    let id = id_of(&mut tx, &request).await?;
+    let networks = Networks::load(&mut tx).await?;
+    let here = |vlan: Option<i32>| {
+        let vlan = vlan.and_then(|vlan| networks.vlan(vlan));
+        vlan.is_some_and(|vlan| vlan.fabric_id == id)
+    };
+    let subnets = networks.subnets.iter();
+    let subnets: Vec<String> = subnets
+        .filter(|subnet| here(Some(subnet.vlan_id)))
+        .map(|subnet| subnet.cidr.to_string())
+        .collect();
+    let vlans = networks.vlans.iter().filter(|vlan| here(Some(vlan.id)));
+    let serving: Vec<String> = vlans
+        .filter(|vlan| vlan.dhcp_on)
+        .map(|vlan| vlan.id.to_string())
+        .collect();
+    let others = networks.vlans.iter().filter(|vlan| !here(Some(vlan.id)));
+    let relayed: Vec<String> = others
+        .filter(|vlan| here(vlan.relay_vlan))
+        .map(|vlan| vlan.id.to_string())
+        .collect();
+    for (what, found) in [
+        ("the following subnets are still present", subnets),
+        ("DHCP is on on the following VLANs", serving),
+        ("the following VLANs are relayed to it", relayed),
+        (
+            "the following interfaces are still connected",
+            network::interfaces_of_fabric(&mut tx, id).await?,
+        ),
+    ] {
+        if !found.is_empty() {
+            return Err(ApiError::bad_request(format!(
+                "Can't delete fabric; {what}: {}",
+                found.join(", ")
+            )));
+        }
+    }
     network::delete_fabric(&mut tx, id).await?;
     event::record(&mut tx, changed(&request, format!("Fabric {id} deleted"))).await?;
     tx.commit().await?;

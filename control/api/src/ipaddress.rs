@@ -12,6 +12,8 @@ use store::lease::{self, Binding};
 use store::network::{self, Range, Subnet};
 use store::reservation::{self, Key, NewReservation, Reservation};
 
+use crate::App;
+use crate::address_list::{AddressList, Progress};
 use crate::auth::Caller;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
@@ -22,8 +24,6 @@ use crate::network_view::{Networks, address_of, gaps, host_span, number_of};
 use crate::reservation::{check_address, hostname_of, mac_of, subnet_of};
 
 const VIEW: Access = Access::With(Permission::View);
-/// Addresses in one answer.
-pub const LEASES_MAX: u32 = 100_000;
 /// MAAS's allocation types: what a user set aside, what DHCP handed out.
 const USER_RESERVED: u8 = 4;
 const DISCOVERED: u8 = 6;
@@ -86,47 +86,50 @@ async fn list(request: Request) -> Reply {
     let owner = owner.unwrap_or(&caller.username);
     let mut db = request.app.db().await?;
     let networks = Networks::load(&mut db).await?;
-    let bindings = match ip {
-        None => lease::list(&mut db, None, None, LEASES_MAX).await?,
-        Some(ip) => lease::binding_of_address(&mut db, ip)
-            .await?
-            .into_iter()
-            .collect(),
-    };
-    let reserved = reservation::list(&mut db).await?;
-    let own = reserved.iter().filter(|reservation| {
+    let mut reserved = reservation::list(&mut db).await?;
+    reserved.retain(|reservation| {
         reservation.user_reserved
             && (all || reservation.owner.as_deref() == Some(owner))
             && ip.is_none_or(|ip| ip == reservation.ip)
     });
-    let mut views: Vec<Value> = own
-        .map(|reservation| reserved_view(reservation, &networks))
-        .collect();
-    views.extend(
-        bindings
-            .iter()
-            .map(|binding| lease_view(binding, &networks)),
-    );
-    Ok(answer(&views.into()))
+    let Some(ip) = ip else {
+        drop(db);
+        return respond(&request.app, networks, reserved, None, true).await;
+    };
+    let binding = lease::binding_of_address(&mut db, ip).await?;
+    let views = reserved
+        .iter()
+        .map(|one| reserved_view(one, &networks))
+        .chain(binding.iter().map(|one| lease_view(one, &networks)));
+    Ok(answer(&views.collect()))
+}
+
+async fn respond(
+    app: &App,
+    networks: Networks,
+    reserved: Vec<Reservation>,
+    subnet: Option<i32>,
+    with_owner: bool,
+) -> Reply {
+    let list = AddressList {
+        app: app.clone(),
+        networks,
+        reserved,
+        subnet,
+        with_owner,
+        progress: Progress::default(),
+    };
+    list.respond().await
 }
 
 /// Of a subnet: everybody's reserved addresses and the live leases.
-pub async fn views(
-    db: &mut PgConnection,
-    networks: &Networks,
-    subnet_id: i32,
-) -> Result<Vec<Value>, ApiError> {
-    let reserved = reservation::of_subnets(db, &[subnet_id]).await?;
-    let bindings = lease::list(db, Some(subnet_id), None, LEASES_MAX).await?;
-    let reserved = reserved
-        .iter()
-        .filter(|reservation| reservation.user_reserved)
-        .map(|reservation| reserved_view(reservation, networks));
-    let leases = bindings.iter().map(|binding| lease_view(binding, networks));
-    Ok(reserved.chain(leases).collect())
+pub async fn of_subnet(app: &App, networks: Networks, subnet: i32, with_owner: bool) -> Reply {
+    let mut reserved = reservation::of_subnets(&mut *app.db().await?, &[subnet]).await?;
+    reserved.retain(|reservation| reservation.user_reserved);
+    respond(app, networks, reserved, Some(subnet), with_owner).await
 }
 
-fn reserved_view(reservation: &Reservation, networks: &Networks) -> Value {
+pub(crate) fn reserved_view(reservation: &Reservation, networks: &Networks) -> Value {
     let subnet = networks.subnet(reservation.subnet_id);
     let mac = match reservation.key {
         Some(Key::Mac(mac)) => Some(Mac::new(mac).to_string()),
@@ -148,7 +151,7 @@ fn reserved_view(reservation: &Reservation, networks: &Networks) -> Value {
     })
 }
 
-fn lease_view(binding: &Binding, networks: &Networks) -> Value {
+pub(crate) fn lease_view(binding: &Binding, networks: &Networks) -> Value {
     let subnet = binding.subnet_id.and_then(|id| networks.subnet(id));
     json!({
         "alloc_type": DISCOVERED,
@@ -252,7 +255,7 @@ impl<'a> Taken<'a> {
         subnet: &'a Subnet,
         ranges: &'a [Range],
     ) -> Result<Self, ApiError> {
-        let leases = lease::list(db, Some(subnet.id), None, LEASES_MAX).await?;
+        let leased = lease::addresses_within(&mut *db, &subnet.cidr).await?;
         Ok(Self {
             subnet,
             ranges: ranges
@@ -260,7 +263,7 @@ impl<'a> Taken<'a> {
                 .filter(|range| range.subnet_id == subnet.id)
                 .collect(),
             reserved: reservation::of_subnets(db, &[subnet.id]).await?,
-            leased: leases.into_iter().map(|binding| binding.address).collect(),
+            leased,
         })
     }
 
@@ -311,7 +314,7 @@ impl<'a> Taken<'a> {
         // As many as there are rack addresses inside, at most.
         while let Some((free, _)) = gaps(span, &taken).first() {
             let ip = address_of(*free, like);
-            match crate::iprange::rack_inside(db, ip, ip).await? {
+            match store::rack::address_within(&mut *db, ip, ip).await? {
                 None => return Ok(ip),
                 Some(_) => taken.push(single(ip)),
             }

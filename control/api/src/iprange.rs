@@ -70,7 +70,7 @@ pub fn resources() -> Vec<Resource> {
                     "DELETE",
                     None,
                     EDIT,
-                    "Delete an IP range.",
+                    "Delete an IP range.\n\n:param force: Also the only dynamic range of a VLAN that DHCP serves.",
                     handler!(delete),
                 ),
             ],
@@ -226,10 +226,7 @@ async fn create(request: Request) -> Reply {
     let networks = Networks::load(&mut tx).await?;
     let subnet = match form.filled("subnet") {
         None => networks.subnet_of(start_ip),
-        Some(wanted) => networks
-            .subnets
-            .iter()
-            .find(|subnet| wanted.parse() == Ok(subnet.id) || wanted == subnet.cidr.to_string()),
+        Some(wanted) => networks.named(wanted),
     };
     let subnet = subnet.ok_or_else(|| ApiError::field("subnet", "No subnet holds this range."))?;
     let others = network::ranges(&mut tx).await?;
@@ -284,33 +281,12 @@ async fn no_rack_inside(
             other.ip
         )));
     }
-    match rack_inside(db, start_ip, end_ip).await? {
+    match store::rack::address_within(db, start_ip, end_ip).await? {
         None => Ok(()),
         Some((address, rack)) => Err(ApiError::bad_request(format!(
             "Requested dynamic range conflicts with an existing IP address: {address} of the rack {rack}."
         ))),
     }
-}
-
-/// An address of a rack's own inside this span, and the rack's name.
-pub(crate) async fn rack_inside(
-    db: &mut sqlx::PgConnection,
-    start_ip: IpAddr,
-    end_ip: IpAddr,
-) -> Result<Option<(IpAddr, String)>, ApiError> {
-    for rack in store::rack::list(&mut *db).await? {
-        for interface in store::rack::interfaces(&mut *db, &rack.system_id).await? {
-            let inside = interface
-                .addresses
-                .iter()
-                .map(|address| address.ip())
-                .find(|address| (start_ip..=end_ip).contains(address));
-            if let Some(address) = inside {
-                return Ok(Some((address, rack.hostname)));
-            }
-        }
-    }
-    Ok(None)
 }
 
 async fn update(request: Request) -> Reply {
@@ -327,6 +303,7 @@ async fn update(request: Request) -> Reply {
         .ok_or_else(|| ApiError::no_such("Subnet"))?;
     let start_ip = address(form, "start_ip")?.unwrap_or(range.start_ip);
     let end_ip = address(form, "end_ip")?.unwrap_or(range.end_ip);
+    stays(form, range, &networks)?;
     let is_dynamic = range.is_dynamic();
     // What lies inside another already may go on doing so.
     let span = (range.start_ip, range.end_ip);
@@ -352,12 +329,64 @@ async fn update(request: Request) -> Reply {
     one(&request, id).await
 }
 
+/// Another kind or another subnet is another range; its owner is who made it.
+fn stays(form: &Form, range: &Range, networks: &Networks) -> Result<(), ApiError> {
+    let subnet = form.filled("subnet").map(|wanted| networks.named(wanted));
+    for (name, same) in [
+        (
+            "type",
+            form.filled("type").is_none_or(|kind| kind == range.r#type),
+        ),
+        (
+            "subnet",
+            subnet.is_none_or(|found| found.is_some_and(|found| found.id == range.subnet_id)),
+        ),
+        (
+            "user",
+            form.filled("user")
+                .is_none_or(|user| Some(user) == range.owner.as_deref()),
+        ),
+    ] {
+        if !same {
+            return Err(ApiError::field(
+                name,
+                "This cannot be changed: delete the range and make another.",
+            ));
+        }
+    }
+    Ok(())
+}
+
 async fn delete(request: Request) -> Reply {
     let id = request.path_id("id", "IPRange")?;
+    let force = request.query.boolean("force")?.unwrap_or(false);
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
+    let networks = Networks::load(&mut tx).await?;
+    let ranges = network::ranges(&mut tx).await?;
+    let range = ranges.iter().find(|range| range.id == id);
+    let range = range.ok_or_else(|| ApiError::no_such("IPRange"))?;
+    let vlan = networks
+        .subnet(range.subnet_id)
+        .map(|subnet| subnet.vlan_id);
+    let left = ranges.iter().filter(|other| other.id != id);
+    if let Some(vlan) = vlan
+        && !force
+        && range.is_dynamic()
+        && !networks.serves_dynamically(vlan, left)
+        && let Some(served) = networks.served_by(vlan)
+    {
+        return Err(ApiError::bad_request(format!(
+            "Cannot delete the only dynamic IP range of a VLAN that DHCP serves: {served}. (Disable DHCP first, or use \
+             the 'force' parameter to override.)"
+        )));
+    }
     network::delete_range(&mut tx, id).await?;
-    store::event::record(&mut tx, changed(&request, format!("Range {id} deleted"))).await?;
+    let text = format!(
+        "Range {id} deleted: {} {} to {}",
+        range.r#type, range.start_ip, range.end_ip
+    );
+    store::event::record(&mut tx, changed(&request, text)).await?;
     tx.commit().await?;
     Ok(deleted())
 }

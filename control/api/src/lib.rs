@@ -11,6 +11,7 @@
 //! statuses; that is `workflow`'s.
 
 mod account;
+mod address_list;
 mod auth;
 mod body;
 pub mod boot_resources;
@@ -19,14 +20,17 @@ mod describe;
 mod dhcp;
 mod dhcp_option;
 mod dispatch;
+mod domain;
 mod enlist;
 mod error;
 mod event;
 mod fabric;
 mod ipaddress;
 mod iprange;
+mod lacking;
 mod lease;
 mod machine;
+mod machine_filter;
 mod machine_view;
 pub mod metadata;
 mod multipart;
@@ -35,9 +39,12 @@ mod oauth;
 pub mod password;
 mod power;
 mod rack;
+mod rack_delete;
+mod rack_filter;
 mod reservation;
 pub mod results;
 mod shares;
+mod specifier;
 mod subnet;
 mod user;
 mod version;
@@ -206,6 +213,7 @@ fn resources() -> Vec<Resource> {
         constant::resources(),
         dhcp::resources(),
         dhcp_option::resources(),
+        domain::resources(),
         event::resources(),
         fabric::resources(),
         ipaddress::resources(),

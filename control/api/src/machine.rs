@@ -12,7 +12,10 @@ use workflow::CommissionOptions;
 use crate::body::Form;
 use crate::constant;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
+use crate::domain;
 use crate::error::ApiError;
+use crate::lacking::{Lacking, POOL, ZONE, fixed, lacks, off};
+use crate::machine_filter;
 use crate::machine_view::views;
 use crate::power::{self, PowerForm};
 use crate::{App, enlist, handler};
@@ -27,19 +30,39 @@ const DESCRIPTION_CHARS_MAX: usize = 4096;
 /// New ids to try before giving up.
 const ID_TRIES: usize = 8;
 
+const LACKING: &[Lacking] = &[
+    ZONE,
+    POOL,
+    lacks("swap_size"),
+    off("disable_ipv4"),
+    lacks("osystem"),
+    lacks("distro_series"),
+    lacks("license_key"),
+    lacks("hwe_kernel"),
+    off("ephemeral_deploy"),
+    off("enable_kernel_crash_dump"),
+    off("enable_hw_sync"),
+    off("is_dpu"),
+    off("deployed"),
+];
+
 const ARCHITECTURES: [&str; 7] = [
     "amd64", "arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x",
 ];
 
-const PARAMETERS: &str = ":param hostname: Its name.\n:param domain: Its DNS domain.\n\
+const UPDATE: &str = "Update a machine.\n\n:param hostname: Its name.\n:param domain: Its DNS domain.\n\
     :param description: A description.\n:param architecture: \"amd64/generic\".\n\
     :param min_hwe_kernel: The oldest kernel that may run on it.\n\
+    :param cpu_count: How many CPUs it has, until a commissioning counts them.\n\
+    :param memory: How much memory it has, in MiB, until a commissioning says it.\n\
     :param power_type: ipmi, webhook or manual.\n\
     :param power_parameters_{param}: A parameter of the power type.\n\
     :param power_parameters: All of them, as a JSON object.";
 
 pub fn resources() -> Vec<Resource> {
-    let post = |op, doc, handler| Operation::new("POST", Some(op), EDIT, doc, handler);
+    let post = |op, lacking, doc, handler| {
+        Operation::new("POST", Some(op), EDIT, doc, handler).lacking(lacking)
+    };
     vec![
         Resource {
             name: "Machines",
@@ -54,21 +77,38 @@ pub fn resources() -> Vec<Resource> {
                     "List machines.\n\n:param hostname: Only these.\n:param id: Only these system ids.\n\
                      :param mac_address: Only with these MAC addresses.\n:param status: Only in these statuses.\n\
                      :param power_state: Only in these power states.\n:param domain: Only in these domains.\n\
-                     :param owner: Only of these users.\n:param arch: Only of these architectures.",
+                     :param owner: Only of these users.\n:param arch: Only of these architectures.\n\
+                     :param fabrics: Only on these fabrics.\n:param fabric_classes: Only on fabrics of these classes.\n\
+                     :param vlans: Only on these VLANs.\n:param subnets: Only on each of these subnets.\n\
+                     :param simple_status: Only in these groups of statuses.\n\
+                     :param cpu_count: With so many CPUs at least.\n:param cpu_speed: So fast at least, in MHz.\n\
+                     :param mem: With so many MiB at least.\n:param link_speed: With a card so fast at least, in Mbit/s.\n\
+                     :param zone: Only in these zones.\n:param pool: Only in these pools.\n\
+                     Most have a counterpart that leaves out: not_status, not_subnets, not_in_zone.",
                     handler!(list),
-                ),
+                )
+                .lacking(machine_filter::LACKING),
                 Operation::new(
                     "POST",
                     None,
                     Access::Anonymous,
                     "Create a machine.\n\n:param mac_addresses: Its MAC addresses.\n\
-                     :param commission: Whether to commission it at once.\n\
+                     :param commission: Whether to commission it at once: an administrator's machine is, unless this is \
+                     false or it has no power type.\n\
+                     :param enable_ssh: Stay on and open after the commissioning.\n\
+                     :param skip_networking: Leave the interfaces' links as they are.\n\
+                     :param skip_bmc_config: Leave the BMC as it is, which is so anyhow.\n\
+                     :param skip_storage: Leave the storage as it is, which is so anyhow.\n\
+                     :param commissioning_scripts: Further scripts, by name or tag.\n\
+                     :param testing_scripts: none.\n\
+                     :param cpu_count: How many CPUs it has.\n:param memory: How much memory it has, in MiB.\n\
                      :param hostname: Its name.\n:param domain: Its DNS domain.\n\
                      :param description: A description.\n:param architecture: \"amd64/generic\".\n\
                      :param power_type: ipmi, webhook or manual.\n\
                      :param power_parameters_{param}: A parameter of the power type.",
                     handler!(create),
-                ),
+                )
+                .lacking(LACKING),
                 Operation::new(
                     "GET",
                     Some("is_registered"),
@@ -80,7 +120,7 @@ pub fn resources() -> Vec<Resource> {
                     "GET",
                     Some("list_allocated"),
                     VIEW,
-                    "List the machines allocated to oneself.",
+                    "List the machines allocated to oneself.\n\n:param id: Only these.",
                     handler!(list_allocated),
                 ),
                 Operation::new(
@@ -99,26 +139,34 @@ pub fn resources() -> Vec<Resource> {
             doc: "Manage an individual machine.",
             operations: vec![
                 Operation::new("GET", None, VIEW, "Read a machine.", handler!(read)),
-                Operation::new("PUT", None, EDIT, PARAMETERS, handler!(update)),
+                Operation::new("PUT", None, EDIT, UPDATE, handler!(update)).lacking(LACKING),
                 Operation::new("DELETE", None, EDIT, "Delete a machine.", handler!(delete)),
                 post(
                     "commission",
+                    &[],
                     "Begin commissioning a machine.\n\n:param enable_ssh: Stay on and open afterwards.\n\
-                     :param commissioning_scripts: Further scripts, by name or tag.",
+                     :param skip_networking: Leave the interfaces' links as they are.\n\
+                     :param skip_bmc_config: Leave the BMC as it is, which is so anyhow.\n\
+                     :param skip_storage: Leave the storage as it is, which is so anyhow.\n\
+                     :param commissioning_scripts: Further scripts, by name or tag.\n\
+                     :param testing_scripts: none.",
                     handler!(commission),
                 ),
                 post(
                     "abort",
+                    &[],
                     "Abort what the machine is doing.\n\n:param comment: Why.",
                     handler!(abort),
                 ),
                 post(
                     "power_on",
+                    const { &[lacks("user_data")] },
                     "Turn a machine on.\n\n:param comment: Why.",
                     handler!(power_on),
                 ),
                 post(
                     "power_off",
+                    const { &[fixed("stop_mode", &["hard"])] },
                     "Turn a machine off.\n\n:param comment: Why.",
                     handler!(power_off),
                 ),
@@ -143,75 +191,9 @@ pub fn resources() -> Vec<Resource> {
 
 //---------------------------------------------------------------- reading
 
-fn words<T>(form: &Form, name: &str, word: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, ApiError> {
-    form.list(name)
-        .map(|text| {
-            word(text).ok_or_else(|| {
-                let shown: String = text.chars().take(64).collect();
-                ApiError::field(name, format!("'{shown}' is not a valid {name}."))
-            })
-        })
-        .collect()
-}
-
-fn status_of(word: &str) -> Option<MachineStatus> {
-    MachineStatus::ALL
-        .into_iter()
-        .find(|status| status.filter_word() == word || status.number().to_string() == word)
-}
-
-/// `None`: a condition that no machine here can meet.
-fn filter(query: &Form) -> Result<Option<Filter>, ApiError> {
-    let texts = |name: &str| query.all(name).map(str::to_owned).collect::<Vec<_>>();
-    // There is one zone, one pool, and no tag.
-    let only_default = |name: &str| query.all(name).all(|value| value == "default");
-    let has = |name: &str| query.filled(name).is_some();
-    if !only_default("zone") || !only_default("pool") || has("tags") || has("agent_name") {
-        return Ok(None);
-    }
-    if query
-        .all("not_in_zone")
-        .chain(query.all("not_in_pool"))
-        .any(|name| name == "default")
-    {
-        return Ok(None);
-    }
-    let mut ids = texts("id");
-    ids.extend(texts("system_id"));
-    Ok(Some(Filter {
-        ids,
-        hostnames: texts("hostname"),
-        macs: words(query, "mac_address", |text| text.parse().ok())?,
-        domains: texts("domain"),
-        architectures: query
-            .list("arch")
-            .map(|arch| {
-                if arch.contains('/') {
-                    arch.to_owned()
-                } else {
-                    format!("{arch}/generic")
-                }
-            })
-            .collect(),
-        owners: texts("owner"),
-        statuses: words(query, "status", status_of)?,
-        not_statuses: words(query, "not_status", status_of)?,
-        power_states: words(query, "power_state", |text| text.parse().ok())?,
-        vlans: words(query, "vlans", |text| {
-            text.strip_prefix("id:")
-                .or(text.strip_prefix("vlan:"))
-                .unwrap_or(text)
-                .parse()
-                .ok()
-        })?,
-        cpu_count: query.parsed("cpu_count", "Enter a whole number.")?,
-        memory_mib: query.parsed("mem", "Enter a whole number.")?,
-    }))
-}
-
 async fn list(request: Request) -> Reply {
     let mut db = request.app.db().await?;
-    let machines = match filter(&request.query)? {
+    let machines = match machine_filter::of_machines(&mut db, &request.query).await? {
         Some(filter) => machine::list(&mut db, &filter).await?,
         None => Vec::new(),
     };
@@ -221,6 +203,7 @@ async fn list(request: Request) -> Reply {
 async fn list_allocated(request: Request) -> Reply {
     let mut db = request.app.db().await?;
     let filter = Filter {
+        ids: request.query.all("id").map(str::to_owned).collect(),
         owners: vec![request.username()],
         statuses: vec![MachineStatus::Allocated],
         ..Filter::default()
@@ -272,13 +255,14 @@ async fn many_power_parameters(request: Request) -> Reply {
         ..Filter::default()
     };
     let machines: Vec<Machine> = machine::list(&mut db, &filter).await?;
-    let mut all = Map::new();
-    for machine in &machines {
-        let id = machine.system_id;
-        all.insert(
-            id.to_string(),
-            power::parameters(&mut db, &request.app.sealer, &id).await?,
-        );
+    let ids: Vec<String> = machines
+        .iter()
+        .map(|machine| machine.system_id.to_string())
+        .collect();
+    let mut all: Map<String, Value> = ids.iter().map(|id| (id.clone(), json!({}))).collect();
+    for (id, bmc) in bmc::of_machines(&mut db, &ids).await? {
+        let parameters = bmc.parameters_with_secrets(&request.app.sealer)?;
+        all.insert(id, Value::Object(parameters));
     }
     Ok(answer(&Value::Object(all)))
 }
@@ -290,15 +274,7 @@ fn hostname_field(form: &Form) -> Result<Option<(&str, Option<&str>)>, ApiError>
     let Some(text) = form.filled("hostname") else {
         return Ok(None);
     };
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|c| c.is_ascii_alphanumeric() || c == b'-')
-    };
-    if text.len() > 253 || !text.split('.').all(is_label) {
+    if !domain::is_name(text) {
         return Err(ApiError::field("hostname", "Enter a valid hostname."));
     }
     Ok(Some(match text.split_once('.') {
@@ -307,19 +283,36 @@ fn hostname_field(form: &Form) -> Result<Option<(&str, Option<&str>)>, ApiError>
     }))
 }
 
-fn domain_field(form: &Form) -> Result<Option<&str>, ApiError> {
-    match form.filled("domain") {
-        Some("0") => Ok(Some(constant::DOMAIN)),
-        Some(text)
-            if text.len() > 253
-                || !text
-                    .bytes()
-                    .all(|c| c.is_ascii_alphanumeric() || b"-.".contains(&c)) =>
-        {
-            Err(ApiError::field("domain", "Enter a valid domain."))
+/// The domain that a form names: by its field, else after the hostname.
+async fn domain_field(
+    db: &mut PgConnection,
+    form: &Form,
+    of_hostname: Option<&str>,
+) -> Result<Option<String>, ApiError> {
+    let (field, text) = match (form.filled("domain"), of_hostname) {
+        (Some(text), _) => ("domain", text),
+        (None, Some(text)) => ("hostname", text),
+        (None, None) => return Ok(None),
+    };
+    domain::in_field(db, text, field).await.map(Some)
+}
+
+/// Counts that stand until a commissioning finds the true ones.
+fn sizes(form: &Form) -> Result<(Option<i32>, Option<i64>), ApiError> {
+    let cpu_count: Option<i32> = form.integer("cpu_count")?;
+    let memory: Option<i64> = form.parsed("memory", "Enter a whole number.")?;
+    for (field, is_fine) in [
+        ("cpu_count", cpu_count.is_none_or(|count| count >= 0)),
+        (
+            "memory",
+            memory.is_none_or(|mib| (0..=1 << 40).contains(&mib)),
+        ),
+    ] {
+        if !is_fine {
+            return Err(ApiError::field(field, "Ensure this value is at least 0."));
         }
-        domain => Ok(domain),
     }
+    Ok((cpu_count, memory))
 }
 
 /// "amd64/generic"; the second part may be a field of its own, or missing.
@@ -389,8 +382,13 @@ fn options(form: &Form) -> Result<CommissionOptions, ApiError> {
             format!("No such script: '{shown}'."),
         ));
     }
+    // A commissioning here touches neither the BMC nor what is on the disks.
+    for name in ["skip_bmc_config", "skip_storage"] {
+        form.boolean(name)?;
+    }
     Ok(CommissionOptions {
         enable_ssh: form.boolean("enable_ssh")?.unwrap_or(false),
+        skip_networking: form.boolean("skip_networking")?.unwrap_or(false),
         scripts: form
             .list("commissioning_scripts")
             .map(str::to_owned)
@@ -417,21 +415,25 @@ async fn create(request: Request) -> Reply {
 async fn create_by(request: &Request) -> Reply {
     let form = &request.form;
     let macs = macs_field(form)?;
-    if macs.is_empty() && form.boolean("deployed")? != Some(true) {
+    if macs.is_empty() {
         return Err(ApiError::required("mac_addresses"));
     }
     let power = PowerForm::read(form)?.create()?;
-    let commission = form.boolean("commission")?.unwrap_or(false);
+    // Said by nobody: as far as it can be.
+    let commission = form.boolean("commission")?.unwrap_or(power.is_some());
     let options = options(form)?;
+    let (cpu_count, memory_mib) = sizes(form)?;
     let app = &request.app;
     let username = request.username();
 
     let hostname = hostname_field(form)?;
     let architecture =
         architecture_field(form)?.ok_or_else(|| ApiError::required("architecture"))?;
+    let of_hostname = hostname.and_then(|(_, domain)| domain);
+    let domain = domain_field(&mut *app.db().await?, form, of_hostname).await?;
     let said = Said {
         hostname: hostname.map(|(name, _)| name),
-        domain: domain_field(form)?.or(hostname.and_then(|(_, domain)| domain)),
+        domain: domain.as_deref(),
         description: description_field(form)?.unwrap_or(""),
         architecture: &architecture,
         min_hwe_kernel: form.filled("min_hwe_kernel").unwrap_or(""),
@@ -446,6 +448,14 @@ async fn create_by(request: &Request) -> Reply {
         .by(&username);
     event::record(&mut tx, event).await?;
     event::adopt(&mut tx, &id, &macs).await?;
+    if cpu_count.is_some() || memory_mib.is_some() {
+        let change = MachineChange {
+            cpu_count,
+            memory_mib,
+            ..MachineChange::default()
+        };
+        machine::update(&mut tx, &id, &change).await?;
+    }
     if commission {
         workflow::commission(&mut tx, &id, &username, &options).await?;
     }
@@ -515,17 +525,21 @@ async fn update(request: Request) -> Reply {
     let form = &request.form;
     let hostname = hostname_field(form)?;
     let architecture = architecture_field(form)?;
+    let (cpu_count, memory_mib) = sizes(form)?;
+    let app = &request.app;
+    let mut tx = app.begin().await?;
+    let domain = domain_field(&mut tx, form, hostname.and_then(|(_, domain)| domain)).await?;
     let change = MachineChange {
         hostname: hostname.map(|(name, _)| name),
-        domain: domain_field(form)?.or(hostname.and_then(|(_, domain)| domain)),
+        domain: domain.as_deref(),
+        cpu_count,
+        memory_mib,
         description: description_field(form)?,
         architecture: architecture.as_deref(),
         min_hwe_kernel: form.get("min_hwe_kernel"),
         ..MachineChange::default()
     };
     let power = PowerForm::read(form)?;
-    let app = &request.app;
-    let mut tx = app.begin().await?;
     refuse_locked(&machine::lock(&mut tx, &id).await?)?;
     machine::update(&mut tx, &id, &change).await?;
     if !power.is_empty() {
@@ -598,6 +612,12 @@ async fn power_command(request: Request, command: PowerCommand) -> Reply {
     let id = id_of(&request)?;
     let mut tx = request.app.begin().await?;
     workflow::power(&mut tx, &id, command, &request.username()).await?;
+    if let Some(comment) = request.form.filled("comment") {
+        let said = NewEvent::new(EventType::PowerRequested)
+            .machine(&id)
+            .by(request.username());
+        event::record(&mut tx, said.text(comment)).await?;
+    }
     tx.commit().await?;
     one(&mut *request.app.db().await?, &id).await
 }

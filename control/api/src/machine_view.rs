@@ -7,15 +7,13 @@ use model::{Mac, NodeType, ScriptStatus};
 use serde_json::{Map, Value, json};
 use sqlx::PgConnection;
 use store::lease;
+use store::link::{self, Link};
 use store::machine::{self, BlockDevice, Interface, Machine, NumaNode, ScriptState, from_db_mac};
 
 use crate::constant;
+use crate::domain;
 use crate::error::ApiError;
-use crate::ipaddress::LEASES_MAX;
 use crate::network_view::Networks;
-
-/// Up to so many interfaces their leases are asked for one by one; above, all leases are read at once.
-const LEASE_LOOKUPS_MAX: usize = 4;
 
 /// What "not found by commissioning" is in `hardware_info`.
 const UNKNOWN: &str = "Unknown";
@@ -58,6 +56,8 @@ struct Parts {
     block_devices: HashMap<String, Vec<BlockDevice>>,
     numa_nodes: HashMap<String, Vec<NumaNode>>,
     scripts: HashMap<String, Vec<ScriptState>>,
+    /// By interface.
+    links: HashMap<i32, Vec<Link>>,
     addresses: HashMap<Mac, Vec<IpAddr>>,
 }
 
@@ -80,7 +80,12 @@ pub async fn views(db: &mut PgConnection, machines: &[Machine]) -> Result<Vec<Va
         .collect();
     let interfaces = machine::interfaces(&mut *db, &ids).await?;
     let addresses = addresses(&mut *db, &interfaces).await?;
+    let mut links: HashMap<i32, Vec<Link>> = HashMap::new();
+    for link in link::of_machines(&mut *db, &ids).await? {
+        links.entry(link.interface_id).or_default().push(link);
+    }
     let parts = Parts {
+        links,
         networks: Networks::load(&mut *db).await?,
         interfaces: by_machine(interfaces, |row| &row.machine),
         block_devices: by_machine(machine::block_devices(&mut *db, &ids).await?, |r| {
@@ -99,23 +104,10 @@ async fn addresses(
     db: &mut PgConnection,
     interfaces: &[Interface],
 ) -> Result<HashMap<Mac, Vec<IpAddr>>, ApiError> {
+    let macs: Vec<_> = interfaces.iter().map(|interface| interface.mac).collect();
     let mut addresses: HashMap<Mac, Vec<IpAddr>> = HashMap::new();
-    let bindings = if interfaces.len() <= LEASE_LOOKUPS_MAX {
-        let mut bindings = Vec::new();
-        for interface in interfaces {
-            bindings.extend(lease::bindings_of_mac(&mut *db, interface.mac.bytes()).await?);
-        }
-        bindings
-    } else {
-        lease::list(db, None, None, LEASES_MAX).await?
-    };
-    for binding in bindings {
-        if let Some(mac) = binding.mac {
-            addresses
-                .entry(Mac::new(mac))
-                .or_default()
-                .push(binding.address);
-        }
+    for (mac, address) in lease::addresses_of_macs(db, &macs).await? {
+        addresses.entry(from_db_mac(mac)).or_default().push(address);
     }
     Ok(addresses)
 }
@@ -182,7 +174,7 @@ impl Parts {
         put("hostname", json!(machine.hostname));
         put("description", json!(machine.description));
         put("hardware_uuid", json!(machine.hardware_uuid));
-        put("domain", constant::domain(&machine.domain));
+        put("domain", domain::view(machine.domain_id, &machine.domain));
         put("fqdn", json!(machine.fqdn()));
         put("owner", json!(machine.owner));
         put("owner_data", json!({}));
@@ -314,6 +306,20 @@ impl Parts {
                 })
             })
             .collect();
+        let links: Vec<Value> = self
+            .links
+            .get(&interface.id)
+            .into_iter()
+            .flatten()
+            .map(|link| {
+                let subnet = link.subnet_id.and_then(|id| self.networks.subnet(id));
+                let mut view = json!({"id": link.id, "mode": link.mode});
+                if let Some(subnet) = subnet {
+                    view["subnet"] = self.networks.subnet_view(subnet);
+                }
+                view
+            })
+            .collect();
         let uri = format!(
             "/MAAS/api/2.0/nodes/{}/interfaces/{}/",
             interface.machine, interface.id
@@ -329,7 +335,7 @@ impl Parts {
             "children": [],
             "tags": [],
             "enabled": interface.enabled,
-            "links": [],
+            "links": links,
             "params": "",
             "discovered": if discovered.is_empty() { Value::Null } else { discovered.into() },
             "effective_mtu": mtu,

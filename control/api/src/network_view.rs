@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use model::dhcp::DhcpMode;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use store::StoreError;
 use store::network::{self, Fabric, Range, Subnet, Vlan};
+
+use crate::specifier;
 
 /// What MAAS writes where a VLAN has no space.
 pub const SPACE: &str = "undefined";
@@ -23,16 +26,21 @@ impl Networks {
     pub async fn load(db: &mut PgConnection) -> Result<Self, StoreError> {
         let vlans = network::vlans(&mut *db).await?;
         let subnets = network::subnets(db).await?;
-        let vlan_index = vlans
-            .iter()
-            .enumerate()
-            .map(|(index, vlan)| (vlan.id, index))
-            .collect();
-        Ok(Self {
+        Ok(Self::of(vlans, subnets))
+    }
+
+    pub fn none() -> Self {
+        Self::of(Vec::new(), Vec::new())
+    }
+
+    fn of(vlans: Vec<Vlan>, subnets: Vec<Subnet>) -> Self {
+        let indexes = vlans.iter().enumerate();
+        let vlan_index = indexes.map(|(index, vlan)| (vlan.id, index)).collect();
+        Self {
             vlans,
             subnets,
             vlan_index,
-        })
+        }
     }
 
     pub fn vlan(&self, id: i32) -> Option<&Vlan> {
@@ -43,18 +51,12 @@ impl Networks {
         self.subnets.iter().find(|subnet| subnet.id == id)
     }
 
-    /// By id, network (with or without MAAS's `cidr:`) or name.
+    /// The one subnet that a specifier of MAAS's names.
     pub fn named(&self, wanted: &str) -> Option<&Subnet> {
-        let wanted = wanted
-            .strip_prefix("cidr:")
-            .or(wanted.strip_prefix("name:"))
-            .unwrap_or(wanted);
-        let by_id = wanted.parse().ok().and_then(|id| self.subnet(id));
-        by_id.or_else(|| {
-            self.subnets
-                .iter()
-                .find(|subnet| subnet.cidr.to_string() == wanted || subnet.name == wanted)
-        })
+        match specifier::subnets(self, wanted)[..] {
+            [one] => Some(one),
+            _ => None,
+        }
     }
 
     /// The smallest subnet that holds the address.
@@ -63,6 +65,30 @@ impl Networks {
             .iter()
             .filter(|subnet| subnet.cidr.contains(&address))
             .max_by_key(|subnet| subnet.cidr.prefix_len())
+    }
+
+    /// The name of the VLAN whose DHCP serves the clients of this one: itself, or the one it relays to. `None`: nobody
+    /// hands out addresses here.
+    pub fn served_by(&self, vlan: i32) -> Option<String> {
+        let vlan = self.vlan(vlan)?;
+        let serving = vlan
+            .relay_vlan
+            .and_then(|relay| self.vlan(relay))
+            .unwrap_or(vlan);
+        let serves = serving.dhcp_on && serving.dhcp_mode != DhcpMode::Proxy.as_str();
+        serves.then(|| format!("{}.{}", serving.fabric, serving.name))
+    }
+
+    /// Whether one of these ranges hands out addresses on a VLAN.
+    pub fn serves_dynamically<'a>(
+        &self,
+        vlan: i32,
+        mut ranges: impl Iterator<Item = &'a Range>,
+    ) -> bool {
+        ranges.any(|range| {
+            let subnet = self.subnet(range.subnet_id);
+            range.is_dynamic() && subnet.is_some_and(|subnet| subnet.vlan_id == vlan)
+        })
     }
 
     pub fn vlan_view(&self, id: i32) -> Value {
@@ -209,8 +235,57 @@ pub fn gaps(span: (u128, u128), taken: &[(u128, u128)]) -> Vec<(u128, u128)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Two fabrics: red with 10.0.0.0/24 and fd00::/64 untagged, blue with 10.1.0.0/24 on VLAN 10.
+    pub fn networks() -> Networks {
+        let vlan = |id, fabric_id, fabric: &str, vid, name: &str| Vlan {
+            id,
+            fabric_id,
+            fabric: fabric.into(),
+            vid,
+            name: name.into(),
+            description: String::new(),
+            mtu: 1500,
+            dhcp_on: false,
+            dhcp_mode: "serve".into(),
+            external_dhcp: None,
+            primary_rack: None,
+            secondary_rack: None,
+            relay_vlan: None,
+        };
+        let subnet = |id, vlan_id, cidr: &str, name: &str| Subnet {
+            id,
+            vlan_id,
+            name: name.into(),
+            description: String::new(),
+            cidr: cidr.parse().unwrap(),
+            gateway_ip: None,
+            dns_servers: Vec::new(),
+            ntp_servers: Vec::new(),
+            rdns_mode: 2,
+            allow_dns: true,
+            allow_proxy: true,
+            active_discovery: false,
+            managed: true,
+            disabled_boot_architectures: Vec::new(),
+            lease_secs: 600,
+            lease_own: false,
+            client_id_identity: false,
+        };
+        Networks::of(
+            vec![
+                vlan(5001, 7, "red", 0, "untagged"),
+                vlan(5002, 9, "blue", 10, "prod"),
+            ],
+            vec![
+                subnet(1, 5001, "10.0.0.0/24", "10.0.0.0/24"),
+                subnet(2, 5002, "10.1.0.0/24", "lab"),
+                subnet(3, 5001, "fd00::/64", "fd00::/64"),
+            ],
+        )
+    }
 
     #[test]
     fn gaps_are_what_is_left() {

@@ -9,10 +9,13 @@ use store::event::{self, NewEvent};
 use store::rack::{self, Interface, Rack};
 use time::OffsetDateTime;
 
-use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
+use crate::dispatch::{Access, Operation, Reply, Request, Resource, json as answer};
 use crate::error::ApiError;
 use crate::event::timestamp;
-use crate::{constant, handler};
+use crate::lacking::{Lacking, ZONE, fixed, lacks};
+use crate::network_view::Networks;
+use crate::rack_filter::{ARCHITECTURE, RackFilter};
+use crate::{constant, domain, handler, machine_filter, rack_delete};
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditRacks);
@@ -25,7 +28,19 @@ pub fn resources() -> Vec<Resource> {
             aliases: &[],
             doc: "Manage all rack controllers.",
             operations: vec![
-                Operation::new("GET", None, VIEW, "List rack controllers.", handler!(list)),
+                Operation::new(
+                    "GET",
+                    None,
+                    VIEW,
+                    "List rack controllers.\n\n:param hostname: Only these.\n:param id: Only these system ids.\n\
+                     :param mac_address: Only with these MAC addresses.\n:param domain: Only in these domains.\n\
+                     :param arch: Only of these architectures.\n:param zone: Only in these zones.\n\
+                     :param fabrics: Only on these fabrics.\n:param vlans: Only on these VLANs.\n\
+                     :param subnets: Only on each of these subnets.\n\
+                     Most have a counterpart that leaves out: not_hostname, not_subnets, not_in_zone.",
+                    handler!(list),
+                )
+                .lacking(machine_filter::RACKS_LACKING),
                 Operation::new(
                     "GET",
                     Some("describe_power_types"),
@@ -56,13 +71,15 @@ pub fn resources() -> Vec<Resource> {
                     EDIT,
                     "Update a rack controller.\n\n:param description: A description.",
                     handler!(update),
-                ),
+                )
+                .lacking(LACKING),
                 Operation::new(
                     "DELETE",
                     None,
                     EDIT,
-                    "Forget a rack controller.",
-                    handler!(delete),
+                    "Forget a rack controller. Its VLANs go on by another rack; where there is none, it stays.\n\n\
+                     :param force: Also where DHCP ends with it.",
+                    handler!(rack_delete::delete),
                 ),
                 Operation::new(
                     "GET",
@@ -82,6 +99,19 @@ pub fn resources() -> Vec<Resource> {
         },
     ]
 }
+
+const LACKING: &[Lacking] = &[
+    ZONE,
+    fixed("domain", &[constant::DOMAIN, "0"]),
+    lacks("power_type"),
+    lacks("power_parameters"),
+    // It asks for nothing by itself.
+    fixed(
+        "power_parameters_skip_check",
+        &["true", "false", "True", "False", "1", "0"],
+    ),
+    lacks("power_parameters_*"),
+];
 
 /// A rack's last word older than this: it is not there.
 const ALIVE_SECS: i64 = 30;
@@ -121,9 +151,9 @@ fn view(rack: &Rack, interfaces: &[Interface], now: OffsetDateTime) -> Value {
         "hostname": rack.hostname,
         "fqdn": format!("{}.{}", rack.hostname, constant::DOMAIN),
         "description": rack.description,
-        "domain": constant::domain(constant::DOMAIN),
+        "domain": domain::view(0, constant::DOMAIN),
         "zone": constant::zone(),
-        "architecture": "amd64/generic",
+        "architecture": ARCHITECTURE,
         "node_type": NodeType::Rack.number(),
         "node_type_name": NodeType::Rack.name(),
         "ip_addresses": addresses,
@@ -140,14 +170,24 @@ fn view(rack: &Rack, interfaces: &[Interface], now: OffsetDateTime) -> Value {
 }
 
 async fn list(request: Request) -> Reply {
+    machine_filter::check_names(&request.query)?;
     let mut db = request.app.db().await?;
     let now = OffsetDateTime::now_utc();
-    let mut views = Vec::new();
-    for rack in rack::list(&mut *db).await? {
-        let interfaces = rack::interfaces(&mut *db, &rack.system_id).await?;
-        views.push(view(&rack, &interfaces, now));
-    }
-    Ok(answer(&views.into()))
+    let networks = Networks::load(&mut db).await?;
+    let filter = RackFilter::read(&request.query, &networks)?;
+    let all = rack::all_interfaces(&mut *db).await?;
+    let racks = rack::list(&mut *db).await?;
+    let views = racks
+        .iter()
+        .map(|rack| {
+            (
+                rack,
+                all.get(&rack.system_id).map_or(&[][..], Vec::as_slice),
+            )
+        })
+        .filter(|(rack, interfaces)| filter.holds(rack, interfaces, &networks))
+        .map(|(rack, interfaces)| view(rack, interfaces, now));
+    Ok(answer(&views.collect()))
 }
 
 async fn read(request: Request) -> Reply {
@@ -168,16 +208,6 @@ async fn update(request: Request) -> Reply {
     }
     drop(db);
     one(&request).await
-}
-
-async fn delete(request: Request) -> Reply {
-    let id = request.path("system_id");
-    let mut tx = request.app.begin().await?;
-    rack::delete(&mut tx, id).await?;
-    let event = NewEvent::new(EventType::RackRevoked).by(request.username());
-    event::record(&mut tx, event.text(format!("Rack {id} deleted"))).await?;
-    tx.commit().await?;
-    Ok(deleted())
 }
 
 async fn revoke(request: Request) -> Reply {

@@ -241,7 +241,7 @@ pub(crate) async fn check_address(
     if subnet.gateway_ip == Some(ip) {
         return refused("The address is the subnet's gateway.".into());
     }
-    match crate::iprange::rack_inside(db, ip, ip).await? {
+    match store::rack::address_within(&mut *db, ip, ip).await? {
         Some((_, rack)) => refused(format!("The address is the rack {rack}'s own.")),
         None => Ok(()),
     }
@@ -297,6 +297,12 @@ async fn update(request: Request) -> Reply {
     network::lock_networks(&mut tx).await?;
     let before = found(&request, &mut tx).await?;
     stays(form, &before)?;
+    if let Some(wanted) = form.filled("subnet") {
+        let networks = Networks::load(&mut tx).await?;
+        if networks.named(wanted).map(|subnet| subnet.id) != Some(before.subnet_id) {
+            return Err(ApiError::field("subnet", UNCHANGEABLE));
+        }
+    }
     let hostname = match form.has("hostname") {
         true => hostname_of(form)?,
         false => &before.hostname,
@@ -309,6 +315,8 @@ async fn update(request: Request) -> Reply {
     tx.commit().await?;
     read(request).await
 }
+
+const UNCHANGEABLE: &str = "This cannot be changed: delete the reservation and make another.";
 
 /// Another address or another client is another reservation.
 fn stays(form: &Form, before: &Reservation) -> Result<(), ApiError> {
@@ -328,10 +336,7 @@ fn stays(form: &Form, before: &Reservation) -> Result<(), ApiError> {
                     && given.parse::<Mac>().ok().map(|mac| mac.to_string()) == value)
         });
         if !same {
-            return Err(ApiError::field(
-                name,
-                "This cannot be changed: delete the reservation and make another.",
-            ));
+            return Err(ApiError::field(name, UNCHANGEABLE));
         }
     }
     Ok(())

@@ -20,7 +20,7 @@ const EDIT: Access = Access::With(Permission::EditMachines);
 pub fn resources() -> Vec<Resource> {
     vec![
         Resource {
-            name: "NodeResults",
+            name: "NodeScriptResults",
             path: "nodes/{system_id}/results/",
             aliases: &[],
             doc: "Read script results of a node.",
@@ -30,12 +30,13 @@ pub fn resources() -> Vec<Resource> {
                 VIEW,
                 "List script sets, newest first.\n\n:param type: Only commissioning, testing, release or \
                  deployment.\n:param include_output: Also what the scripts printed, in base64.\n\
-                 :param filters: Only these script names, with commas between.",
+                 :param filters: Only these script names, with commas between.\n\
+                 :param hardware_type: Only results about this: node, cpu, memory, storage, network or gpu.",
                 handler!(list),
             )],
         },
         Resource {
-            name: "NodeResult",
+            name: "NodeScriptResult",
             path: "nodes/{system_id}/results/{id}/",
             aliases: &[],
             doc: "Read or delete one script set; id may be current-commissioning, current-testing or \
@@ -46,7 +47,7 @@ pub fn resources() -> Vec<Resource> {
                     None,
                     VIEW,
                     "Read a script set.\n\n:param include_output: Also what the scripts printed.\n\
-                     :param filters: Only these script names.",
+                     :param filters: Only these script names.\n:param hardware_type: Only results about this.",
                     handler!(read),
                 ),
                 Operation::new(
@@ -61,7 +62,8 @@ pub fn resources() -> Vec<Resource> {
                     Some("download"),
                     VIEW,
                     "Download what the scripts printed, as text.\n\n:param output: combined (default), \
-                     stdout, stderr, result or all.\n:param filters: Only these script names.",
+                     stdout, stderr, result or all.\n:param filters: Only these script names.\n\
+                     :param hardware_type: Only results about this.\n:param filetype: txt.",
                     handler!(download),
                 ),
             ],
@@ -161,19 +163,41 @@ fn attachment(set: &ScriptSet, text: Vec<u8>) -> Response {
 /// Which results, and how much of them.
 struct Wanted {
     names: Vec<String>,
+    /// None: any.
+    hardware_type: Option<&'static str>,
     outputs: bool,
 }
 
+/// MAAS's, in the order of their numbers.
+const HARDWARE_TYPES: [&str; 6] = ["node", "cpu", "memory", "storage", "network", "gpu"];
+
 impl Wanted {
     fn of(request: &Request) -> Result<Self, ApiError> {
+        let hardware_type = match request.query.filled("hardware_type") {
+            None => None,
+            Some(text) => {
+                let named = |(number, name): &(usize, &'static str)| {
+                    *name == text || number.to_string() == text
+                };
+                let found = HARDWARE_TYPES.into_iter().enumerate().find(named);
+                let wrong = || ApiError::field("hardware_type", "Not a type of hardware.");
+                Some(found.ok_or_else(wrong)?.1)
+            }
+        };
         Ok(Wanted {
+            hardware_type,
             names: request.query.list("filters").map(str::to_owned).collect(),
             outputs: request.query.boolean("include_output")?.unwrap_or(false),
         })
     }
 
     fn names(&self, name: &str) -> bool {
-        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+        let is_for = |wanted: &str| {
+            let script = workflow::scripts::find(name);
+            script.map_or("node", |script| script.hardware_type.as_str()) == wanted
+        };
+        (self.names.is_empty() || self.names.iter().any(|wanted| wanted == name))
+            && self.hardware_type.is_none_or(is_for)
     }
 }
 

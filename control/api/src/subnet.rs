@@ -8,7 +8,7 @@ use model::Permission;
 use model::dhcp::boot_method;
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use store::network::{self, Range, Subnet, SubnetChange};
+use store::network::{self, Fabric, Range, Subnet, SubnetChange, Vlan};
 use store::reservation;
 
 use crate::body::Form;
@@ -18,24 +18,40 @@ use crate::error::ApiError;
 use crate::fabric::changed;
 use crate::handler;
 use crate::ipaddress;
+use crate::lacking::{Lacking, SPACE, off};
 use crate::network_view::{Networks, address_of, gaps, host_span, number_of};
+use crate::specifier;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditNetworks);
 /// Servers that one subnet may name, of each kind.
 const SERVERS_MAX: usize = 16;
 
-const PARAMETERS: &str = ":param cidr: The network.\n:param name: Its name.\n\
-    :param description: A description.\n:param vlan: The id of its VLAN.\n\
-    :param fabric: The fabric of its VLAN, with vid.\n:param vid: The tag of its VLAN.\n\
-    :param gateway_ip: Its gateway.\n:param dns_servers: Its DNS servers.\n\
-    :param ntp_servers: Its time servers.\n:param rdns_mode: 0 off, 1 on, 2 RFC 2317.\n\
-    :param allow_dns: Whether the region answers DNS there.\n\
-    :param allow_proxy: Whether machines there may use the proxy.\n\
-    :param managed: Whether addresses are handed out there.\n\
-    :param disabled_boot_architectures: Boot methods that DHCP does not offer.\n\
-    :param lease_secs: Length of a DHCP lease, 30 to 86400; empty: the region's.\n\
-    :param client_id_identity: Whether clients are told apart by option 61, where they send it, in place of their MAC.";
+/// The parameters, after a line of their own: clients miss those that a text begins with.
+macro_rules! described {
+    ($what:literal) => {
+        concat!(
+            $what,
+            "\n\n",
+            ":param cidr: The network.\n:param name: Its name.\n\
+             :param description: A description.\n:param vlan: The id of its VLAN.\n\
+             :param fabric: The fabric of its VLAN, with vid.\n:param vid: The tag of its VLAN.\n\
+             :param gateway_ip: Its gateway.\n:param dns_servers: Its DNS servers.\n\
+             :param ntp_servers: Its time servers.\n:param rdns_mode: 0 off, 1 on, 2 RFC 2317.\n\
+             :param allow_dns: Whether the region answers DNS there.\n\
+             :param allow_proxy: Whether machines there may use the proxy.\n\
+             :param managed: Whether addresses are handed out there.\n\
+             :param disabled_boot_architectures: Boot methods that DHCP does not offer.\n\
+             :param lease_secs: Length of a DHCP lease, 30 to 86400; empty: the region's.\n\
+             :param client_id_identity: Whether clients are told apart by option 61, where they send it, in place of their MAC."
+        )
+    };
+}
+
+const CREATE: &str = described!("Create a subnet.");
+const UPDATE: &str = described!("Update a subnet.");
+/// MAAS's own refuse it, too: a space is its VLAN's.
+const LACKING: &[Lacking] = &[SPACE];
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -46,25 +62,34 @@ pub fn resources() -> Vec<Resource> {
             doc: "Manage subnets.",
             operations: vec![
                 Operation::new("GET", None, VIEW, "List subnets.", handler!(list)),
-                Operation::new("POST", None, EDIT, PARAMETERS, handler!(create)),
+                Operation::new("POST", None, EDIT, CREATE, handler!(create)).lacking(LACKING),
             ],
         },
         Resource {
             name: "Subnet",
             path: "subnets/{id}/",
-            aliases: &[],
+            // A network may be written as it is: subnets/10.0.0.0/24/.
+            aliases: &["subnets/{id}/{prefix}/"],
             doc: "Manage a subnet.",
             operations: vec![
                 Operation::new("GET", None, VIEW, "Read a subnet.", handler!(read)),
-                Operation::new("PUT", None, EDIT, PARAMETERS, handler!(update)),
-                Operation::new("DELETE", None, EDIT, "Delete a subnet.", handler!(delete)),
+                Operation::new("PUT", None, EDIT, UPDATE, handler!(update)).lacking(LACKING),
+                Operation::new(
+                    "DELETE",
+                    None,
+                    EDIT,
+                    "Delete a subnet. One whose dynamic range DHCP serves stays.\n\n\
+                     :param force: With its ranges, reserved addresses, DHCP options and links.",
+                    handler!(delete),
+                ),
                 Operation::new(
                     "GET",
                     Some("statistics"),
                     VIEW,
-                    "Count a subnet's addresses.",
+                    "Count a subnet's addresses.\n\n:param include_ranges: Also list its ranges, used and free.",
                     handler!(statistics),
-                ),
+                )
+                .lacking(const { &[off("include_suggestions")] }),
                 Operation::new(
                     "GET",
                     Some("reserved_ip_ranges"),
@@ -83,7 +108,7 @@ pub fn resources() -> Vec<Resource> {
                     "GET",
                     Some("ip_addresses"),
                     VIEW,
-                    "List a subnet's addresses in use.",
+                    "List a subnet's addresses in use.\n\n:param with_username: Also whose they are, unless false.",
                     handler!(ip_addresses),
                 ),
             ],
@@ -91,18 +116,14 @@ pub fn resources() -> Vec<Resource> {
     ]
 }
 
-/// The subnet of the path: by id, `cidr:10.0.0.0/8` or `name:x`.
+/// The subnet of the path, by any of MAAS's specifiers.
 fn find<'a>(request: &Request, networks: &'a Networks) -> Result<&'a Subnet, ApiError> {
-    let path = request.path("id");
-    networks
-        .subnets
-        .iter()
-        .find(|subnet| match path.split_once(':') {
-            Some(("cidr", cidr)) => subnet.cidr.to_string() == cidr,
-            Some(("name", name)) => subnet.name == name,
-            _ => path.parse() == Ok(subnet.id),
-        })
-        .ok_or_else(|| ApiError::no_such("Subnet"))
+    let (id, prefix) = (request.path("id"), request.path("prefix"));
+    let whole = match prefix {
+        "" => id.to_owned(),
+        prefix => format!("{id}/{prefix}"),
+    };
+    specifier::one(&specifier::subnets(networks, &whole), "Subnet")
 }
 
 async fn list(request: Request) -> Reply {
@@ -140,7 +161,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn read(form: &Form, networks: &Networks) -> Result<Self, ApiError> {
+    fn read(form: &Form, networks: &Networks, fabrics: &[Fabric]) -> Result<Self, ApiError> {
         let cidr: Option<IpNet> = form.parsed("cidr", "Enter a valid network: 10.0.0.0/24.")?;
         if let Some(cidr) = cidr
             && cidr.trunc() != cidr
@@ -149,7 +170,7 @@ impl Wanted {
         }
         Ok(Self {
             cidr,
-            vlan_id: vlan_field(form, networks)?,
+            vlan_id: vlan_field(form, networks, fabrics)?,
             gateway_ip: match form.get("gateway_ip").map(str::trim) {
                 None => None,
                 Some("") => Some(None),
@@ -186,23 +207,38 @@ impl Wanted {
     }
 }
 
-/// `vlan=5001`, or `fabric` (id or name) and `vid`. None: nothing is said.
-fn vlan_field(form: &Form, networks: &Networks) -> Result<Option<i32>, ApiError> {
-    if let Some(id) = form.parsed::<i32>("vlan", "Enter the id of a VLAN.")? {
-        return match networks.vlan(id) {
-            Some(vlan) => Ok(Some(vlan.id)),
-            None => Err(ApiError::field("vlan", "No such VLAN.")),
+/// `vlan=5001`, or `fabric` and `vid`. None: nothing is said.
+fn vlan_field(
+    form: &Form,
+    networks: &Networks,
+    fabrics: &[Fabric],
+) -> Result<Option<i32>, ApiError> {
+    let fabric = match form.filled("fabric") {
+        None => None,
+        Some(text) => Some(specifier::one_in_field(
+            &specifier::fabrics(fabrics, text),
+            "fabric",
+            "fabric",
+        )?),
+    };
+    let on = |vlan: &&Vlan| fabric.is_none_or(|fabric| fabric.id == vlan.fabric_id);
+    if let Some(text) = form.filled("vlan") {
+        // MAAS's field is an id; its specifiers do no harm.
+        let by_id = text.parse().ok().and_then(|id| networks.vlan(id));
+        let named = specifier::vlans(networks, text);
+        let found: Vec<&Vlan> = match by_id {
+            Some(vlan) => vec![vlan],
+            None if text.parse::<i32>().is_ok() => Vec::new(),
+            None => named.into_iter().filter(on).collect(),
         };
+        return Ok(Some(specifier::one_in_field(&found, "vlan", "VLAN")?.id));
     }
-    let (fabric, vid) = (form.filled("fabric"), form.integer("vid")?);
+    let vid = form.integer("vid")?;
     if fabric.is_none() && vid.is_none() {
         return Ok(None);
     }
-    let found = networks.vlans.iter().find(|vlan| {
-        fabric.is_none_or(|fabric| fabric == vlan.fabric || fabric.parse() == Ok(vlan.fabric_id))
-            && vid.unwrap_or(0) == vlan.vid
-    });
-    match found {
+    let mut vlans = networks.vlans.iter().filter(on);
+    match vlans.find(|vlan| vlan.vid == vid.unwrap_or(0)) {
         Some(vlan) => Ok(Some(vlan.id)),
         None => Err(ApiError::field(
             "vid",
@@ -285,7 +321,8 @@ async fn create(request: Request) -> Reply {
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
     let mut networks = Networks::load(&mut tx).await?;
-    let wanted = Wanted::read(form, &networks)?;
+    let fabrics = network::fabrics(&mut tx).await?;
+    let wanted = Wanted::read(form, &networks, &fabrics)?;
     let cidr = wanted.cidr.ok_or_else(|| ApiError::required("cidr"))?;
     check(None, cidr, wanted.gateway_ip.flatten(), &networks, &[])?;
     if networks.vlans.is_empty() && wanted.vlan_id.is_none() {
@@ -318,7 +355,8 @@ async fn update(request: Request) -> Reply {
     network::lock_networks(&mut tx).await?;
     let networks = Networks::load(&mut tx).await?;
     let subnet = find(&request, &networks)?;
-    let wanted = Wanted::read(form, &networks)?;
+    let fabrics = network::fabrics(&mut tx).await?;
+    let wanted = Wanted::read(form, &networks, &fabrics)?;
     let ranges = network::ranges(&mut tx).await?;
     let (cidr, gateway) = (
         wanted.cidr.unwrap_or(subnet.cidr),
@@ -331,6 +369,9 @@ async fn update(request: Request) -> Reply {
             return Err(ApiError::field("cidr", message));
         }
     }
+    if let Some(vlan) = wanted.vlan_id.filter(|vlan| *vlan != subnet.vlan_id) {
+        stays_served(subnet, vlan, &networks, &ranges)?;
+    }
     let id = subnet.id;
     network::update_subnet(&mut tx, id, &wanted.change(form)?).await?;
     event(&mut tx, &request, format!("Subnet {cidr} changed")).await?;
@@ -338,13 +379,59 @@ async fn update(request: Request) -> Reply {
     one(&request, id).await
 }
 
+/// A subnet that goes to another VLAN must not leave one behind that DHCP serves from nothing.
+fn stays_served(
+    subnet: &Subnet,
+    to: i32,
+    networks: &Networks,
+    ranges: &[Range],
+) -> Result<(), ApiError> {
+    let from = subnet.vlan_id;
+    let left = ranges.iter().filter(|range| range.subnet_id != subnet.id);
+    let served = networks.serves_dynamically(from, ranges.iter());
+    let still = networks.serves_dynamically(from, left);
+    match networks.served_by(from) {
+        Some(name) if served && !still && networks.served_by(to).is_none() => Err(ApiError::field(
+            "vlan",
+            format!(
+                "DHCP of {name} serves its dynamic range, and nobody would on that VLAN. (Disable DHCP first.)"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A served subnet stays; what goes with another one is named, unless `force` says that it may.
 async fn delete(request: Request) -> Reply {
+    let force = request.query.boolean("force")?.unwrap_or(false);
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
     let networks = Networks::load(&mut tx).await?;
     let subnet = find(&request, &networks)?;
+    let ranges = network::ranges(&mut tx).await?;
+    let has_dynamic = ranges
+        .iter()
+        .any(|range| range.subnet_id == subnet.id && range.is_dynamic());
+    if has_dynamic && networks.served_by(subnet.vlan_id).is_some() {
+        return Err(ApiError::bad_request(
+            "Cannot delete a subnet that is actively servicing a dynamic IP range. (Delete the dynamic range or disable \
+             DHCP first.)",
+        ));
+    }
+    let goes = network::goes_with_subnet(&mut tx, subnet.id).await?;
+    if !goes.is_empty() && !force {
+        return Err(ApiError::bad_request(format!(
+            "Cannot delete a subnet that has IP addresses in use: with it would go {}. (Use the 'force' parameter to \
+             override.)",
+            goes.join(", ")
+        )));
+    }
     network::delete_subnet(&mut tx, subnet.id).await?;
-    event(&mut tx, &request, format!("Subnet {} deleted", subnet.cidr)).await?;
+    let mut text = format!("Subnet {} deleted", subnet.cidr);
+    if !goes.is_empty() {
+        text = format!("{text}, and with it {}", goes.join(", "));
+    }
+    event(&mut tx, &request, text).await?;
     tx.commit().await?;
     Ok(deleted())
 }
@@ -462,7 +549,7 @@ async fn statistics(request: Request) -> Reply {
         1.0 - available as f64 / total as f64
     };
     let like = used.cidr.network();
-    Ok(answer(&json!({
+    let mut view = json!({
         "num_available": available,
         "largest_available": largest,
         "num_unavailable": total - available.min(total),
@@ -473,14 +560,29 @@ async fn statistics(request: Request) -> Reply {
         "first_address": address_of(used.span.0, like),
         "last_address": address_of(used.span.1, like),
         "ip_version": if like.is_ipv4() { 4 } else { 6 },
-    })))
+    });
+    if request.query.boolean("include_ranges")?.unwrap_or(false) {
+        let taken = used.taken.iter().map(|(span, purpose)| (*span, *purpose));
+        let mut all: Vec<_> = taken
+            .chain(free.iter().map(|span| (*span, "unused")))
+            .collect();
+        all.sort_unstable();
+        let views = all
+            .iter()
+            .map(|(span, purpose)| used.range_view(*span, Some(purpose)));
+        view["ranges"] = views.collect();
+    }
+    Ok(answer(&view))
 }
 
 async fn ip_addresses(request: Request) -> Reply {
-    let mut db = request.app.db().await?;
-    let networks = Networks::load(&mut db).await?;
+    let query = &request.query;
+    let with_username = query.boolean("with_username")?.unwrap_or(true);
+    // There are no summaries to leave out.
+    for name in ["with_summary", "with_node_summary"] {
+        query.boolean(name)?;
+    }
+    let networks = Networks::load(&mut *request.app.db().await?).await?;
     let id = find(&request, &networks)?.id;
-    Ok(answer(
-        &ipaddress::views(&mut db, &networks, id).await?.into(),
-    ))
+    ipaddress::of_subnet(&request.app, networks, id, with_username).await
 }

@@ -7,6 +7,7 @@ use store::event::{self, NewEvent};
 
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
+use crate::lacking::lacks;
 use crate::{handler, password};
 
 const VIEW: Access = Access::With(Permission::View);
@@ -30,7 +31,8 @@ pub fn resources() -> Vec<Resource> {
                     "Create a user.\n\n:param username: Its name.\n:param email: Its e-mail address.\n\
                      :param password: Its password.\n:param is_superuser: Whether it is an administrator.",
                     handler!(create),
-                ),
+                )
+                .lacking(const { &[lacks("key")] }),
                 Operation::new(
                     "GET",
                     Some("whoami"),
@@ -51,7 +53,8 @@ pub fn resources() -> Vec<Resource> {
                     "DELETE",
                     None,
                     ADMINISTER,
-                    "Delete a user.",
+                    "Delete a user that holds nothing any more.\n\n\
+                     :param transfer_resources_to: The user who gets its machines, addresses and ranges.",
                     handler!(delete),
                 ),
             ],
@@ -146,10 +149,22 @@ async fn delete(request: Request) -> Reply {
     let mut tx = request.app.begin().await?;
     let found = account::find(&mut tx, username).await?;
     let found = found.ok_or_else(|| ApiError::no_such("User"))?;
-    let machines = account::machine_count(&mut tx, found.id).await?;
-    if machines > 0 {
+    if let Some(heir) = request.query.filled("transfer_resources_to") {
+        let heir = account::find(&mut tx, heir).await?;
+        let heir = heir.ok_or_else(|| ApiError::no_such("User"))?;
+        if heir.id == found.id {
+            return Err(ApiError::field(
+                "transfer_resources_to",
+                "Must be another user.",
+            ));
+        }
+        account::transfer(&mut tx, found.id, heir.id).await?;
+    }
+    let holdings = account::holdings(&mut tx, found.id).await?;
+    if !holdings.is_empty() {
         return Err(ApiError::bad_request(format!(
-            "User {username} cannot be deleted: it still owns {machines} machine(s)."
+            "User {username} cannot be deleted: {} are still allocated",
+            holdings.join(", ")
         )));
     }
     account::delete(&mut tx, username).await?;

@@ -2,16 +2,17 @@
 
 use model::Permission;
 use model::dhcp::DhcpMode;
-use serde_json::Value;
 use sqlx::PgConnection;
-use store::network::{self, Vlan, VlanChange};
+use store::network::{self, Fabric, Vlan, VlanChange};
 
 use crate::body::Form;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
 use crate::error::ApiError;
-use crate::fabric::changed;
+use crate::fabric::{self, changed};
 use crate::handler;
+use crate::lacking::SPACE;
 use crate::network_view::Networks;
+use crate::specifier;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditNetworks);
@@ -30,9 +31,13 @@ pub fn resources() -> Vec<Resource> {
                     None,
                     EDIT,
                     "Create a VLAN.\n\n:param vid: Its tag, 0 to 4094.\n:param name: Its name.\n\
-                     :param description: A description.\n:param mtu: Its MTU.",
+                     :param description: A description.\n:param mtu: Its MTU.\n\
+                     :param primary_rack: The rack controller that is to serve DHCP.\n\
+                     :param secondary_rack: The one that is to when the first is away.\n\
+                     :param relay_vlan: The VLAN whose racks serve this one through a relay.",
                     handler!(create),
-                ),
+                )
+                .lacking(const { &[SPACE] }),
             ],
         },
         Resource {
@@ -53,47 +58,50 @@ pub fn resources() -> Vec<Resource> {
                      tell machines what to boot.\n\
                      :param primary_rack: The rack controller that serves DHCP.\n\
                      :param secondary_rack: The one that does when the first is away.\n\
-                     :param relay_vlan: The VLAN whose racks serve this one through a relay.",
+                     :param relay_vlan: The VLAN whose racks serve this one through a relay.\n\
+                     :param fabric: The fabric that it goes to.",
                     handler!(update),
-                ),
+                )
+                .lacking(const { &[SPACE] }),
                 Operation::new("DELETE", None, EDIT, "Delete a VLAN.", handler!(delete)),
             ],
         },
     ]
 }
 
-/// The VLAN of the path: by its id, or by fabric and tag.
-fn find<'a>(request: &Request, networks: &'a Networks) -> Result<&'a Vlan, ApiError> {
-    if !request.path("vlan_id").is_empty() {
-        let id = request.path_id("vlan_id", "VLAN")?;
-        return networks.vlan(id).ok_or_else(|| ApiError::no_such("VLAN"));
+/// The VLAN of the path: by its id, or by fabric and tag or name, as MAAS's specifiers have them.
+fn find<'a>(
+    request: &Request,
+    networks: &'a Networks,
+    fabrics: &[Fabric],
+) -> Result<&'a Vlan, ApiError> {
+    let id = request.path("vlan_id");
+    if !id.is_empty() {
+        let by_id = id.parse().ok().and_then(|id| networks.vlan(id));
+        let named = || specifier::one(&specifier::vlans(networks, id), "VLAN");
+        return by_id.map_or_else(named, Ok);
     }
-    let fabric_id = request.path_id("fabric_id", "Fabric")?;
-    let vid = match request.path("vid") {
-        "untagged" => 0,
-        _ => request.path_id("vid", "VLAN")?,
-    };
-    networks
-        .vlans
-        .iter()
-        .find(|vlan| vlan.fabric_id == fabric_id && vlan.vid == vid)
-        .ok_or_else(|| ApiError::no_such("VLAN"))
+    let fabric = fabric::find(request.path("fabric_id"), fabrics)?;
+    let named = specifier::vlans(networks, request.path("vid"));
+    let here: Vec<&Vlan> = named
+        .into_iter()
+        .filter(|vlan| vlan.fabric_id == fabric.id)
+        .collect();
+    specifier::one(&here, "VLAN")
 }
 
 async fn list(request: Request) -> Reply {
-    let fabric_id = request.path_id("fabric_id", "Fabric")?;
-    let networks = Networks::load(&mut *request.app.db().await?).await?;
-    let vlans: Vec<Value> = networks
+    let mut db = request.app.db().await?;
+    let networks = Networks::load(&mut db).await?;
+    let fabrics = network::fabrics(&mut db).await?;
+    let fabric = fabric::find(request.path("fabric_id"), &fabrics)?;
+    let here = networks
         .vlans
         .iter()
-        .filter(|vlan| vlan.fabric_id == fabric_id)
-        .map(|vlan| networks.vlan_view(vlan.id))
-        .collect();
-    // A fabric always has its untagged VLAN.
-    if vlans.is_empty() {
-        return Err(ApiError::no_such("Fabric"));
-    }
-    Ok(answer(&vlans.into()))
+        .filter(|vlan| vlan.fabric_id == fabric.id);
+    Ok(answer(
+        &here.map(|vlan| networks.vlan_view(vlan.id)).collect(),
+    ))
 }
 
 async fn one(request: &Request, id: i32) -> Reply {
@@ -102,34 +110,31 @@ async fn one(request: &Request, id: i32) -> Reply {
 }
 
 async fn read(request: Request) -> Reply {
-    let networks = Networks::load(&mut *request.app.db().await?).await?;
-    let id = find(&request, &networks)?.id;
+    let mut db = request.app.db().await?;
+    let networks = Networks::load(&mut db).await?;
+    let fabrics = network::fabrics(&mut db).await?;
+    let id = find(&request, &networks, &fabrics)?.id;
     Ok(answer(&networks.vlan_view(id)))
 }
 
 async fn create(request: Request) -> Reply {
-    let fabric_id = request.path_id("fabric_id", "Fabric")?;
     let form = &request.form;
     let vid = form
         .integer("vid")?
         .ok_or_else(|| ApiError::required("vid"))?;
-    let change = VlanChange {
+    let new = VlanChange {
         vid: Some(vid),
-        name: form.filled("name"),
-        description: form.get("description"),
-        mtu: form.integer("mtu")?,
         ..VlanChange::default()
     };
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
-    if !network::fabrics(&mut tx)
-        .await?
-        .iter()
-        .any(|fabric| fabric.id == fabric_id)
-    {
-        return Err(ApiError::no_such("Fabric"));
-    }
-    let id = network::create_vlan(&mut tx, fabric_id, &change).await?;
+    let fabrics = network::fabrics(&mut tx).await?;
+    let fabric_id = fabric::find(request.path("fabric_id"), &fabrics)?.id;
+    let id = network::create_vlan(&mut tx, fabric_id, &new).await?;
+    // Everything else is as in a change, rules and all.
+    let networks = Networks::load(&mut tx).await?;
+    let vlan = networks.vlan(id).ok_or_else(|| ApiError::no_such("VLAN"))?;
+    apply(&mut tx, form, vlan, &networks, &fabrics).await?;
     event(
         &mut tx,
         &request,
@@ -148,44 +153,127 @@ async fn update(request: Request) -> Reply {
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
     let networks = Networks::load(&mut tx).await?;
-    let vlan = find(&request, &networks)?;
-    let form = &request.form;
-    let primary = rack_field(&mut tx, form, "primary_rack").await?;
-    let secondary = rack_field(&mut tx, form, "secondary_rack").await?;
-    let relay = match form.get("relay_vlan").map(str::trim) {
-        None => None,
-        Some("") => Some(None),
-        Some(_) => Some(form.integer("relay_vlan")?),
-    };
+    let fabrics = network::fabrics(&mut tx).await?;
+    let vlan = find(&request, &networks, &fabrics)?;
+    apply(&mut tx, &request.form, vlan, &networks, &fabrics).await?;
+    let id = vlan.id;
+    event(&mut tx, &request, format!("VLAN {id} changed")).await?;
+    tx.commit().await?;
+    one(&request, id).await
+}
+
+/// Makes a VLAN what the form asks for, if the rules let it.
+async fn apply(
+    tx: &mut PgConnection,
+    form: &Form,
+    vlan: &Vlan,
+    networks: &Networks,
+    fabrics: &[Fabric],
+) -> Result<(), ApiError> {
+    let primary = rack_field(tx, form, "primary_rack").await?;
+    let secondary = rack_field(tx, form, "secondary_rack").await?;
     let change = VlanChange {
         vid: form.integer("vid")?,
-        fabric_id: form.integer("fabric")?.or(form.integer("fabric_id")?),
-        name: form.filled("name"),
+        fabric_id: fabric_field(form, fabrics)?,
+        // "" takes the name away.
+        name: form.get("name").map(str::trim),
         description: form.get("description"),
         mtu: form.integer("mtu")?,
         dhcp_on: form.boolean("dhcp_on")?,
         dhcp_mode: form.parsed("dhcp_mode", "Must be serve or proxy.")?,
         primary_rack: primary.as_ref().map(|rack| rack.as_deref()),
         secondary_rack: secondary.as_ref().map(|rack| rack.as_deref()),
-        relay_vlan: relay,
+        relay_vlan: relay_field(form, networks)?,
     };
-    if let Some(fabric) = change.fabric_id
-        && !networks.vlans.iter().any(|vlan| vlan.fabric_id == fabric)
-    {
-        return Err(ApiError::field("fabric", "No such fabric."));
+    let ranges = network::ranges(&mut *tx).await?;
+    let has_dynamic_range = networks.serves_dynamically(vlan.id, ranges.iter());
+    check(vlan, &change, has_dynamic_range, networks)?;
+    check_racks(vlan, &change, &Reach::load(tx).await?)?;
+    Ok(network::update_vlan(tx, vlan.id, &change).await?)
+}
+
+fn fabric_field(form: &Form, fabrics: &[Fabric]) -> Result<Option<i32>, ApiError> {
+    let name = if form.has("fabric") {
+        "fabric"
+    } else {
+        "fabric_id"
+    };
+    let Some(text) = form.filled(name) else {
+        return Ok(None);
+    };
+    let found = specifier::fabrics(fabrics, text);
+    Ok(Some(specifier::one_in_field(&found, name, "fabric")?.id))
+}
+
+/// By id, or one of MAAS's specifiers; "" is none.
+fn relay_field(form: &Form, networks: &Networks) -> Result<Option<Option<i32>>, ApiError> {
+    const FIELD: &str = "relay_vlan";
+    match form.get(FIELD).map(str::trim) {
+        None => Ok(None),
+        Some("") => Ok(Some(None)),
+        Some(text) => {
+            let by_id = text.parse().ok().and_then(|id| networks.vlan(id));
+            let found = match by_id {
+                Some(vlan) => vec![vlan],
+                None if text.parse::<i64>().is_ok() => Vec::new(),
+                None => specifier::vlans(networks, text),
+            };
+            Ok(Some(Some(
+                specifier::one_in_field(&found, FIELD, "VLAN")?.id,
+            )))
+        }
     }
-    let has_dynamic_range = network::ranges(&mut tx).await?.iter().any(|range| {
-        range.is_dynamic()
-            && networks
-                .subnet(range.subnet_id)
-                .is_some_and(|subnet| subnet.vlan_id == vlan.id)
-    });
-    check(vlan, &change, has_dynamic_range, &networks)?;
-    let id = vlan.id;
-    network::update_vlan(&mut tx, id, &change).await?;
-    event(&mut tx, &request, format!("VLAN {id} changed")).await?;
-    tx.commit().await?;
-    one(&request, id).await
+}
+
+/// Which VLANs racks have an address on, and which racks have said where they are.
+struct Reach {
+    connected: Vec<(i32, String)>,
+    known: Vec<String>,
+}
+
+impl Reach {
+    async fn load(db: &mut PgConnection) -> Result<Self, ApiError> {
+        Ok(Self {
+            connected: store::rack::connected(&mut *db).await?,
+            known: store::rack::all_interfaces(db).await?.into_keys().collect(),
+        })
+    }
+
+    /// A rack that was never heard of since it enrolled may be anywhere.
+    fn may_serve(&self, rack: &str, vlan: i32) -> bool {
+        let is_on = |(on, name): &(i32, String)| *on == vlan && name == rack;
+        self.connected.iter().any(is_on) || !self.known.iter().any(|known| known == rack)
+    }
+}
+
+/// A rack serves DHCP on its own links only. Asked where DHCP or a rack of it is being set.
+fn check_racks(vlan: &Vlan, change: &VlanChange<'_>, reach: &Reach) -> Result<(), ApiError> {
+    let dhcp_on = change.dhcp_on.unwrap_or(vlan.dhcp_on);
+    let begins = dhcp_on && !vlan.dhcp_on;
+    for (field, said, stands) in [
+        ("primary_rack", change.primary_rack, &vlan.primary_rack),
+        (
+            "secondary_rack",
+            change.secondary_rack,
+            &vlan.secondary_rack,
+        ),
+    ] {
+        let rack = said.unwrap_or(stands.as_deref());
+        let is_new = said.is_some() && rack != stands.as_deref();
+        if let Some(rack) = rack
+            && dhcp_on
+            && (begins || is_new)
+            && !reach.may_serve(rack, vlan.id)
+        {
+            return Err(ApiError::field(
+                field,
+                format!(
+                    "The rack controller {rack} has no address on a subnet of this VLAN: it cannot serve DHCP there."
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A rack by system_id or hostname; "" is none. The outer `None`: the field is not there.
@@ -272,22 +360,74 @@ fn check(
                 "Must be another VLAN, one that is not relayed itself.",
             ));
         }
+        if let Some(other) = relayed_here(vlan, networks).first() {
+            return Err(ApiError::field(
+                "relay_vlan",
+                format!("{other} is relayed to this VLAN: it cannot be relayed itself."),
+            ));
+        }
     }
     Ok(())
 }
 
+/// The names of the VLANs that are relayed to this one.
+fn relayed_here(vlan: &Vlan, networks: &Networks) -> Vec<String> {
+    let others = networks.vlans.iter();
+    others
+        .filter(|other| other.relay_vlan == Some(vlan.id))
+        .map(|other| format!("{}.{}", other.fabric, other.name))
+        .collect()
+}
+
+/// Its interfaces go to the fabric's default VLAN, as MAAS has it. What serves or is still used stays.
 async fn delete(request: Request) -> Reply {
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
     let networks = Networks::load(&mut tx).await?;
-    let vlan = find(&request, &networks)?;
-    if vlan.vid == 0 {
+    let fabrics = network::fabrics(&mut tx).await?;
+    let vlan = find(&request, &networks, &fabrics)?;
+    let in_fabric = networks
+        .vlans
+        .iter()
+        .filter(|other| other.fabric_id == vlan.fabric_id);
+    let default = in_fabric.min_by_key(|other| other.id).map(|one| one.id);
+    let default = match default {
+        Some(default) if vlan.vid != 0 && default != vlan.id => default,
+        _ => {
+            return Err(ApiError::bad_request(
+                "This VLAN is the default VLAN in the fabric, it cannot be deleted.",
+            ));
+        }
+    };
+    if vlan.dhcp_on {
         return Err(ApiError::bad_request(
-            "This VLAN is the default VLAN in the fabric; it cannot be deleted.",
+            "Cannot delete a VLAN on which DHCP is on. (Disable DHCP first.)",
         ));
     }
-    network::delete_vlan(&mut tx, vlan.id).await?;
-    event(&mut tx, &request, format!("VLAN {} deleted", vlan.id)).await?;
+    let subnets = networks.subnets.iter();
+    let subnets: Vec<String> = subnets
+        .filter(|subnet| subnet.vlan_id == vlan.id)
+        .map(|subnet| subnet.cidr.to_string())
+        .collect();
+    if !subnets.is_empty() {
+        return Err(ApiError::bad_request(format!(
+            "Can't delete VLAN; the following subnets are still present: {}",
+            subnets.join(", ")
+        )));
+    }
+    let relayed = relayed_here(vlan, &networks);
+    if !relayed.is_empty() {
+        return Err(ApiError::bad_request(format!(
+            "Can't delete VLAN; the following VLANs are relayed to it: {}",
+            relayed.join(", ")
+        )));
+    }
+    network::delete_vlan(&mut tx, vlan.id, default).await?;
+    let text = format!(
+        "VLAN {} deleted; its interfaces are on {default} now",
+        vlan.id
+    );
+    event(&mut tx, &request, text).await?;
     tx.commit().await?;
     Ok(deleted())
 }

@@ -18,7 +18,9 @@ const IPMI: &str = "power_type=ipmi&power_parameters_power_address=10.99.0.1:900
     &power_parameters_power_user=maas&power_parameters_power_pass=hush-hush&power_parameters_k_g=deep-hush";
 
 async fn create(region: &Region, hostname: &str, mac: &str) -> String {
-    let body = format!("hostname={hostname}&mac_addresses={mac}&architecture=amd64/generic&{IPMI}");
+    let body = format!(
+        "hostname={hostname}&mac_addresses={mac}&architecture=amd64/generic&commission=false&{IPMI}"
+    );
     let machine = region.post("machines/?op=", &body).await.json();
     machine["system_id"].as_str().unwrap().to_owned()
 }
@@ -53,11 +55,12 @@ async fn every_client_can_create_and_commission() {
         ("architecture", "amd64/generic"),
         ("mac_addresses", "52:54:00:00:00:02"),
         ("power_type", "manual"),
+        ("commission", "false"),
     ]);
     let bodies = [
         (
             form,
-            "hostname=one&architecture=amd64&mac_addresses=52-54-00-00-00-01&power_type=manual"
+            "hostname=one&architecture=amd64&mac_addresses=52-54-00-00-00-01&power_type=manual&commission=0"
                 .to_owned(),
         ),
         (libmaas, libmaas_form),
@@ -66,6 +69,7 @@ async fn every_client_can_create_and_commission() {
             json!({
                 "hostname": "three", "architecture": "amd64/generic",
                 "mac_addresses": ["52:54:00:00:00:03", "52:54:00:00:00:04"], "power_type": "manual",
+                "commission": false,
             })
             .to_string(),
         ),
@@ -117,6 +121,8 @@ async fn every_client_can_create_and_commission() {
 #[tokio::test]
 async fn a_new_machine_reads_as_maas_writes_it() {
     let region = Region::start().await;
+    let domain = region.post("domains/", "name=example.com").await.json();
+    let domain = domain["id"].as_i64().unwrap();
     let id = create(&region, "node1.example.com", "52:54:00:00:00:01").await;
     let machine = region.get(&format!("machines/{id}/")).await.json();
     assert_eq!(region.get("machines/").await.json(), json!([machine]));
@@ -125,8 +131,8 @@ async fn a_new_machine_reads_as_maas_writes_it() {
         "system_id": id, "hostname": "node1", "description": "", "hardware_uuid": null,
         "fqdn": "node1.example.com", "owner": null, "owner_data": {}, "locked": false,
         "domain": {
-            "authoritative": true, "ttl": null, "is_default": false, "id": 0, "name": "example.com",
-            "resource_record_count": 0, "resource_uri": "/MAAS/api/2.0/domains/0/",
+            "authoritative": true, "ttl": null, "is_default": false, "id": domain, "name": "example.com",
+            "resource_record_count": 0, "resource_uri": format!("/MAAS/api/2.0/domains/{domain}/"),
         },
         "cache_sets": [], "bcaches": [], "volume_groups": [], "raids": [], "special_filesystems": [],
         "bios_boot_method": "", "architecture": "amd64/generic", "min_hwe_kernel": "",
@@ -300,6 +306,52 @@ async fn wrong_forms_say_which_field() {
             .len(),
         1
     );
+}
+
+/// Ansible and Terraform create a machine and wait for it to be Ready.
+#[tokio::test]
+async fn an_administrators_machine_is_commissioned_unless_told_not_to() {
+    let region = Region::start().await;
+    let cases = [
+        ("power_type=manual", "Commissioning"),
+        ("power_type=manual&commission=true", "Commissioning"),
+        ("power_type=manual&commission=", "Commissioning"),
+        ("power_type=manual&commission=False", "New"),
+        // MAAS cannot either, and leaves it New.
+        ("description=no power type", "New"),
+    ];
+    for (index, (fields, status)) in cases.into_iter().enumerate() {
+        let body = format!("architecture=amd64&mac_addresses=52:54:00:00:00:0{index}&{fields}");
+        let machine = region.post("machines/", &body).await.json();
+        assert_eq!(machine["status_name"], status, "{fields}");
+    }
+    // Its options are the commissioning's.
+    let body = "architecture=amd64&mac_addresses=52:54:00:00:00:09&power_type=manual&enable_ssh=1&skip_networking=1\
+        &skip_bmc_config=1&skip_storage=1&testing_scripts=none";
+    let machine = region.post("machines/", body).await.json();
+    let kept: (bool, bool) =
+        sqlx::query_as("select enable_ssh, skip_networking from machine where system_id = $1")
+            .bind(machine["system_id"].as_str().unwrap())
+            .fetch_one(&region.db.pool)
+            .await
+            .unwrap();
+    assert_eq!(kept, (true, true));
+}
+
+#[tokio::test]
+async fn power_parameters_of_another_driver_do_no_harm() {
+    let region = Region::start().await;
+    let body = "architecture=amd64&mac_addresses=52:54:00:00:00:01&commission=false&power_type=manual\
+        &power_parameters_power_address=10.0.0.1&power_parameters_power_pass=hush&power_parameters_power_id=3";
+    let machine = region.post("machines/", body).await.json();
+    let path = format!("machines/{}/", machine["system_id"].as_str().unwrap());
+    let body = "power_type=ipmi&power_parameters_power_address=10.0.0.1&power_parameters_node_id=1";
+    region.put(&path, body).await.json();
+    let all = region.get(&format!("{path}?op=power_parameters")).await;
+    assert_eq!(all.json()["power_address"], "10.0.0.1");
+    assert!(all.json().get("node_id").is_none(), "{}", all.text);
+    let wrong = region.put(&path, "power_parameters_nosuch=1").await;
+    wrong.refused(400, "nosuch");
 }
 
 #[tokio::test]

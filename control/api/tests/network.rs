@@ -343,15 +343,15 @@ async fn subnets_and_vlans_are_checked() {
             "DELETE",
             format!("fabrics/{id}/vlans/10/"),
             "",
-            409,
-            "still has subnets",
+            400,
+            "subnets are still present: 10.1.0.0/16",
         ),
         (
             "DELETE",
             format!("fabrics/{id}/"),
             "",
-            409,
-            "still has subnets",
+            400,
+            "subnets are still present: 10.1.0.0/16",
         ),
     ];
     for (method, path, body, status, part) in cases {

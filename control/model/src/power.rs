@@ -219,6 +219,53 @@ const WEBHOOK: &[Parameter] = &[
     },
 ];
 
+/// Parameters of MAAS's drivers that may come with any power type: clients send what they have. Those that the type does not
+/// know are left out.
+const ELSEWHERE: [&str; 42] = [
+    "blade_id",
+    "certificate",
+    "cipher_suite_id",
+    "instance_name",
+    "k_g",
+    "key",
+    "lpar",
+    "mac_address",
+    "node_id",
+    "node_outlet",
+    "outlet_id",
+    "password",
+    "pdu_type",
+    "port",
+    "power_address",
+    "power_boot_type",
+    "power_control",
+    "power_driver",
+    "power_hwaddress",
+    "power_id",
+    "power_off_mode",
+    "power_off_regex",
+    "power_off_uri",
+    "power_on_delay",
+    "power_on_regex",
+    "power_on_uri",
+    "power_partition_name",
+    "power_pass",
+    "power_port",
+    "power_protocol",
+    "power_query_uri",
+    "power_token",
+    "power_token_name",
+    "power_token_secret",
+    "power_user",
+    "power_uuid",
+    "power_verify_ssl",
+    "power_vm_name",
+    "privilege_level",
+    "project",
+    "server_name",
+    "workaround_flags",
+];
+
 /// Parameters in the two forms that are stored.
 #[derive(Clone, Default, PartialEq)]
 pub struct SplitParameters {
@@ -291,8 +338,8 @@ impl PowerType {
             .any(|parameter| parameter.name == name && parameter.kind == ParameterKind::Secret)
     }
 
-    /// Checks the parameters and splits them. Unknown names are refused; a missing optional one gets its
-    /// default; a port may follow the address (`10.0.0.1:9001`, `[fd00::1]:623`).
+    /// Checks the parameters and splits them. Names that no driver of MAAS's knows are refused, another driver's left out; a
+    /// missing optional one gets its default; a port may follow the address (`10.0.0.1:9001`, `[fd00::1]:623`).
     pub fn split(
         self,
         parameters: &Map<String, Value>,
@@ -302,11 +349,11 @@ impl PowerType {
             reason,
         };
         for name in parameters.keys() {
-            if !self
+            let is_own = self
                 .parameters()
                 .iter()
-                .any(|parameter| parameter.name == name)
-            {
+                .any(|parameter| parameter.name == name);
+            if !is_own && !ELSEWHERE.contains(&name.as_str()) {
                 return Err(wrong(name, "Unknown power parameter."));
             }
         }
@@ -452,11 +499,7 @@ mod tests {
                 json!({"power_address": "a\0hush"}),
                 "power_address",
             ),
-            (
-                PowerType::Manual,
-                json!({"power_pass": "hush"}),
-                "power_pass",
-            ),
+            (PowerType::Manual, json!({"nosuch": "hush"}), "nosuch"),
             (
                 PowerType::Webhook,
                 json!({"power_on_uri": "http://a"}),
@@ -467,6 +510,34 @@ mod tests {
             let error = power_type.split(&map(parameters)).unwrap_err();
             assert_eq!(error.parameter, want);
             assert!(!error.to_string().contains("hush"), "{error}");
+        }
+    }
+
+    #[test]
+    fn parameters_of_another_driver_are_left_out() {
+        for (power_type, parameters, left) in [
+            (
+                PowerType::Manual,
+                json!({"power_pass": "hush", "power_id": 3}),
+                0,
+            ),
+            (
+                PowerType::Ipmi,
+                json!({"power_address": "10.0.0.1", "node_id": "1", "power_on_uri": "http://a"}),
+                6,
+            ),
+        ] {
+            let split = power_type.split(&map(parameters)).unwrap();
+            assert!(
+                split.open.len() <= left && split.secret.is_empty(),
+                "{split:?}"
+            );
+            assert!(
+                split
+                    .open
+                    .keys()
+                    .all(|name| { power_type.parameters().iter().any(|own| own.name == name) })
+            );
         }
     }
 

@@ -73,14 +73,41 @@ pub async fn set_password(
     Ok(())
 }
 
-/// How many machines the account owns: an owner is not deleted.
-pub async fn machine_count(db: &mut PgConnection, id: i32) -> Result<i64, StoreError> {
-    Ok(
-        sqlx::query_scalar("select count(*) from machine where owner_id = $1")
-            .bind(id)
-            .fetch_one(db)
-            .await?,
+/// What an account holds, in words: "2 machine(s)". An owner is not deleted.
+pub async fn holdings(db: &mut PgConnection, id: i32) -> Result<Vec<String>, StoreError> {
+    let (machines, addresses, ranges): (i64, i64, i64) = sqlx::query_as(
+        "select (select count(*) from machine where owner_id = $1),
+                (select count(*) from reserved_ip where account_id = $1),
+                (select count(*) from iprange where account_id = $1)",
     )
+    .bind(id)
+    .fetch_one(db)
+    .await?;
+    let kinds = [
+        (addresses, "static IP address(es)"),
+        (ranges, "IP range(s)"),
+        (machines, "node(s)"),
+    ];
+    let held = kinds.into_iter().filter(|(count, _)| *count > 0);
+    Ok(held
+        .map(|(count, kind)| format!("{count} {kind}"))
+        .collect())
+}
+
+/// Gives what an account holds to another one.
+pub async fn transfer(db: &mut PgConnection, from: i32, to: i32) -> Result<(), StoreError> {
+    for statement in [
+        "update machine set owner_id = $2 where owner_id = $1",
+        "update reserved_ip set account_id = $2 where account_id = $1",
+        "update iprange set account_id = $2 where account_id = $1",
+    ] {
+        sqlx::query(statement)
+            .bind(from)
+            .bind(to)
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(())
 }
 
 /// Deletes the account and its tokens. Says whether there was one.

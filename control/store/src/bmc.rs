@@ -107,6 +107,29 @@ pub async fn of_machine(
     row.map(Bmc::try_from).transpose()
 }
 
+/// The BMCs of these machines, by system_id.
+pub async fn of_machines(
+    db: &mut PgConnection,
+    machines: &[String],
+) -> Result<Vec<(String, Bmc)>, StoreError> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        system_id: String,
+        #[sqlx(flatten)]
+        bmc: BmcRow,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "select m.system_id, b.id, b.power_type, b.address, b.parameters, b.secrets_sealed
+         from bmc b join machine m on m.bmc_id = b.id
+         where m.system_id = any($1) order by m.system_id",
+    )
+    .bind(machines)
+    .fetch_all(db)
+    .await?;
+    let with_id = |row: Row| Ok((row.system_id, row.bmc.try_into()?));
+    rows.into_iter().map(with_id).collect()
+}
+
 /// Gives a machine its BMC, or changes the one it has. Routes stay unless the address changes.
 pub async fn set_for_machine(
     db: &mut PgConnection,

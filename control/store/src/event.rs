@@ -201,6 +201,8 @@ pub struct Event {
 pub struct Filter {
     pub machines: Vec<String>,
     pub hostnames: Vec<String>,
+    /// Of machines.
+    pub domains: Vec<String>,
     pub macs: Vec<Mac>,
     pub kinds: Vec<String>,
     pub username: Option<String>,
@@ -242,6 +244,11 @@ pub async fn query(db: &mut PgConnection, filter: &Filter) -> Result<Vec<Event>,
     if !filter.hostnames.is_empty() {
         sql.push(" and m.hostname = any(")
             .push_bind(filter.hostnames.clone())
+            .push(")");
+    }
+    if !filter.domains.is_empty() {
+        sql.push(" and m.domain = any(")
+            .push_bind(filter.domains.clone())
             .push(")");
     }
     if !filter.macs.is_empty() {

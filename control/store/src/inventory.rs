@@ -8,7 +8,7 @@ use model::{Mac, SystemId};
 use sqlx::{PgConnection, PgExecutor};
 
 use crate::feed::{self, Kind};
-use crate::{StoreError, card};
+use crate::{StoreError, card, link};
 
 /// A machine's hardware. Texts are clean (no NUL) and lists bounded: `workflow` made it so.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,6 +102,7 @@ pub async fn replace(
     replace_numa_nodes(db, machine, &inventory.numa_nodes).await?;
     replace_disks(db, machine, &inventory.disks).await?;
     let strangers = merge_interfaces(db, machine, &inventory.interfaces, boot).await?;
+    link::of_boot_interface(db, machine, &inventory.interfaces).await?;
     feed::changed(db, Kind::Machine, machine.as_str()).await?;
     Ok(strangers)
 }
@@ -202,8 +203,15 @@ async fn merge_interfaces(
     .await?;
     let reported: Vec<Mac> = interfaces.iter().map(|interface| interface.mac).collect();
     card::take_from_users(db, &reported).await?;
-    let mut strangers = Vec::new();
-    for interface in interfaces {
+    // Two inventories that name each other's cards must not wait for each other: another machine's rows are not touched,
+    // and new ones come in the order of their MACs.
+    let mut strangers = of_others(db, machine, interfaces).await?;
+    let mut own: Vec<&Interface> = interfaces
+        .iter()
+        .filter(|interface| !strangers.contains(&interface.mac))
+        .collect();
+    own.sort_by_key(|interface| interface.mac.octets());
+    for interface in own {
         let mac = MacAddress::new(interface.mac.octets());
         let vlan = vlan_of(db, interface, boot).await?;
         let id: Option<i32> = sqlx::query_scalar(
@@ -246,6 +254,28 @@ async fn merge_interfaces(
         }
     }
     Ok(strangers)
+}
+
+/// Which of these cards another machine has.
+async fn of_others(
+    db: &mut PgConnection,
+    machine: &SystemId,
+    interfaces: &[Interface],
+) -> Result<Vec<Mac>, StoreError> {
+    let macs: Vec<MacAddress> = interfaces
+        .iter()
+        .map(|interface| MacAddress::new(interface.mac.octets()))
+        .collect();
+    let others: Vec<MacAddress> =
+        sqlx::query_scalar("select mac from interface where mac = any($2) and machine <> $1")
+            .bind(machine.as_str())
+            .bind(macs)
+            .fetch_all(db)
+            .await?;
+    Ok(others
+        .into_iter()
+        .map(|mac| Mac::new(mac.bytes()))
+        .collect())
 }
 
 /// The VLAN that the rack attested for the card that booted, else that of an address the card has.

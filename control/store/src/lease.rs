@@ -31,7 +31,9 @@ use time::OffsetDateTime;
 use crate::StoreError;
 use history::take_away;
 
-pub use binding::{Binding, binding_of_address, bindings_of_mac, list};
+pub use binding::{
+    Binding, addresses_of_macs, addresses_within, binding_of_address, bindings_of_mac, list,
+};
 pub(crate) use block::note_longest;
 pub use block::{BLOCKS_PER_RANGE_MAX, assign_blocks, ensure_blocks, settle};
 pub use session::{

@@ -104,6 +104,16 @@ const LIFE: &str =
      extract(epoch from now() - m.last_heartbeat)::float8 as since_heartbeat,
      coalesce(m.status_deadline < now(), false) as deadline_passed";
 
+/// A boot that is expected.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot {
+    pub id: Uuid,
+    /// The machine stays on and open afterwards.
+    pub enable_ssh: bool,
+    /// The links of its interfaces stay as they are.
+    pub skip_networking: bool,
+}
+
 /// A change of status.
 #[derive(Clone, Copy, Debug)]
 pub struct Move<'a> {
@@ -162,16 +172,17 @@ pub async fn move_to(
 pub async fn begin_boot(
     db: &mut PgConnection,
     system_id: &SystemId,
-    boot_id: Uuid,
-    enable_ssh: bool,
+    boot: Boot,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "update machine set boot_id = $2, enable_ssh = $3, last_heartbeat = null, netboot = true
+        "update machine set boot_id = $2, enable_ssh = $3, skip_networking = $4, last_heartbeat = null,
+             netboot = true
          where system_id = $1",
     )
     .bind(system_id.as_str())
-    .bind(boot_id)
-    .bind(enable_ssh)
+    .bind(boot.id)
+    .bind(boot.enable_ssh)
+    .bind(boot.skip_networking)
     .execute(db)
     .await?;
     Ok(())

@@ -32,6 +32,7 @@ pub struct Machine {
     pub hostname: String,
     pub description: String,
     pub domain: String,
+    pub domain_id: i32,
     /// "amd64/generic"
     pub architecture: String,
     pub min_hwe_kernel: String,
@@ -93,6 +94,7 @@ struct MachineRow {
     hostname: String,
     description: String,
     domain: String,
+    domain_id: i32,
     architecture: String,
     min_hwe_kernel: String,
     hwe_kernel: String,
@@ -126,13 +128,14 @@ struct MachineRow {
 }
 
 const SELECT: &str =
-    "select m.system_id, m.hostname, m.description, m.domain, m.architecture, m.min_hwe_kernel,
+    "select m.system_id, m.hostname, m.description, m.domain, d.id as domain_id, m.architecture, m.min_hwe_kernel,
             m.hwe_kernel, m.status, m.previous_status, m.status_message, m.error_description,
             m.status_changed, m.status_deadline, m.last_heartbeat, a.username as owner, m.bmc_id,
             b.power_type, m.power_state, m.power_state_updated, m.netboot, m.locked, m.enable_ssh,
             m.osystem, m.distro_series, m.bios_boot_method, m.hardware_uuid, m.cpu_count, m.cpu_speed,
             m.memory_mib, m.hardware_info, m.boot_interface_id, m.boot_id, m.created, m.updated
      from machine m
+     join domain d on d.name = m.domain
      left join account a on a.id = m.owner_id
      left join bmc b on b.id = m.bmc_id
      where true";
@@ -158,6 +161,7 @@ impl TryFrom<MachineRow> for Machine {
             hostname: row.hostname,
             description: row.description,
             domain: row.domain,
+            domain_id: row.domain_id,
             architecture: row.architecture,
             min_hwe_kernel: row.min_hwe_kernel,
             hwe_kernel: row.hwe_kernel,
@@ -221,23 +225,35 @@ async fn one(
         .try_into()
 }
 
-/// Which machines; every part that is not empty must hold.
+/// Which machines; every part that is said must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub ids: Vec<String>,
     pub hostnames: Vec<String>,
     pub macs: Vec<Mac>,
     pub domains: Vec<String>,
+    /// "amd64/generic", or "amd64" for all of its kind.
     pub architectures: Vec<String>,
     pub owners: Vec<String>,
     pub statuses: Vec<MachineStatus>,
-    pub not_statuses: Vec<MachineStatus>,
     pub power_states: Vec<PowerState>,
-    pub vlans: Vec<i32>,
+    /// Names.
+    pub fabrics: Vec<String>,
+    pub fabric_classes: Vec<String>,
+    /// Of each of these lists, an interface is on one of the VLANs.
+    pub vlans: Vec<Vec<i32>>,
+    /// Of each of these lists, an interface is linked to one of the subnets, or has a lease in it.
+    pub subnets: Vec<Vec<i32>>,
     /// At least.
-    pub cpu_count: Option<i32>,
+    pub cpu_count: Option<f64>,
+    /// At least, in MHz.
+    pub cpu_speed: Option<f64>,
     /// At least.
-    pub memory_mib: Option<i64>,
+    pub memory_mib: Option<f64>,
+    /// At least, in Mbit/s, of one interface.
+    pub link_speed: Option<f64>,
+    /// Machines of which any part of this holds are left out.
+    pub not: Option<Box<Filter>>,
 }
 
 /// In the order of their hostnames.
@@ -258,56 +274,92 @@ pub async fn count(db: &mut PgConnection, filter: &Filter) -> Result<i64, StoreE
 }
 
 fn push_conditions(sql: &mut QueryBuilder<Postgres>, filter: &Filter) {
+    push_parts(sql, " and (", filter);
+    if let Some(not) = &filter.not {
+        push_parts(sql, " and not (", not);
+    }
+}
+
+/// Each part that is said, after `before` and with a closing bracket. No part is ever null.
+fn push_parts(sql: &mut QueryBuilder<Postgres>, before: &str, filter: &Filter) {
     let texts = [
-        (" and m.system_id = any(", &filter.ids),
-        (" and m.hostname = any(", &filter.hostnames),
-        (" and m.domain = any(", &filter.domains),
-        (" and m.architecture = any(", &filter.architectures),
-        (" and a.username = any(", &filter.owners),
+        ("m.system_id = any(", &filter.ids),
+        ("m.hostname = any(", &filter.hostnames),
+        ("m.domain = any(", &filter.domains),
+        (
+            "array[m.architecture, split_part(m.architecture, '/', 1)] && (",
+            &filter.architectures,
+        ),
+        ("coalesce(a.username, '') = any(", &filter.owners),
+        (
+            "m.system_id in (select i.machine from interface i join vlan v on v.id = i.vlan_id
+                 join fabric f on f.id = v.fabric_id and f.name = any(",
+            &filter.fabrics,
+        ),
+        (
+            "m.system_id in (select i.machine from interface i join vlan v on v.id = i.vlan_id
+                 join fabric f on f.id = v.fabric_id and f.class_type = any(",
+            &filter.fabric_classes,
+        ),
     ];
     for (condition, values) in texts {
         if !values.is_empty() {
-            sql.push(condition).push_bind(values.clone()).push(")");
+            sql.push(before).push(condition).push_bind(values.clone());
+            sql.push(if condition.contains(" in (") {
+                ")))"
+            } else {
+                "))"
+            });
         }
     }
-    let numbers = |statuses: &[MachineStatus]| -> Vec<i32> {
-        statuses.iter().map(|status| status.number()).collect()
-    };
     if !filter.statuses.is_empty() {
-        sql.push(" and m.status = any(")
-            .push_bind(numbers(&filter.statuses))
-            .push(")");
-    }
-    if !filter.not_statuses.is_empty() {
-        sql.push(" and m.status <> all(")
-            .push_bind(numbers(&filter.not_statuses))
-            .push(")");
+        let statuses = filter.statuses.iter().map(|status| status.number());
+        sql.push(before).push("m.status = any(");
+        sql.push_bind(statuses.collect::<Vec<i32>>()).push("))");
     }
     if !filter.power_states.is_empty() {
-        let states: Vec<&'static str> = filter
-            .power_states
-            .iter()
-            .map(|state| state.as_str())
-            .collect();
-        sql.push(" and m.power_state = any(")
-            .push_bind(states)
-            .push(")");
+        let states = filter.power_states.iter().map(|state| state.as_str());
+        sql.push(before).push("m.power_state = any(");
+        sql.push_bind(states.collect::<Vec<_>>()).push("))");
     }
     if !filter.macs.is_empty() {
-        sql.push(" and m.system_id in (select machine from interface where mac = any(")
-            .push_bind(to_db_macs(&filter.macs))
-            .push("))");
+        sql.push(before)
+            .push("m.system_id in (select machine from interface where mac = any(");
+        sql.push_bind(to_db_macs(&filter.macs)).push(")))");
     }
-    if !filter.vlans.is_empty() {
-        sql.push(" and m.system_id in (select machine from interface where vlan_id = any(")
-            .push_bind(filter.vlans.clone())
-            .push("))");
+    for vlans in &filter.vlans {
+        sql.push(before)
+            .push("m.system_id in (select machine from interface where vlan_id = any(");
+        sql.push_bind(vlans.clone()).push(")))");
     }
-    if let Some(count) = filter.cpu_count {
-        sql.push(" and m.cpu_count >= ").push_bind(count);
+    for subnets in &filter.subnets {
+        sql.push(before).push(
+            "m.system_id in (
+                 select i.machine from interface i join interface_link k on k.interface_id = i.id
+                 where k.subnet_id = any(",
+        );
+        sql.push_bind(subnets.clone()).push(
+            ") union
+                 select i.machine from interface i join lease l on l.mac = i.mac
+                 join subnet s on l.address <<= s.cidr
+                 where l.client_kind is not null and l.ends > now() and s.id = any(",
+        );
+        sql.push_bind(subnets.clone()).push(")))");
     }
-    if let Some(memory) = filter.memory_mib {
-        sql.push(" and m.memory_mib >= ").push_bind(memory);
+    let least = [
+        ("m.cpu_count >= ", filter.cpu_count),
+        ("m.cpu_speed >= ", filter.cpu_speed),
+        ("m.memory_mib >= ", filter.memory_mib),
+    ];
+    for (condition, value) in least {
+        if let Some(value) = value {
+            sql.push(before).push(condition).push_bind(value).push(")");
+        }
+    }
+    if let Some(speed) = filter.link_speed {
+        sql.push(before)
+            .push("m.system_id in (select machine from interface where link_speed >= ");
+        sql.push_bind(speed).push("))");
     }
 }
 
@@ -402,6 +454,8 @@ pub struct MachineChange<'a> {
     pub domain: Option<&'a str>,
     pub architecture: Option<&'a str>,
     pub min_hwe_kernel: Option<&'a str>,
+    pub cpu_count: Option<i32>,
+    pub memory_mib: Option<i64>,
     pub enable_ssh: Option<bool>,
     pub netboot: Option<bool>,
     pub locked: Option<bool>,
@@ -424,7 +478,8 @@ pub async fn update(
              netboot = coalesce($8, netboot), locked = coalesce($9, locked),
              bios_boot_method = coalesce($10, bios_boot_method),
              hardware_uuid = coalesce($11, hardware_uuid), osystem = coalesce($12, osystem),
-             distro_series = coalesce($13, distro_series), updated = now()
+             distro_series = coalesce($13, distro_series), cpu_count = coalesce($14, cpu_count),
+             memory_mib = coalesce($15, memory_mib), updated = now()
          where system_id = $1",
     )
     .bind(id.as_str())
@@ -440,6 +495,8 @@ pub async fn update(
     .bind(change.hardware_uuid)
     .bind(change.osystem)
     .bind(change.distro_series)
+    .bind(change.cpu_count)
+    .bind(change.memory_mib)
     .execute(&mut *db)
     .await?;
     found(done, id)?;

@@ -94,6 +94,25 @@ pub async fn update_fabric(
     found(done, "fabric", id)
 }
 
+/// Interfaces on the VLANs of a fabric, as "eth0 (physical) on node1"; the first few.
+pub async fn interfaces_of_fabric(
+    db: &mut PgConnection,
+    id: i32,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select i.name || ' (' || i.type || ') on ' || m.hostname
+         from interface i join vlan v on v.id = i.vlan_id join machine m on m.system_id = i.machine
+         where v.fabric_id = $1 order by m.hostname, i.name limit $2",
+    )
+    .bind(id)
+    .bind(NAMED_MAX)
+    .fetch_all(db)
+    .await?)
+}
+
+/// Of what a refusal names; more are counted only.
+const NAMED_MAX: i64 = 10;
+
 /// Deletes a fabric and its VLANs. One with subnets: constraint `subnet_vlan_id_fkey`.
 pub async fn delete_fabric(db: &mut PgConnection, id: i32) -> Result<(), StoreError> {
     let vlans: Vec<i32> = sqlx::query_scalar("select id from vlan where fabric_id = $1")
@@ -226,8 +245,22 @@ pub async fn update_vlan(
     link_changed(db, id).await
 }
 
-/// Deletes a VLAN. One with subnets: constraint `subnet_vlan_id_fkey`.
-pub async fn delete_vlan(db: &mut PgConnection, id: i32) -> Result<(), StoreError> {
+/// Deletes a VLAN; its interfaces go to another one. One with subnets: constraint `subnet_vlan_id_fkey`.
+pub async fn delete_vlan(
+    db: &mut PgConnection,
+    id: i32,
+    interfaces_to: i32,
+) -> Result<(), StoreError> {
+    let machines: Vec<String> = sqlx::query_scalar(
+        "update interface set vlan_id = $2 where vlan_id = $1 returning machine",
+    )
+    .bind(id)
+    .bind(interfaces_to)
+    .fetch_all(&mut *db)
+    .await?;
+    for machine in machines {
+        feed::changed(db, feed::Kind::Machine, &machine).await?;
+    }
     let done = sqlx::query("delete from vlan where id = $1")
         .bind(id)
         .execute(&mut *db)
@@ -431,6 +464,44 @@ pub async fn update_subnet(
         reservation::told_of_subnet(db, id, vlan_now).await?;
     }
     Ok(())
+}
+
+/// What goes when a subnet goes, in words: "the range 10.0.0.10 to 10.0.0.19". The first few of each kind.
+pub async fn goes_with_subnet(db: &mut PgConnection, id: i32) -> Result<Vec<String>, StoreError> {
+    let mut all = Vec::new();
+    for (one, statement) in [
+        (
+            "the range",
+            "select host(start_ip) || ' to ' || host(end_ip) from iprange where subnet_id = $1 order by start_ip limit $2",
+        ),
+        (
+            "the reserved address",
+            "select host(ip) from reserved_ip where subnet_id = $1 order by ip limit $2",
+        ),
+        (
+            "the DHCP option",
+            "select code::text from dhcp_option where subnet_id = $1 order by code limit $2",
+        ),
+        (
+            "the link of",
+            "select i.name || ' on ' || m.hostname from interface_link k
+             join interface i on i.id = k.interface_id join machine m on m.system_id = i.machine
+             where k.subnet_id = $1 order by m.hostname, i.name limit $2",
+        ),
+    ] {
+        let found: Vec<String> = sqlx::query_scalar(statement)
+            .bind(id)
+            .bind(NAMED_MAX + 1)
+            .fetch_all(&mut *db)
+            .await?;
+        let more = found.len() as i64 > NAMED_MAX;
+        let named = found.into_iter().take(NAMED_MAX as usize);
+        all.extend(named.map(|name| format!("{one} {name}")));
+        if more {
+            all.push(format!("{one}s further on"));
+        }
+    }
+    Ok(all)
 }
 
 /// Deletes a subnet with its ranges.

@@ -1,5 +1,7 @@
 //! Racks: enrolment tokens, certificates, interfaces, revocation.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -369,6 +371,56 @@ pub async fn interfaces(
         "select name, mac, addresses from rack_interface where rack = $1 order by name collate \"C\"",
     )
     .bind(system_id)
+    .fetch_all(db)
+    .await?)
+}
+
+/// Every rack's interfaces, by rack and name.
+pub async fn all_interfaces(
+    db: impl PgExecutor<'_>,
+) -> Result<HashMap<String, Vec<Interface>>, StoreError> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        rack: String,
+        #[sqlx(flatten)]
+        interface: Interface,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "select rack, name, mac, addresses from rack_interface order by rack, name collate \"C\"",
+    )
+    .fetch_all(db)
+    .await?;
+    let mut racks: HashMap<String, Vec<Interface>> = HashMap::new();
+    for row in rows {
+        racks.entry(row.rack).or_default().push(row.interface);
+    }
+    Ok(racks)
+}
+
+/// An address of a rack's own inside this span, and the rack's hostname.
+pub async fn address_within(
+    db: impl PgExecutor<'_>,
+    first: IpAddr,
+    last: IpAddr,
+) -> Result<Option<(IpAddr, String)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select host(a)::inet, r.hostname
+         from rack r join rack_interface i on i.rack = r.system_id, unnest(i.addresses) a
+         where host(a)::inet between $1 and $2 order by 1 limit 1",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_optional(db)
+    .await?)
+}
+
+/// The racks that have an address in a subnet of each VLAN: (VLAN, system_id). Not those whose certificates ended.
+pub async fn connected(db: impl PgExecutor<'_>) -> Result<Vec<(i32, String)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select distinct s.vlan_id, r.system_id
+         from rack r join rack_interface i on i.rack = r.system_id, unnest(i.addresses) a, subnet s
+         where r.revoked is null and host(a)::inet <<= s.cidr order by 1, 2",
+    )
     .fetch_all(db)
     .await?)
 }

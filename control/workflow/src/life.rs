@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::{EventType, MachineStatus, PowerCommand, PowerState, ScriptStatus, SystemId};
 use sqlx::{PgConnection, PgPool};
 use store::event::{self, NewEvent};
-use store::lifecycle::{self, Life, Move};
+use store::lifecycle::{self, Boot, Life, Move};
 use store::script::{self, NewScript, ScriptResult};
 use store::work::{self, WorkState};
 use store::{setting, token};
@@ -24,6 +24,8 @@ const QUERY_WAIT: Duration = Duration::from_secs(45);
 pub struct CommissionOptions {
     /// Stay on and open after the scripts.
     pub enable_ssh: bool,
+    /// Leave the interfaces' links as they are.
+    pub skip_networking: bool,
     /// Names or tags besides the built-in scripts; "none" and "" are nothing.
     pub scripts: Vec<String>,
 }
@@ -66,7 +68,12 @@ pub async fn commission(
     let boot_id = Uuid::new_v4();
     let deadline = node_timeout(tx).await?;
     token::revoke_machine(tx, machine).await?;
-    lifecycle::begin_boot(tx, machine, boot_id, options.enable_ssh).await?;
+    let boot = Boot {
+        id: boot_id,
+        enable_ssh: options.enable_ssh,
+        skip_networking: options.skip_networking,
+    };
+    lifecycle::begin_boot(tx, machine, boot).await?;
     let change = Move {
         to: MachineStatus::Commissioning,
         deadline: Some(deadline),

@@ -73,9 +73,9 @@ pub struct Create {
     /// A JSON object of power parameters; `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     power_parameters_file: Option<PathBuf>,
-    /// Commission it at once.
+    /// Do not commission it now. Otherwise it is commissioned at once.
     #[arg(long)]
-    commission: bool,
+    no_commission: bool,
 }
 
 const LIST: &[Column] = &[
@@ -230,7 +230,7 @@ impl Create {
             ("hostname", self.hostname),
             ("architecture", self.architecture),
             ("power_type", self.power_type),
-            ("commission", self.commission.to_string()),
+            ("commission", (!self.no_commission).to_string()),
         ];
         fields.extend(self.macs.into_iter().map(|mac| ("mac_addresses", mac)));
         let mut parameters = match self.power_parameters_file {

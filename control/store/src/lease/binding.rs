@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lease::Client;
 use mac_address::MacAddress;
 use sqlx::postgres::PgRow;
@@ -70,6 +71,39 @@ pub async fn bindings_of_mac(
     .fetch_all(db)
     .await?;
     rows.iter().map(binding).collect()
+}
+
+/// The addresses that these hardware addresses have now, by one index look-up each.
+pub async fn addresses_of_macs(
+    db: &mut PgConnection,
+    macs: &[MacAddress],
+) -> Result<Vec<(MacAddress, IpAddr)>, StoreError> {
+    Ok(sqlx::query_as(
+        "select l.mac, l.address from unnest($1::macaddr[]) as asked (mac)
+         cross join lateral (
+             select l.mac, l.address from lease l
+             where l.mac = asked.mac and l.client_kind is not null and l.ends > now()
+             order by l.granted desc nulls last, l.address limit 100
+         ) l",
+    )
+    .bind(macs)
+    .fetch_all(db)
+    .await?)
+}
+
+/// The addresses of a network that are leased now.
+pub async fn addresses_within(
+    db: &mut PgConnection,
+    cidr: &IpNet,
+) -> Result<Vec<IpAddr>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select address from lease
+         where address >= $1 and address <= $2 and client_kind is not null and ends > now() order by address",
+    )
+    .bind(cidr.network())
+    .bind(cidr.broadcast())
+    .fetch_all(db)
+    .await?)
 }
 
 /// The live leases of a subnet, or all, by address; at most `limit` of those after `after`.
