@@ -320,6 +320,7 @@ struct RackEvent {
   address @2 :Data;
   agoMs @3 :UInt64;                 # how long before this call it happened
   detail @4 :Text;
+  bootMethod @5 :Text;              # of a BOOT_FILE: MAAS's name of the method that the client's option 93 asks for
 }
 
 # ---------------------------------------------------------------- power

@@ -86,6 +86,17 @@ pub(crate) async fn store(
         .await?
         .into_iter()
         .collect();
+    let learnt: Vec<(String, &'static str)> = events
+        .iter()
+        .filter(|seen| seen.kind == EventType::BootFile)
+        .filter_map(|Seen { event, .. }| {
+            let machine = machines.get(&event.mac?)?;
+            Some((machine.clone(), firmware(&event.boot_method)?))
+        })
+        .collect();
+    if !learnt.is_empty() {
+        store::lifecycle::learn_boot_methods(&mut *db, &learnt).await?;
+    }
     let now = OffsetDateTime::now_utc();
     let events: Vec<NewEvent> = events
         .into_iter()
@@ -109,9 +120,35 @@ pub(crate) async fn store(
     Ok(events.len())
 }
 
+/// MAAS's `bios_boot_method` for a boot method. `None`: a loader asked, which says nothing of the firmware under it.
+fn firmware(boot_method: &str) -> Option<&'static str> {
+    match boot_method {
+        "pxe" => Some("pxe"),
+        "powernv" | "open-firmware_ppc64el" => Some("powernv"),
+        method if method.starts_with("uefi_") => Some("uefi"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_method_says_which_firmware_asked() {
+        for (method, want) in [
+            ("uefi_amd64_tftp", Some("uefi")),
+            ("uefi_arm64_http", Some("uefi")),
+            ("uefi_ebc_tftp", Some("uefi")),
+            ("pxe", Some("pxe")),
+            ("powernv", Some("powernv")),
+            ("ipxe", None),
+            ("onie", None),
+            ("", None),
+        ] {
+            assert_eq!(firmware(method), want, "{method}");
+        }
+    }
 
     fn event(kind: &str, mac: u8) -> RackEvent {
         let (ago, detail) = (Duration::ZERO, "x".into());
@@ -121,6 +158,7 @@ mod tests {
             address: None,
             ago,
             detail,
+            boot_method: String::new(),
         }
     }
 

@@ -304,6 +304,8 @@ pub(crate) struct RackEvent {
     pub address: Option<IpAddr>,
     pub ago: Duration,
     pub detail: String,
+    /// Of a BOOT_FILE: MAAS's name of the boot method; "" otherwise.
+    pub boot_method: String,
 }
 
 pub(crate) fn events(
@@ -326,6 +328,7 @@ pub(crate) fn events(
                 // A rack holds events back for minutes at most; more would be a wrong clock.
                 ago: Duration::from_millis(event.get_ago_ms()).min(Duration::from_secs(24 * 3600)),
                 detail: text(event.get_detail()?, TEXT_BYTES_MAX)?,
+                boot_method: text(event.get_boot_method()?, NAME_BYTES_MAX)?,
             })
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -27,6 +28,7 @@ pub struct Config {
     /// Of one address.
     pub api_connections_each: u32,
     pub database: Database,
+    pub power: Power,
     /// A filter as `tracing` has them: `info`, `debug,sqlx=warn`.
     pub log: String,
 }
@@ -37,6 +39,29 @@ pub struct Database {
     /// A PostgreSQL URL. Without one regiond runs a private cluster in its state folder.
     pub url: Option<String>,
     pub connections_max: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Power {
+    /// Between two looks at the power of a machine that nobody switches through Muster. 0: none.
+    pub sweep_secs: u64,
+}
+
+impl Default for Power {
+    fn default() -> Self {
+        Self { sweep_secs: 300 }
+    }
+}
+
+impl Power {
+    /// At least half a minute: BMCs are slow, and there are thousands of them.
+    pub fn sweep(&self) -> Duration {
+        match self.sweep_secs {
+            0 => Duration::ZERO,
+            secs => Duration::from_secs(secs.clamp(30, 86_400)),
+        }
+    }
 }
 
 impl Default for Config {
@@ -52,6 +77,7 @@ impl Default for Config {
             api_connections: 4096,
             api_connections_each: 256,
             database: Database::default(),
+            power: Power::default(),
             log: "info,sqlx=warn".to_owned(),
         }
     }
@@ -102,5 +128,18 @@ mod tests {
         toml::from_str::<Config>("metrics_allow = [\"10.0.0.0\"]").expect_err("no network");
         let config: Config = toml::from_str("[database]\nurl = \"postgres://h/db\"").expect("ok");
         assert_eq!(config.database.url.as_deref(), Some("postgres://h/db"));
+    }
+
+    #[test]
+    fn power_is_looked_at_every_five_minutes_unless_told_otherwise() {
+        for (text, secs) in [
+            ("", 300),
+            ("[power]\nsweep_secs = 60", 60),
+            ("[power]\nsweep_secs = 1", 30),
+            ("[power]\nsweep_secs = 0", 0),
+        ] {
+            let config: Config = toml::from_str(text).expect("parses");
+            assert_eq!(config.power.sweep(), Duration::from_secs(secs), "{text}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -108,6 +110,31 @@ pub fn is_allowed(ends: &Ends, allowed: &[IpNet]) -> bool {
         ends.local.ip().to_canonical(),
     );
     peer.is_loopback() || peer == local || allowed.iter().any(|network| network.contains(&peer))
+}
+
+/// How many machines have a power that can be asked for, and of how many it was last seen three intervals ago.
+pub async fn power(pool: &PgPool, every: Duration) -> String {
+    let seen = async { store::bmc::seen(&mut *pool.acquire().await?, 3 * every).await };
+    let (machines, stale) = match seen.await {
+        Ok(seen) => seen,
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "reading how old power states are");
+            return "# the power states could not be read\n".to_owned();
+        }
+    };
+    let gauge = |name: &str, help: &str, value: i64| {
+        format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n")
+    };
+    gauge(
+        "muster_power_machines",
+        "Machines whose power can be asked for",
+        machines,
+    ) + &gauge(
+        "muster_power_stale",
+        "of these last seen longer than three sweeps ago",
+        stale,
+    )
 }
 
 /// Gauges of the dynamic ranges, as housekeeping last counted them. Without a database: a line that says so.

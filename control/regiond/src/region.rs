@@ -61,8 +61,14 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     let (racks, mut link) = link::start(link_config, &pool, &sealer, stop.clone())
         .await
         .context("starting the racks' link")?;
-    let mut runner =
-        workflow::Runner::start(pool.clone(), sealer.clone(), racks.clone(), stop.clone());
+    let sweep = workflow::Sweep::every(config.power.sweep());
+    let mut runner = workflow::Runner::start(
+        pool.clone(),
+        sealer.clone(),
+        racks.clone(),
+        sweep.clone(),
+        stop.clone(),
+    );
 
     let app = api::App::new(pool.clone(), sealer, library.clone(), racks.clone());
     let region = api::router(app.clone());
@@ -79,6 +85,7 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         racks: racks.clone(),
         rooms: [Arc::clone(&room), Arc::clone(&requests)],
         listener: Arc::clone(&api_counters),
+        sweep,
         allowed: config.metrics_allow.clone(),
     };
     let page = Router::new()
@@ -132,6 +139,7 @@ struct Page {
     racks: link::Racks,
     rooms: [Arc<gate::Room>; 2],
     listener: Arc<listener::Counters>,
+    sweep: workflow::Sweep,
     allowed: Vec<IpNet>,
 }
 
@@ -166,6 +174,8 @@ impl Page {
             + &metrics::counters("api", listener)
             + &metrics::counters("api", self.app.counters().read())
             + &metrics::counters("link", self.racks.counters().read())
+            + &metrics::counters("power", self.sweep.counters.read())
+            + &metrics::power(&self.pool, self.sweep.every).await
             + &metrics::ranges(&self.pool).await
     }
 }

@@ -180,7 +180,9 @@ pub async fn set_for_machine(
         Some(sealer.seal(&context_of(id), &secrets)?)
     };
     sqlx::query(
-        "update bmc set power_type = $2, address = $3, parameters = $4, secrets_sealed = $5 where id = $1",
+        "update bmc set power_type = $2, address = $3, parameters = $4, secrets_sealed = $5,
+             swept = null, sweep_failures = 0
+         where id = $1",
     )
     .bind(id)
     .bind(power_type.as_str())
@@ -201,6 +203,45 @@ pub async fn delete_unused(db: &mut PgConnection, id: i32) -> Result<(), StoreEr
     .execute(db)
     .await?;
     Ok(())
+}
+
+//---------------------------------------------------------------- sweeps
+
+/// BMCs that a rack can ask.
+pub async fn count_driven(db: impl sqlx::PgExecutor<'_>) -> Result<i64, StoreError> {
+    Ok(
+        sqlx::query_scalar("select count(*) from bmc where power_type <> 'manual'")
+            .fetch_one(db)
+            .await?,
+    )
+}
+
+/// Records what a sweep's query of it came to.
+pub async fn swept(db: &mut PgConnection, id: i32, failed: bool) -> Result<(), StoreError> {
+    sqlx::query(
+        "update bmc set sweep_failures = case when $2 then least(sweep_failures + 1, 20) else 0 end
+         where id = $1",
+    )
+    .bind(id)
+    .bind(failed)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Machines with a driven power type, and those of them whose power was last seen longer ago than `age`.
+pub async fn seen(
+    db: &mut PgConnection,
+    age: std::time::Duration,
+) -> Result<(i64, i64), StoreError> {
+    Ok(sqlx::query_as(
+        "select count(*), count(*) filter (
+                where coalesce(m.power_state_updated < now() - make_interval(secs => $1), true))
+         from machine m join bmc b on b.id = m.bmc_id where b.power_type <> 'manual'",
+    )
+    .bind(age.as_secs_f64())
+    .fetch_one(db)
+    .await?)
 }
 
 //---------------------------------------------------------------- routes

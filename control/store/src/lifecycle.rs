@@ -25,6 +25,8 @@ pub struct Life {
     pub bmc_id: Option<i32>,
     /// "" while none is configured.
     pub power_type: String,
+    /// MAAS's word for the firmware that asked for an address: "uefi", "pxe"; "" while none did.
+    pub bios_boot_method: String,
     /// Of the boot that is expected or running.
     pub boot_id: Option<Uuid>,
     pub enable_ssh: bool,
@@ -58,6 +60,7 @@ impl FromRow<'_, PgRow> for Life {
                 .unwrap_or(PowerState::Unknown),
             bmc_id: row.try_get("bmc_id")?,
             power_type: row.try_get("power_type")?,
+            bios_boot_method: row.try_get("bios_boot_method")?,
             boot_id: row.try_get("boot_id")?,
             enable_ssh: row.try_get("enable_ssh")?,
             locked: row.try_get("locked")?,
@@ -99,7 +102,7 @@ impl Life {
 const LIFE: &str =
     "m.system_id, m.hostname, m.domain, m.status, m.previous_status, m.power_state, m.bmc_id,
      coalesce((select b.power_type from bmc b where b.id = m.bmc_id), '') as power_type,
-     m.boot_id, m.enable_ssh, m.locked,
+     m.bios_boot_method, m.boot_id, m.enable_ssh, m.locked,
      extract(epoch from now() - m.status_changed)::float8 as since_change,
      extract(epoch from now() - m.last_heartbeat)::float8 as since_heartbeat,
      coalesce(m.status_deadline < now(), false) as deadline_passed";
@@ -225,6 +228,27 @@ pub async fn set_power_state(
     .fetch_optional(db)
     .await?
     .unwrap_or(false))
+}
+
+/// Stores which firmware machines booted with, as their racks saw it in DHCP. Says of how many that was new.
+pub async fn learn_boot_methods(
+    db: impl PgExecutor<'_>,
+    learnt: &[(String, &'static str)],
+) -> Result<u64, StoreError> {
+    let (ids, methods): (Vec<&str>, Vec<&str>) = learnt
+        .iter()
+        .map(|(id, method)| (id.as_str(), *method))
+        .unzip();
+    let done = sqlx::query(
+        "update machine m set bios_boot_method = l.method
+         from unnest($1::text[], $2::text[]) as l (id, method)
+         where m.system_id = l.id and m.bios_boot_method <> l.method",
+    )
+    .bind(ids)
+    .bind(methods)
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 pub async fn set_netboot(

@@ -62,6 +62,8 @@ pub struct Work {
     pub created: OffsetDateTime,
     pub finished: Option<OffsetDateTime>,
     pub error: String,
+    /// Nobody's wish, only a look: deleted when it ends.
+    pub sweep: bool,
 }
 
 impl FromRow<'_, PgRow> for Work {
@@ -86,23 +88,29 @@ impl FromRow<'_, PgRow> for Work {
             created: row.try_get("created")?,
             finished: row.try_get("finished")?,
             error: row.try_get("error")?,
+            sweep: row.try_get("sweep")?,
         })
     }
 }
 
-const WORK: &str =
-    "id, machine, bmc_id, command, state, attempts, claim_token, rack, created, finished, error";
+const WORK: &str = "id, machine, bmc_id, command, state, attempts, claim_token, rack, created,
+     finished, error, sweep";
 
 // ---------------------------------------------------------------- intents
 
 /// Queues a power command and wakes the runners at commit. A newer intent cancels the machine's older queued ones; a
-/// query joins one that is queued already. Returns the work's id.
+/// query joins one that is queued already, and takes the place of a sweep's, also of one that a rack is at: what that
+/// finds out then is not recorded. Returns the work's id.
 pub async fn enqueue(
     db: &mut PgConnection,
     machine: &SystemId,
     bmc_id: i32,
     command: PowerCommand,
 ) -> Result<i64, StoreError> {
+    sqlx::query("delete from work where machine = $1 and sweep")
+        .bind(machine.as_str())
+        .execute(&mut *db)
+        .await?;
     if command == PowerCommand::Query {
         let queued: Option<i64> = sqlx::query_scalar(
             "select id from work where machine = $1 and state = 'queued' and command = 'query'
@@ -127,6 +135,49 @@ pub async fn enqueue(
     .await?;
     sqlx::query("notify muster_work").execute(&mut *db).await?;
     Ok(id)
+}
+
+/// Which machines a sweep looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// Seen longer ago than this.
+    pub every: Duration,
+    /// Doubled for each failure in a row, up to this.
+    pub pause_max: Duration,
+    pub limit: i64,
+    /// Sweeps' queries at once.
+    pub open_max: i64,
+}
+
+/// Queues queries for machines whose power nobody has seen for a while and nobody works at, the longest unseen first.
+/// Returns how many.
+pub async fn enqueue_sweep(db: &mut PgConnection, due: Due) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "with due as (
+             select m.system_id, b.id, greatest(b.swept, m.power_state_updated) as seen
+             from bmc b join machine m on m.bmc_id = b.id
+             where b.power_type <> 'manual'
+               and coalesce(greatest(b.swept, m.power_state_updated), '-infinity')
+                   < now() - make_interval(secs => least($1 * 2 ^ least(b.sweep_failures, 20), $2))
+               and not exists (select 1 from work w where w.machine = m.system_id
+                                                      and w.state in ('queued', 'claimed'))
+             order by seen nulls first, b.id
+             limit least($3, greatest($4 - (select count(*) from work where sweep), 0))
+             for update of b skip locked),
+         asked as (update bmc set swept = now() from due where bmc.id = due.id)
+         insert into work (kind, machine, bmc_id, command, sweep)
+         select 'power', system_id, id, 'query', true from due",
+    )
+    .bind(due.every.as_secs_f64())
+    .bind(due.pause_max.as_secs_f64())
+    .bind(due.limit)
+    .bind(due.open_max)
+    .execute(&mut *db)
+    .await?;
+    if done.rows_affected() > 0 {
+        sqlx::query("notify muster_work").execute(&mut *db).await?;
+    }
+    Ok(done.rows_affected())
 }
 
 /// Cancels the machine's queued intents; queries stay. What is claimed runs to its end: a rack may be at it.
@@ -220,7 +271,7 @@ pub async fn claim(
                    select 1 from work o where o.bmc_id = w.bmc_id and o.id <> w.id
                       and (o.state = 'claimed'
                            or (o.state = 'queued' and o.not_before <= now() and o.id < w.id)))
-             order by w.id limit $1 for update skip locked)
+             order by w.sweep, w.id limit $1 for update skip locked)
          returning {WORK}"
     )))
     .bind(limit)
@@ -273,16 +324,20 @@ pub async fn complete(
     state: WorkState,
     error: &str,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "update work set state = $2, finished = now(), error = $3, claim_until = null
-         where claim_token = $1 and state = 'claimed'",
+    let ended: i64 = sqlx::query_scalar(
+        "with swept as (
+             delete from work where claim_token = $1 and state = 'claimed' and sweep returning id),
+         ended as (
+             update work set state = $2, finished = now(), error = $3, claim_until = null
+             where claim_token = $1 and state = 'claimed' and not sweep returning id)
+         select count(*) from (select id from swept union all select id from ended) as one",
     )
     .bind(token)
     .bind(state.as_str())
     .bind(error)
-    .execute(db)
+    .fetch_one(db)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(ended == 1)
 }
 
 /// Queues it again, not before `delay` from now. With `counted` false the attempt is taken back: nothing was tried.

@@ -5,6 +5,7 @@
 //!   runner  claims work, picks a rack, asks it, records the outcome        (power)
 //!   signal  a machine's word -> script results, inventory -> rules         (metadata)
 //!   monitor reads full state on a timer -> the same rules                  (what a crash or silence left)
+//!   sweep   asks for the power that nobody saw for a while                 (what was switched by others)
 //! ```
 //! Only this crate moves a machine between statuses. The rules are pure (`rules`, `route`, `outcome`, `resources`);
 //! everything else reads facts, asks a rule and writes what it said, in the caller's transaction. No transaction is
@@ -19,6 +20,7 @@ pub mod rules;
 mod runner;
 pub mod scripts;
 mod signal;
+mod sweep;
 
 pub use life::{
     CommissionOptions, Commissioned, abort, booted, commission, heard, power, query_power,
@@ -26,6 +28,7 @@ pub use life::{
 pub use monitor::tick;
 pub use runner::{PowerLink, Runner};
 pub use signal::{SignalReport, signal};
+pub use sweep::Sweep;
 
 use model::{IllegalMove, MachineStatus};
 use store::StoreError;

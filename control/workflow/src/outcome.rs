@@ -109,6 +109,23 @@ pub fn state_of(state: link::PowerState) -> PowerState {
     }
 }
 
+/// What `power_boot_type` "auto" is for a machine whose firmware asked for an address: that firmware, whatever the BMC
+/// has in its flag. `None`: the operator's choice stands, or nothing is known and the BMC's flag is kept.
+pub fn boot_type(
+    parameters: &serde_json::Map<String, serde_json::Value>,
+    bios_boot_method: &str,
+) -> Option<&'static str> {
+    let chosen = parameters.get("power_boot_type");
+    match chosen.and_then(serde_json::Value::as_str) {
+        None | Some("" | "auto") => match bios_boot_method {
+            "uefi" => Some("efi"),
+            "pxe" => Some("legacy"),
+            _ => None,
+        },
+        Some(_) => None,
+    }
+}
+
 fn backoff(attempts: u32) -> Duration {
     (BACKOFF * 2u32.saturating_pow(attempts.saturating_sub(1).min(8))).min(BACKOFF_MAX)
 }
@@ -190,6 +207,24 @@ mod tests {
             next(&Err(LinkError::NotConnected), PowerCommand::On, 1, true),
             Next::OtherRack { .. }
         ));
+    }
+
+    #[test]
+    fn boot_type_auto_is_what_the_machines_own_firmware_asked_with() {
+        for (chosen, learnt, want) in [
+            (Some("auto"), "uefi", Some("efi")),
+            (Some("auto"), "pxe", Some("legacy")),
+            (Some(""), "uefi", Some("efi")),
+            (None, "pxe", Some("legacy")),
+            (Some("auto"), "", None),
+            (Some("auto"), "powernv", None),
+            (Some("legacy"), "uefi", None),
+            (Some("efi"), "pxe", None),
+        ] {
+            let mut parameters = serde_json::Map::new();
+            parameters.extend(chosen.map(|chosen| ("power_boot_type".to_owned(), chosen.into())));
+            assert_eq!(boot_type(&parameters, learnt), want, "{chosen:?} {learnt}");
+        }
     }
 
     #[test]

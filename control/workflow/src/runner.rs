@@ -19,6 +19,7 @@ use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, PgPool};
 use store::bmc::{self, Bmc};
 use store::event::{self, NewEvent};
+use store::lifecycle::Life;
 use store::seal::Sealer;
 use store::work::{self, Work, WorkState};
 use store::{StoreError, lifecycle};
@@ -31,6 +32,7 @@ use crate::life::consider;
 use crate::outcome::{self, ATTEMPTS_MAX, Next};
 use crate::route::{Reason, choose_rack};
 use crate::rules::Cause;
+use crate::sweep::{self, Sweep};
 use crate::{WorkflowError, monitor};
 
 /// Operations of this process under way at once, over all racks.
@@ -83,6 +85,7 @@ pub struct Runner<L> {
     pool: PgPool,
     sealer: Arc<Sealer>,
     racks: L,
+    sweep: Sweep,
 }
 
 impl<L: PowerLink> Runner<L> {
@@ -91,12 +94,14 @@ impl<L: PowerLink> Runner<L> {
         pool: PgPool,
         sealer: Arc<Sealer>,
         racks: L,
+        sweep: Sweep,
         cancel: CancellationToken,
     ) -> JoinSet<()> {
         let runner = Runner {
             pool,
             sealer,
             racks,
+            sweep,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(runner.clone().watch(cancel.clone()));
@@ -107,11 +112,17 @@ impl<L: PowerLink> Runner<L> {
     async fn watch(self, cancel: CancellationToken) {
         let mut monitor = tokio::time::interval(MONITOR);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut sweep = tokio::time::interval(sweep::TICK);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         monitor.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let done = tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = monitor.tick() => monitor::tick(&self.pool).await,
+                // Nobody to ask: what is due stays due.
+                _ = sweep.tick(), if !self.racks.connected().is_empty() => {
+                    self.sweep.tick(&self.pool).await
+                }
                 _ = housekeeping.tick() => monitor::housekeeping(&self.pool).await,
             };
             if let Err(error) = done {
@@ -232,6 +243,9 @@ impl<L: PowerLink> Runner<L> {
 
     /// Asks racks, one after another, until one of them settles it.
     async fn attempt(&self, work: &Work, token: Uuid) -> Result<(), WorkflowError> {
+        if work.sweep {
+            return self.look(work, token).await;
+        }
         let limit = outcome::time_limit(work.command);
         let mut tried = Vec::new();
         let mut attempts = work.attempts;
@@ -239,10 +253,10 @@ impl<L: PowerLink> Runner<L> {
             attempts = ATTEMPTS_MAX; // whoever asks wants an answer, not a repeat
         }
         loop {
-            let Some((rack, bmc)) = self.prepare(work, token, &tried, limit).await? else {
+            let Some((rack, bmc, life)) = self.prepare(work, token, &tried, limit).await? else {
                 return Ok(());
             };
-            let answer = match self.operation(work, token, &bmc, limit) {
+            let answer = match self.operation(work, token, &bmc, &life, limit) {
                 Ok(operation) => self.racks.power(&rack, operation).await,
                 Err(error) => {
                     let reason = error.to_string();
@@ -273,6 +287,27 @@ impl<L: PowerLink> Runner<L> {
         }
     }
 
+    /// A sweep's query: one rack, one try, and nothing is said of the machine when the rack had no time.
+    async fn look(&self, work: &Work, token: Uuid) -> Result<(), WorkflowError> {
+        let limit = sweep::TIME_LIMIT;
+        let Some((rack, bmc, life)) = self.prepare(work, token, &[], limit).await? else {
+            return Ok(());
+        };
+        let operation = self.operation(work, token, &bmc, &life, limit)?;
+        let answer = self.racks.power(&rack, operation).await;
+        if let Some(reached) = outcome::reached(&answer) {
+            let mut connection = self.pool.acquire().await?;
+            bmc::record_route(&mut connection, bmc.id, &rack, reached).await?;
+        }
+        let Some(next) = sweep::next(&answer) else {
+            let why = "the rack had no time for it";
+            work::complete(&self.pool, token, WorkState::Cancelled, why).await?;
+            return Ok(());
+        };
+        self.sweep.counters.count(&next);
+        self.record(work, token, Some((&rack, "")), next).await
+    }
+
     /// Chooses the rack and says so; `None` when there is nothing to do now.
     async fn prepare(
         &self,
@@ -280,7 +315,7 @@ impl<L: PowerLink> Runner<L> {
         token: Uuid,
         tried: &[String],
         limit: Duration,
-    ) -> Result<Option<(String, Bmc)>, WorkflowError> {
+    ) -> Result<Option<(String, Bmc, Life)>, WorkflowError> {
         let mut tx = self.pool.begin().await?;
         let life = lifecycle::lock(&mut tx, &work.machine).await?;
         let booting = life.status == MachineStatus::Commissioning;
@@ -316,7 +351,7 @@ impl<L: PowerLink> Runner<L> {
             record_choice(&mut tx, work, rack, reason).await?;
         }
         tx.commit().await?;
-        Ok(Some((rack.to_owned(), bmc)))
+        Ok(Some((rack.to_owned(), bmc, life)))
     }
 
     fn operation(
@@ -324,9 +359,13 @@ impl<L: PowerLink> Runner<L> {
         work: &Work,
         token: Uuid,
         bmc: &Bmc,
+        life: &Life,
         deadline: Duration,
     ) -> Result<PowerOperation, StoreError> {
-        let parameters = bmc.parameters_with_secrets(&self.sealer)?;
+        let mut parameters = bmc.parameters_with_secrets(&self.sealer)?;
+        if let Some(boot_type) = outcome::boot_type(&parameters, &life.bios_boot_method) {
+            parameters.insert("power_boot_type".to_owned(), boot_type.into());
+        }
         Ok(PowerOperation {
             // The same claim asks with the same id, so a rack that gets it twice does it once.
             id: *token.as_bytes(),
@@ -389,12 +428,18 @@ impl<L: PowerLink> Runner<L> {
                 work::complete(&mut *tx, token, WorkState::Cancelled, why).await?
             }
         };
+        if !held && work.sweep {
+            return Ok(()); // a command took its place
+        }
         if !held {
             tracing::warn!(
                 work = work.id,
                 "the claim was lost; its outcome is not recorded"
             );
             return Ok(());
+        }
+        if let (true, Some(bmc_id)) = (work.sweep, work.bmc_id) {
+            bmc::swept(&mut tx, bmc_id, sweep::is_failure(next)).await?;
         }
         match next {
             Next::Done(state) => {

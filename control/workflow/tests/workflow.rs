@@ -185,7 +185,15 @@ impl Region {
 
     fn start(&mut self, racks: &Racks) {
         let (pool, sealer) = (self.pool().clone(), self.sealer.clone());
-        self.tasks = Runner::start(pool, sealer, racks.clone(), self.cancel.clone());
+        let sweep = workflow::Sweep::default();
+        self.tasks = Runner::start(pool, sealer, racks.clone(), sweep, self.cancel.clone());
+    }
+
+    /// Looks at power in the background, each state when it is an hour old.
+    fn start_sweeping(&mut self, racks: &Racks) {
+        let (pool, sealer) = (self.pool().clone(), self.sealer.clone());
+        let sweep = workflow::Sweep::every(Duration::from_secs(3600));
+        self.tasks = Runner::start(pool, sealer, racks.clone(), sweep, self.cancel.clone());
     }
 
     /// As kill -9: nothing is drained, nothing recorded.
@@ -655,6 +663,7 @@ async fn two_processes_never_use_one_bmc_at_once() {
         region.pool().clone(),
         region.sealer.clone(),
         racks.clone(),
+        workflow::Sweep::default(),
         region.cancel.clone(),
     );
     for round in 0..10 {
@@ -692,6 +701,192 @@ async fn two_processes_never_use_one_bmc_at_once() {
     );
     region.cancel.cancel();
     while other.join_next().await.is_some() {}
+}
+
+// ---------------------------------------------------------------- sweeps
+
+impl Region {
+    /// Makes the power state, and the last look at it, `secs` old.
+    async fn unseen_for(&self, secs: i64) {
+        for (table, column) in [("machine", "power_state_updated"), ("bmc", "swept")] {
+            self.make_old(column, table, secs).await;
+        }
+    }
+
+    async fn sweep(&self, limit: i64, open_max: i64) -> u64 {
+        let due = store::work::Due {
+            every: Duration::from_secs(300),
+            pause_max: Duration::from_secs(3600),
+            limit,
+            open_max,
+        };
+        let mut tx = self.pool().begin().await.unwrap();
+        let queued = store::work::enqueue_sweep(&mut tx, due).await.unwrap();
+        tx.commit().await.unwrap();
+        queued
+    }
+
+    async fn work_count(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from work")
+            .fetch_one(self.pool())
+            .await
+            .unwrap()
+    }
+}
+
+/// Nobody asks: what was switched behind our back is seen, and leaves no work behind.
+#[tokio::test]
+async fn a_sweep_keeps_the_power_state_true() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Works)]);
+    *racks.is_on.lock().unwrap() = true;
+    region.start_sweeping(&racks);
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
+    region
+        .wait_for("no work left", async |region| {
+            region.work_count().await == 0
+        })
+        .await;
+    assert_eq!(racks.calls(), ["near Query"]);
+    assert_eq!(region.events().await, ["POWER_QUERIED"]);
+    // The time of it is true as well, and a state that is young is not asked for again.
+    let age: f64 = sqlx::query_scalar(
+        "select extract(epoch from now() - power_state_updated)::float8 from machine",
+    )
+    .fetch_one(region.pool())
+    .await
+    .unwrap();
+    assert!(age < 60.0, "{age}");
+    assert_eq!(region.sweep(10, 10).await, 0);
+}
+
+#[tokio::test]
+async fn a_machine_that_was_just_switched_is_not_asked() {
+    let region = Region::new().await;
+    let now = PowerState::On;
+    lifecycle::set_power_state(region.pool(), &region.machine, now)
+        .await
+        .unwrap();
+    assert_eq!(region.sweep(10, 10).await, 0);
+    region.unseen_for(299).await;
+    assert_eq!(region.sweep(10, 10).await, 0);
+    region.unseen_for(10).await;
+    assert_eq!(region.sweep(10, 10).await, 1);
+    assert_eq!(region.sweep(10, 10).await, 0, "it is on its way");
+}
+
+#[tokio::test]
+async fn a_sweep_is_bounded_and_leaves_manual_machines_alone() {
+    let region = Region::new().await;
+    assert_eq!(region.sweep(0, 10).await, 0, "its share of the interval");
+    assert_eq!(region.sweep(10, 0).await, 0, "its place is taken");
+    region.set_power(PowerType::Manual).await;
+    assert_eq!(region.sweep(10, 10).await, 0);
+}
+
+/// Twice the time for each failure in a row, up to the longest; new parameters begin anew.
+#[tokio::test]
+async fn a_bmc_that_does_not_answer_is_swept_less_often() {
+    let region = Region::new().await;
+    let bmc = region.life().await.bmc_id.unwrap();
+    let mut db = region.pool().acquire().await.unwrap();
+    for pause in [600, 1200, 2400, 3600, 3600] {
+        store::bmc::swept(&mut db, bmc, true).await.unwrap();
+        sqlx::query("update bmc set swept = now()")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+        region.make_old("swept", "bmc", pause - 5).await;
+        assert_eq!(region.sweep(10, 10).await, 0, "before {pause} s");
+        region.make_old("swept", "bmc", 10).await;
+        assert_eq!(region.sweep(10, 10).await, 1, "after {pause} s");
+        sqlx::query("delete from work")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+    }
+    region.set_power(PowerType::Ipmi).await;
+    assert_eq!(region.sweep(10, 10).await, 1, "other parameters");
+}
+
+/// A BMC that gives no state: error, told once, and one rack asked once.
+#[tokio::test]
+async fn a_sweep_that_fails_says_error_and_tries_no_further() {
+    let mut region = Region::new().await;
+    let unreachable = Answer::Fails(PowerFailureClass::Unreachable);
+    let racks = Racks::new(&[("far", unreachable), ("near", unreachable)]);
+    region.start_sweeping(&racks);
+    region
+        .wait_for("error", async |region| {
+            region.life().await.power_state == PowerState::Error
+        })
+        .await;
+    assert_eq!(racks.calls().len(), 1, "{:?}", racks.calls());
+    assert_eq!(region.count(EventType::PowerFailed).await, 1);
+    let failures: i32 = sqlx::query_scalar("select sweep_failures from bmc")
+        .fetch_one(region.pool())
+        .await
+        .unwrap();
+    assert_eq!(failures, 1);
+}
+
+/// The command does not wait for the query, and the query's word is not taken.
+#[tokio::test]
+async fn a_command_takes_the_place_of_a_sweeps_query() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Hangs)]);
+    region.start_sweeping(&racks);
+    region
+        .wait_for("the query", async |_| racks.calls() == ["near Query"])
+        .await;
+    racks.set("near", Answer::Works);
+    region.power(PowerCommand::On).await;
+    region
+        .wait_for("on", async |region| {
+            region.life().await.power_state == PowerState::On
+        })
+        .await;
+    assert_eq!(racks.calls(), ["near Query", "near On"]);
+    assert_eq!(region.work_count().await, 1, "the command's own");
+}
+
+/// The rack saw which firmware asked; the BMC's flag is not.
+#[tokio::test]
+async fn boot_type_auto_follows_the_firmware_that_the_rack_saw() {
+    for (learnt, chosen) in [
+        (None, None),
+        (Some("uefi"), Some("efi")),
+        (Some("pxe"), Some("legacy")),
+    ] {
+        let mut region = Region::new().await;
+        let racks = Racks::new(&[("near", Answer::Works)]);
+        if let Some(method) = learnt {
+            let learnt = [(region.machine.to_string(), method)];
+            let changed = lifecycle::learn_boot_methods(region.pool(), &learnt).await;
+            assert_eq!(changed.unwrap(), 1);
+            let changed = lifecycle::learn_boot_methods(region.pool(), &learnt).await;
+            assert_eq!(changed.unwrap(), 0, "written once");
+        }
+        region.start(&racks);
+        region.commission().await.unwrap();
+        region
+            .wait_for("on", async |region| {
+                region.life().await.power_state == PowerState::On
+            })
+            .await;
+        let sent: serde_json::Value =
+            serde_json::from_str(&racks.parameters.lock().unwrap()).unwrap();
+        // "auto" is what the parameters hold by themselves.
+        assert_eq!(
+            sent["power_boot_type"],
+            chosen.unwrap_or("auto"),
+            "{learnt:?}"
+        );
+    }
 }
 
 #[tokio::test]

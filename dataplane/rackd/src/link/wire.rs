@@ -449,6 +449,9 @@ pub(super) fn put_event(
     builder.set_address(&octets(event.address));
     builder.set_ago_ms(millis(now.saturating_duration_since(event.at)));
     builder.set_detail(event.detail.to_string());
+    if let shard::Detail::BootFile(told) = &event.detail {
+        builder.set_boot_method(told.method);
+    }
 }
 
 #[cfg(test)]
