@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use dhcp::{BootReply, Engine, Limits, Out, Outbox, Rate, Received, Shard};
+use dhcp::{BootReply, Engine, Limits, Out, Outbox, Rate, Received, Sender, Shard};
 use dhcproto::{Decodable, Encodable, Encoder, v4};
 use lease::Outcome;
 use wire::dhcp4::{Header, LeaseTimes, MessageType, OP_REPLY, View, Writer, code};
@@ -126,6 +126,7 @@ fn decide(criterion: &mut Criterion) {
             link: &config.links[0],
             source: Ipv4Addr::UNSPECIFIED,
             destination: Ipv4Addr::BROADCAST,
+            sender: Sender::Frame,
         };
         let views: Vec<View> = messages
             .iter()
@@ -171,6 +172,7 @@ fn dora(engine: &mut Engine, config: &Fixed, out: &mut Outbox, client: Mac, now:
         link: &config.links[0],
         source: Ipv4Addr::UNSPECIFIED,
         destination: Ipv4Addr::BROADCAST,
+        sender: Sender::Frame,
     };
     let boot = BootReply::default();
     let octets = discover(client).octets();

@@ -133,6 +133,8 @@ event_types! {
     AddressInUse "ADDRESS_IN_USE" Warning "Address used without a lease",
     AddressDisputed "ADDRESS_DISPUTED" Warning "Address used by another network card",
     RogueDhcpServer "ROGUE_DHCP_SERVER" Error "Unknown DHCP server on the network",
+    DhcpForeignSource "DHCP_FOREIGN_SOURCE" Warning "DHCP in a machine's name from another network card",
+    DhcpUntrustedRelay "DHCP_UNTRUSTED_RELAY" Warning "DHCP relay that the rack does not trust",
     DhcpTrace "DHCP_TRACE" Debug "DHCP message of a traced machine",
     RangeFilling "DHCP_RANGE_FILLING" Warning "Address range is 80 % full",
     RangeNearlyFull "DHCP_RANGE_NEARLY_FULL" Error "Address range is 95 % full",

@@ -180,6 +180,21 @@ pub struct Received<'a> {
     pub link: &'a Link,
     pub source: Ipv4Addr,
     pub destination: Ipv4Addr,
+    pub sender: Sender,
+}
+
+/// What is known of a message's sender that it cannot choose itself, or that an operator vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The frame's Ethernet source.
+    Ethernet(Mac),
+    /// A frame whose source says nothing: of a device without Ethernet addresses, or one that other hosts' messages
+    /// come through unmarked.
+    Frame,
+    /// A datagram without its frame: the IP source is all there is.
+    Datagram,
+    /// A datagram of a relay that the operator trusts.
+    TrustedRelay,
 }
 
 /// What `boot` chose for this client. `BootReply::default()` is a client that boots from its disk.

@@ -19,6 +19,12 @@ pub enum Drop {
     TooManyHops,
     /// giaddr (or its link selection) is in no subnet of ours.
     UnknownRelay,
+    /// A relay's message that came from elsewhere than giaddr, or that selects another link, and of no relay that the
+    /// operator trusts.
+    UntrustedRelay,
+    /// A client's hardware address that is not the Ethernet source of its frame, or a datagram about an address that it
+    /// was not sent from.
+    ForeignSource,
     /// The link has no subnet.
     NoSubnet,
     /// Neither a usable Ethernet address nor, with hlen 0, a client id.

@@ -1,8 +1,8 @@
 //! The engine: attach, messages in, outcomes in, time in; replies, writes and events out.
 //!
-//! `engine.rs` has the state and the way in; `engine/message.rs` decides per message type (RFC 2131 §4.3), a REQUEST in
-//! `engine/request.rs`, by the questions in `engine/rules.rs`, beside another rack in `engine/peer.rs`; `engine/lease.rs`
-//! turns outcomes into ACKs and takes addresses back;
+//! `engine.rs` has the state and the way in; `engine/sender.rs` says whose word counts; `engine/message.rs` decides per
+//! message type (RFC 2131 §4.3), a REQUEST in `engine/request.rs`, by the questions in `engine/rules.rs`, beside another
+//! rack in `engine/peer.rs`; `engine/lease.rs` turns outcomes into ACKs and takes addresses back;
 //! `engine/guard.rs` keeps one client, one port and all strangers within bounds; `engine/probes.rs` finds addresses
 //! that somebody uses unasked; `engine/lend.rs` moves free ones between the rack's shards.
 
@@ -17,11 +17,12 @@ mod probes;
 mod proxy;
 mod request;
 mod rules;
+mod sender;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ::lease::{Block, Client, DECLINE_QUARANTINE, Row, TAKE_AWAY_GRACE};
+use ::lease::{Block, Client, DECLINE_QUARANTINE, Row, TAKE_AWAY_GRACE, VlanId};
 use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
@@ -31,12 +32,12 @@ use crate::counters::{Counters, Drop, Sent};
 use crate::destination::reply_destination;
 use crate::identity::shard_of;
 use crate::limits::{Buckets, Circuits, Limits};
+use crate::notice::Notices;
 use crate::outbox::{Event, EventKind, Outbox};
 use crate::pending::PendingTable;
 use crate::probe::Prober;
 use crate::relay::{circuit, link_selection, subnet_selection};
 use crate::reply::{self, Terms};
-use crate::rogue::Rogues;
 use crate::table::{Binding, State, Table};
 
 use lend::Wishes;
@@ -93,9 +94,14 @@ pub struct Engine {
     /// Exhaustion is not told again before then.
     exhausted_again: Ms,
     clients: Buckets,
+    /// What is beyond their rates.
+    excess: Buckets,
     ports: Buckets,
     decliners: Buckets,
-    rogues: Rogues,
+    /// DHCP servers that nobody told us of, Ethernet sources that speak for others, relays that nobody vouches for.
+    rogues: Notices<(VlanId, Ipv4Addr)>,
+    foreign: Notices<(VlanId, Mac)>,
+    untrusted: Notices<Ipv4Addr>,
     prober: Prober,
     wishes: Wishes,
     /// This shard's clients among those that the region knows: for each an address is kept from strangers.
@@ -131,6 +137,7 @@ impl Engine {
             came: false,
             exhausted_again: Ms::PAST,
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
+            excess: Buckets::new(limits.excess_rate, 1, seed),
             ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),
             decliners: Buckets::every(
                 DECLINE_QUARANTINE / DECLINES_AT_ONCE,
@@ -138,7 +145,9 @@ impl Engine {
                 DECLINERS_LIMITED,
                 seed,
             ),
-            rogues: Rogues::new(),
+            rogues: Notices::new(),
+            foreign: Notices::new(),
+            untrusted: Notices::new(),
             prober: Prober::new(),
             wishes: Wishes::new(),
             known: usize::MAX,
@@ -336,8 +345,8 @@ impl Engine {
             return Err(Drop::TooManyHops);
         }
         self.known = self.shard.share(config.known_count());
-        let (link, home) = choose_link(query, received, config)?;
-        self.check_rates(query, link, now)?;
+        let (link, home) = self.place(query, received, config, now, out)?;
+        self.check_rates(query, received, link, now)?;
         if link.mode == Mode::Proxy {
             return self.on_proxied_link(query, link, boot, out);
         }
@@ -371,6 +380,25 @@ impl Engine {
             self.count_port(&ask, port);
         }
         handled
+    }
+
+    /// The link and home subnet of a message whose sender may speak for its client.
+    fn place<'a, C: Config>(
+        &mut self,
+        query: &View<'_>,
+        received: &Received<'a>,
+        config: &'a C,
+        now: Ms,
+        out: &mut Outbox,
+    ) -> Result<(&'a Link, &'a Subnet), Drop> {
+        let direct = query.giaddr().is_unspecified();
+        let checked = match direct {
+            true => sender::check_client(query, received),
+            false => Ok(()),
+        };
+        checked
+            .and_then(|()| choose_link(query, received, config))
+            .inspect_err(|reason| self.notice_sender(*reason, query, received, now, out))
     }
 
     fn decide<C: Config>(
@@ -513,7 +541,7 @@ impl Engine {
 
     /// The MAC that holds a live lease on this address: what a rack may vouch for. Reservations are the
     /// snapshot's business.
-    pub fn mac_at(&self, vlan: ::lease::VlanId, address: Ipv4Addr, now: Instant) -> Option<Mac> {
+    pub fn mac_at(&self, vlan: VlanId, address: Ipv4Addr, now: Instant) -> Option<Mac> {
         let Some(slot) = self.table.find(vlan, address) else {
             return self.extended_mac_at(vlan, address, self.scale.ms(now));
         };
@@ -605,27 +633,22 @@ pub fn home<'a, C: Config>(
     choose_link(query, received, config).ok()
 }
 
-/// An address of the link that a relay's client is on: giaddr, or what link selection says (RFC 3527). There giaddr may
-/// be any address of the relay; one that is neither on a link of ours nor the sender's would get replies it never
-/// asked for.
+/// An address of the link that a relay's client is on: giaddr, or what link selection says (RFC 3527).
 fn link_selected<C: Config>(
     query: &View<'_>,
     received: &Received<'_>,
     config: &C,
 ) -> Result<Ipv4Addr, Drop> {
     let giaddr = query.giaddr();
-    let at_home = config.link_of(giaddr);
-    let is_end = at_home
+    let is_end = config
+        .link_of(giaddr)
         .and_then(|link| link.subnet_of(giaddr))
         .is_some_and(|subnet| subnet.is_end(giaddr));
     if giaddr.is_broadcast() || giaddr.is_multicast() || is_end {
         return Err(Drop::UnknownRelay);
     }
-    match link_selection(query) {
-        None => Ok(giaddr),
-        Some(selected) if at_home.is_some() || received.source == giaddr => Ok(selected),
-        Some(_) => Err(Drop::UnknownRelay),
-    }
+    sender::check_relay(query, received, config)?;
+    Ok(link_selection(query).unwrap_or(giaddr))
 }
 
 /// The link and home subnet of a message: by relay (RFC 3527 link selection before giaddr), by the address that

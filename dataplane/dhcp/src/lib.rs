@@ -22,18 +22,18 @@ mod destination;
 mod engine;
 mod identity;
 mod limits;
+mod notice;
 mod options;
 mod outbox;
 mod pending;
 mod probe;
 mod relay;
 mod reply;
-mod rogue;
 mod table;
 
 pub use config::{
     BootReply, Config, DhcpOption, Link, Mode, Peer, Range, RangeKind, Received, Reservation,
-    ReservationKey, Subnet,
+    ReservationKey, Sender, Subnet,
 };
 pub use counters::{Counters, Drop, Sent};
 pub use destination::{Destination, reply_destination};

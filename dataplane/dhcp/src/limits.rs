@@ -2,7 +2,8 @@
 //!
 //! | limit                       | key                         | drop                          |
 //! |-----------------------------|-----------------------------|-------------------------------|
-//! | messages of a client        | hardware address            | [`crate::Drop::RateLimited`]  |
+//! | messages of a client        | Ethernet source; relay, port and hardware address; IP source and hardware address | [`crate::Drop::RateLimited`]  |
+//! | messages beyond that        | all of a shard together     | the same                      |
 //! | messages of a port          | relay and its circuit id    | [`crate::Drop::CircuitLimited`] |
 //! | addresses of a port         | the same                    | [`crate::Drop::CircuitFull`]  |
 //! | addresses it declines       | of both                     | [`crate::Drop::DeclineLimited`] |
@@ -49,6 +50,8 @@ pub struct Limits {
     pub pending_max: usize,
     /// Of one client.
     pub mac_rate: Rate,
+    /// Of all clients together, beyond their own rates.
+    pub excess_rate: Rate,
     /// Of one port of a relay (option 82).
     pub circuit_rate: Rate,
     /// Addresses held by the clients of one port; 0: no limit. A client with a reservation is not refused.
@@ -63,7 +66,8 @@ impl Default for Limits {
     /// A client's rate stops loops, not clients: firmware, its loader, the installer's kernel and the system ask by
     /// four client ids with two messages each, and the most eager of them repeats four times a second; a load
     /// generator that shares 2,000 MACs at 10,000 exchanges a second sends ten messages of each. 20/s costs a shard
-    /// 0.02 % of its time for each client that runs wild.
+    /// 0.02 % of its time for each client that runs wild. Beyond their rates all of a shard's clients get 500/s together,
+    /// which costs half a per cent: a host that forges a machine's frames as fast as that silences nobody.
     ///
     /// Ports have no limit: many relays name the VLAN, not the port, so that thousands of machines come by one
     /// circuit id.
@@ -75,6 +79,10 @@ impl Default for Limits {
             mac_rate: Rate {
                 burst: 64,
                 per_sec: 20,
+            },
+            excess_rate: Rate {
+                burst: 500,
+                per_sec: 500,
             },
             circuit_rate: Rate::UNLIMITED,
             leases_per_circuit_max: 0,

@@ -96,6 +96,14 @@ pub enum EventKind {
     AddressInUse,
     /// A DHCP server nobody told us of, at this address; the MAC is the client's that named it.
     RogueServer,
+    /// A host with this Ethernet address speaks as the client.
+    ForeignSource {
+        from: Mac,
+    },
+    /// A relay that the operator does not trust, at this address, asked in the name of another.
+    UntrustedRelay {
+        giaddr: Ipv4Addr,
+    },
     /// A BOOTP client got its reserved address.
     Bootp,
     /// Firmware was told what to boot, on a link whose addresses somebody else hands out.
@@ -114,6 +122,8 @@ impl EventKind {
             Self::Exhausted => "DHCP_EXHAUSTED",
             Self::AddressInUse => "ADDRESS_IN_USE",
             Self::RogueServer => "ROGUE_DHCP_SERVER",
+            Self::ForeignSource { .. } => "DHCP_FOREIGN_SOURCE",
+            Self::UntrustedRelay { .. } => "DHCP_UNTRUSTED_RELAY",
             Self::Bootp => "BOOTP_REPLY",
             Self::Proxy => "PROXY_DHCP",
         }

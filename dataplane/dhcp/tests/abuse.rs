@@ -89,12 +89,13 @@ impl Guarded {
         let relayed = message.giaddr != NONE;
         let received = Received {
             link: &self.site.fixed.links[0],
-            source: NONE,
+            source: message.ciaddr,
             destination: if relayed || message.unicast {
                 SERVER
             } else {
                 Ipv4Addr::BROADCAST
             },
+            sender: message.sender(),
         };
         let boot = BootReply::default();
         let dropped = self.engine.on_message(
@@ -150,6 +151,7 @@ impl Guarded {
             link: &self.site.fixed.links[0],
             source: NONE,
             destination: Ipv4Addr::BROADCAST,
+            sender: Sender::Frame,
         };
         let boot = BootReply::default();
         self.engine.on_message(
@@ -175,6 +177,12 @@ impl Guarded {
         self.collect().1
     }
 }
+
+/// As little as there can be.
+const NO_EXCESS: Rate = Rate {
+    burst: 1,
+    per_sec: 1,
+};
 
 /// A MAC that nobody has sent before.
 fn stranger(number: u32) -> Mac {
@@ -262,7 +270,14 @@ fn an_offer_to_a_stranger_yields_to_a_known_machine() {
 
 #[test]
 fn a_client_that_runs_wild_is_slowed_and_no_other() {
-    let mut rack = Guarded::new(Limits::default(), &[mac(1), mac(2)]);
+    let limits = Limits {
+        excess_rate: NO_EXCESS,
+        ..Limits::default()
+    };
+    let mut rack = Guarded::new(limits, &[mac(1), mac(2)]);
+    // The one message that all may send beyond their rates.
+    let spent = (0..65).filter(|_| rack.send(&discover(mac(3))).0.is_some());
+    assert_eq!(spent.count(), 65);
     let answered = (0..1000)
         .filter(|_| rack.send(&discover(mac(1))).0.is_some())
         .count();
@@ -273,7 +288,7 @@ fn a_client_that_runs_wild_is_slowed_and_no_other() {
     let answered = (0..1000)
         .filter(|_| rack.send(&discover(mac(1))).0.is_some())
         .count();
-    assert_eq!(answered, 20);
+    assert_eq!(answered, 20 + 1);
 }
 
 /// PXE, iPXE, the kernel and the system, each by its own client id, each repeating as it does.
@@ -644,6 +659,7 @@ fn a_server_nobody_knows_is_told_once_in_ten_minutes() {
         link: &rack.site.fixed.links[0],
         source: ip(68),
         destination: Ipv4Addr::BROADCAST,
+        sender: Sender::Frame,
     };
     let dropped = rack.engine.on_message(
         &reply,

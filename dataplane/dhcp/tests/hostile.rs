@@ -146,29 +146,29 @@ fn no_reply_goes_to_an_address_that_the_client_does_not_have() {
 
     // Link selection names one of our links, giaddr somebody else.
     let selection = relay_info(&[(5, &ip(0).octets())]);
-    let lie = |giaddr, source| {
+    let lie = |giaddr| {
         Message {
             giaddr,
-            source,
             ..message(Discover, mac(2))
         }
         .with(code::RELAY_INFO, &selection)
     };
-    for (giaddr, source, dropped) in [
-        (victim, NONE, Some(Drop::UnknownRelay)),
+    let multicast = Ipv4Addr::new(224, 0, 0, 9);
+    let (anybody, trusted) = (Sender::Datagram, Sender::TrustedRelay);
+    for (giaddr, source, sender, dropped) in [
+        (victim, ip(77), anybody, Some(Drop::UntrustedRelay)),
+        (victim, victim, anybody, Some(Drop::UntrustedRelay)),
         (
             Ipv4Addr::BROADCAST,
             Ipv4Addr::BROADCAST,
+            trusted,
             Some(Drop::UnknownRelay),
         ),
-        (
-            Ipv4Addr::new(224, 0, 0, 9),
-            Ipv4Addr::new(224, 0, 0, 9),
-            Some(Drop::UnknownRelay),
-        ),
-        (victim, victim, None),
+        (multicast, multicast, trusted, Some(Drop::UnknownRelay)),
+        (victim, ip(77), trusted, None),
     ] {
-        assert_eq!(rack.send(&lie(giaddr, source)).dropped, dropped, "{giaddr}");
+        let step = rack.send_as(source, sender, &lie(giaddr));
+        assert_eq!(step.dropped, dropped, "{giaddr} from {source}");
     }
 
     let everybody = Message {

@@ -511,6 +511,7 @@ fn shards_share_out_the_addresses_and_the_clients() {
                 link: &config.links[0],
                 source: NONE,
                 destination: Ipv4Addr::BROADCAST,
+                sender: Sender::Frame,
             };
             let boot = BootReply::default();
             let dropped = engine.on_message(&query, &received, &boot, &config, now, &mut out);

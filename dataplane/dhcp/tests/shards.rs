@@ -56,6 +56,7 @@ impl Shards {
             link: &self.config.links[0],
             source: NONE,
             destination: Ipv4Addr::BROADCAST,
+            sender: message.sender(),
         };
         let count = self.engines.len() as u32;
         let owner = owner(&query, &received, &self.config, count).unwrap();

@@ -284,8 +284,9 @@ impl World {
         };
         let received = Received {
             link: &self.config.links[0],
-            source: NONE,
+            source: message.ciaddr,
             destination,
+            sender: message.sender(),
         };
         self.shards[shard].on_message(
             &View::parse(&octets).unwrap(),

@@ -1,10 +1,13 @@
 //! rackd's configuration file (TOML). A rack needs only its enrolment token; the region tells it the rest.
 
+use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::Deserialize;
+use ipnet::Ipv4Net;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,16 +24,16 @@ pub struct Config {
     pub cache_bytes: u64,
     pub tftp_port: u16,
     pub http_port: u16,
-    pub dhcp: DhcpLimits,
+    pub dhcp: Dhcp,
     /// A filter as `tracing` has them.
     pub log: String,
 }
 
-/// How much of DHCP one client and one port of a relay may ask for. Every shard counts for itself: all messages of a client are one
+/// Whom DHCP believes, and how much of it one client and one port of a relay may ask for. Every shard counts for itself: all messages of a client are one
 /// shard's, a port's clients may be several shards'.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct DhcpLimits {
+pub struct Dhcp {
     /// Messages of one client, on and on; 0: no limit.
     pub client_rate: u32,
     /// Messages of one client at once.
@@ -40,9 +43,26 @@ pub struct DhcpLimits {
     pub circuit_burst: u32,
     /// Addresses that the clients of one port may hold; 0: no limit. Clients with a reservation are never refused.
     pub circuit_leases: u32,
+    /// Networks or addresses that relays send from, where that is not their giaddr: they are believed which link their
+    /// client is on.
+    #[serde(deserialize_with = "networks")]
+    pub trusted_relays: Vec<Ipv4Net>,
+    /// Devices that DHCP comes through with an Ethernet source that is not its client's (docs/operations/dhcp.md).
+    pub any_source_devices: Vec<String>,
 }
 
-impl Default for DhcpLimits {
+/// Networks, or single addresses.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ipv4Net>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let network = |text: &String| {
+        text.parse::<Ipv4Net>()
+            .or_else(|_| text.parse::<Ipv4Addr>().map(Ipv4Net::from))
+            .map_err(|_| D::Error::custom(format!("{text:?} is no IPv4 network or address")))
+    };
+    texts.iter().map(network).collect()
+}
+
+impl Default for Dhcp {
     fn default() -> Self {
         let limits = dhcp::Limits::default();
         Self {
@@ -51,11 +71,13 @@ impl Default for DhcpLimits {
             circuit_rate: limits.circuit_rate.per_sec,
             circuit_burst: limits.circuit_rate.burst,
             circuit_leases: limits.leases_per_circuit_max,
+            trusted_relays: Vec::new(),
+            any_source_devices: Vec::new(),
         }
     }
 }
 
-impl DhcpLimits {
+impl Dhcp {
     /// Of one shard. A rate without a burst lets one second of it through at once.
     pub fn of_shard(&self, probe_stock: usize) -> dhcp::Limits {
         let rate = |per_sec, burst| dhcp::Rate {
@@ -82,7 +104,7 @@ impl Default for Config {
             cache_bytes: 20 << 30,
             tftp_port: 69,
             http_port: 5248,
-            dhcp: DhcpLimits::default(),
+            dhcp: Dhcp::default(),
             log: "info".to_owned(),
         }
     }
@@ -124,6 +146,27 @@ mod tests {
         toml::from_str::<Config>("shard = 2").expect_err("a typo");
         toml::from_str::<Config>("shards = 0").expect_err("no shards at all");
         toml::from_str::<Config>("[dhcp]\ncircuit = 2").expect_err("a typo in a table");
+    }
+
+    #[test]
+    fn trusted_relays_are_networks_and_addresses() {
+        let parse = |text: &str| toml::from_str::<Config>(text).map(|config| config.dhcp);
+        let dhcp = parse(
+            "[dhcp]\ntrusted_relays = [\"10.255.0.0/16\", \"10.1.0.2\"]\nany_source_devices = [\"br0\"]",
+        );
+        let dhcp = dhcp.expect("parses");
+        let wanted = ["10.255.0.0/16", "10.1.0.2/32"].map(|net| net.parse().expect("a network"));
+        assert_eq!(dhcp.trusted_relays, wanted);
+        assert_eq!(dhcp.any_source_devices, ["br0"]);
+        let said = parse("[dhcp]\ntrusted_relays = [\"leaf1\"]")
+            .expect_err("a name")
+            .to_string();
+        assert!(
+            said.contains("\"leaf1\" is no IPv4 network or address"),
+            "{said}"
+        );
+        let none = parse("").expect("parses");
+        assert!(none.trusted_relays.is_empty() && none.any_source_devices.is_empty());
     }
 
     #[test]

@@ -187,6 +187,8 @@ fn start_shards(
         http: any(config.http_port),
     };
     let sockets = uring::open(&places, count).context("opening the machines' ports")?;
+    let trusted_relays = Arc::from(&config.dhcp.trusted_relays[..]);
+    let any_source_devices = Arc::from(&config.dhcp.any_source_devices[..]);
     let mut shards = Vec::new();
     for ((index, mail), sockets) in (0..).zip(mailboxes).zip(sockets) {
         let start = Start {
@@ -201,6 +203,8 @@ fn start_shards(
                 connections_max: budget.connections_max,
                 connections_per_source_max: budget.connections_per_source_max,
                 hand_offs_max: budget.hand_offs_max,
+                trusted_relays: Arc::clone(&trusted_relays),
+                any_source_devices: Arc::clone(&any_source_devices),
                 ..shard::Config::default()
             },
             limits: RingLimits {

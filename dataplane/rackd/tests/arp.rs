@@ -264,6 +264,7 @@ fn an_address_in_use_is_not_dealt() {
                 link: &snapshot.links()[0].dhcp,
                 source: Ipv4Addr::UNSPECIFIED,
                 destination: Ipv4Addr::BROADCAST,
+                sender: dhcp::Sender::Frame,
             };
             let boot = BootReply::default();
             engine.on_message(

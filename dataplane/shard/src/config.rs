@@ -1,5 +1,10 @@
 //! What a shard is told once, at its start.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
 use crate::mailbox::TO_WORK_MAX;
 
 /// Limits and places of one shard. `Default` is one shard with the production limits.
@@ -12,6 +17,10 @@ pub struct Config {
     /// The port in boot files: where this rack's HTTP is reached.
     pub http_port: u16,
     pub dhcp: dhcp::Limits,
+    /// Where relays send from that the operator trusts to say which link a client is on.
+    pub trusted_relays: Arc<[Ipv4Net]>,
+    /// Devices that clients' messages come through with an Ethernet source that is not the client's.
+    pub any_source_devices: Arc<[String]>,
     /// Random: DHCP's tables are keyed by what strangers send.
     pub seed: u64,
     pub tftp: tftp::Limits,
@@ -31,6 +40,8 @@ impl Default for Config {
             count: 1,
             http_port: 5248,
             dhcp: dhcp::Limits::default(),
+            trusted_relays: Arc::from([]),
+            any_source_devices: Arc::from([]),
             seed: 0,
             tftp: tftp::Limits::default(),
             http: images::Limits::default(),
@@ -38,5 +49,15 @@ impl Default for Config {
             connections_per_source_max: 512,
             hand_offs_max: TO_WORK_MAX / 2,
         }
+    }
+}
+
+impl Config {
+    pub(crate) fn is_trusted_relay(&self, source: Ipv4Addr) -> bool {
+        self.trusted_relays.iter().any(|net| net.contains(&source))
+    }
+
+    pub(crate) fn is_any_source(&self, device: &str) -> bool {
+        self.any_source_devices.iter().any(|name| name == device)
     }
 }

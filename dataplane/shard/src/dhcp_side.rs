@@ -15,6 +15,7 @@ use crate::driver::{Datagram, Driver, Service, Target, Train};
 use crate::kept::Kept;
 use crate::lookup::Core;
 use crate::mailbox::{Detail, HandOver, TO_LINK_MAX, ToLink, ToWork, Wish};
+use crate::snapshot::{Link, Snapshot};
 use crate::trace;
 
 /// Replies between two flushes.
@@ -45,6 +46,8 @@ pub(crate) struct Arrival {
     interface: u32,
     source: SocketAddrV4,
     destination: Ipv4Addr,
+    /// Of a frame, where the device has Ethernet addresses.
+    ethernet: Option<Mac>,
     /// By another shard.
     handed_over: bool,
     /// It was looked at then, and kept.
@@ -64,6 +67,7 @@ impl Arrival {
             interface,
             source,
             destination,
+            ethernet: None,
             handed_over: false,
             kept_since: None,
         }
@@ -158,6 +162,7 @@ impl DhcpSide {
             interface: datagram.interface,
             source,
             destination,
+            ethernet: datagram.ethernet.map(Mac),
             handed_over: false,
             kept_since: None,
         };
@@ -168,10 +173,11 @@ impl DhcpSide {
     pub fn on_handed_over(&mut self, message: &HandOver, core: &mut Core) {
         core.counters.dhcp_taken_over += 1;
         let arrival = Arrival {
-            service: Service::Dhcp,
+            service: message.service,
             interface: message.interface,
             source: message.source,
             destination: message.destination,
+            ethernet: message.ethernet,
             handed_over: true,
             kept_since: None,
         };
@@ -194,10 +200,15 @@ impl DhcpSide {
             core.counters.dhcp_no_link += 1;
             return;
         };
+        if arrival.service == Service::DhcpFrame && !is_for_us(arrival.destination, snapshot) {
+            core.counters.dhcp_no_link += 1;
+            return;
+        }
         let received = Received {
             link: &link.dhcp,
             source: *arrival.source.ip(),
             destination: arrival.destination,
+            sender: sender(arrival, link, &core.config),
         };
         let chosen = crate::lookup::boot_choice(&query, &received, snapshot);
         let (boot, out) = (chosen.reply(), &mut self.outbox);
@@ -358,6 +369,33 @@ impl DhcpSide {
     }
 }
 
+/// A packet socket also hears what is sent to other addresses through this host.
+fn is_for_us(destination: Ipv4Addr, snapshot: &Snapshot) -> bool {
+    if destination.is_broadcast() {
+        return true;
+    }
+    let link = snapshot.link_by_address(destination);
+    link.is_some_and(|link| {
+        let subnet = link.dhcp.subnet_of(destination);
+        link.dhcp.server == destination
+            || subnet.is_some_and(|subnet| subnet.net.broadcast() == destination)
+    })
+}
+
+/// What is known of who sent a message.
+fn sender(arrival: &Arrival, link: &Link, config: &Config) -> dhcp::Sender {
+    if arrival.service != Service::DhcpFrame {
+        return match config.is_trusted_relay(*arrival.source.ip()) {
+            true => dhcp::Sender::TrustedRelay,
+            false => dhcp::Sender::Datagram,
+        };
+    }
+    match arrival.ethernet {
+        Some(source) if !config.is_any_source(&link.interface) => dhcp::Sender::Ethernet(source),
+        _ => dhcp::Sender::Frame,
+    }
+}
+
 fn trace_reply(reply: &Reply, buffer: &[u8], budget: &mut trace::Budget, core: &mut Core) {
     if core.snapshot.traces.is_empty() {
         return;
@@ -388,6 +426,15 @@ fn detail(event: &dhcp::Event) -> Detail {
             secs: event.lease.as_secs(),
         },
         EventKind::AddressInUse => Detail::Plain("is used by this host, which has no lease for it"),
+        EventKind::ForeignSource { from } => Detail::Text(
+            format!("a host with the Ethernet address {from} sent DHCP in this machine's name: not answered").into(),
+        ),
+        EventKind::UntrustedRelay { giaddr } => Detail::Text(
+            format!(
+                "sent DHCP as a relay for {giaddr}, and is no relay that this rack trusts: not answered (trusted_relays in rackd.toml)"
+            )
+            .into(),
+        ),
         EventKind::RogueServer => {
             Detail::Plain("is a DHCP server that nobody told us of; this client was answered by it")
         }
@@ -402,9 +449,11 @@ fn hand_over(shard: u32, arrival: &Arrival, payload: &[u8], core: &mut Core) {
         return;
     }
     let message = Box::new(HandOver {
+        service: arrival.service,
         interface: arrival.interface,
         source: arrival.source,
         destination: arrival.destination,
+        ethernet: arrival.ethernet,
         octets: payload.into(),
     });
     match core.mail.to_link.push(ToLink::HandOver { shard, message }) {

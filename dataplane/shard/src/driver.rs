@@ -113,6 +113,8 @@ pub struct Datagram {
     pub local: IpAddr,
     /// Kernel index of the device it came in on.
     pub interface: u32,
+    /// The Ethernet address that a [`Service::DhcpFrame`] came from; `None` where the device has none, and for datagrams.
+    pub ethernet: Option<[u8; 6]>,
     /// The sender's checksum was left to hardware: it is not in the packet yet.
     pub checksum_missing: bool,
     pub buffer: Buffer,
@@ -120,9 +122,9 @@ pub struct Datagram {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// A whole IPv4 packet from a link's packet socket: a broadcast without relay.
+    /// A whole IPv4 packet from a link's packet socket: without relay, and by broadcast or from a client without address.
     DhcpFrame,
-    /// The payload of a datagram to UDP 67: relays and renewals.
+    /// The payload of a datagram to UDP 67: relays, and renewals by unicast.
     Dhcp,
     /// To UDP 4011: firmware on a link whose addresses somebody else hands out.
     ProxyDhcp,

@@ -19,9 +19,10 @@ use std::time::Instant;
 
 use lease::{Block, Outcome, Row, VlanId, Write};
 use rustix::event::{EventfdFlags, eventfd};
+use wire::ethernet::Mac;
 
 use crate::choices::Told;
-use crate::driver::LinkSocket;
+use crate::driver::{LinkSocket, Service};
 
 /// Messages that fit a queue to a shard, from a shard to the link thread, and to the work thread.
 pub const TO_SHARD_MAX: usize = 4096;
@@ -116,10 +117,14 @@ pub struct Wish {
 /// A DHCP message that came to a shard that does not own its client.
 #[derive(Debug)]
 pub struct HandOver {
+    /// As it was received.
+    pub service: Service,
     /// Kernel index of the device it came in on.
     pub interface: u32,
     pub source: SocketAddrV4,
     pub destination: Ipv4Addr,
+    /// Of a frame, where the device has Ethernet addresses.
+    pub ethernet: Option<Mac>,
     /// The UDP payload.
     pub octets: Box<[u8]>,
 }

@@ -81,6 +81,8 @@ struct Rack {
     shard: Shard<Still>,
     link: LinkMailbox,
     _work: WorkMailbox,
+    /// Where the next datagram comes from.
+    from: Ipv4Addr,
 }
 
 fn snapshot() -> Snapshot {
@@ -174,6 +176,7 @@ impl Rack {
                 probe_stock: 8,
                 ..dhcp::Limits::default()
             },
+            trusted_relays: Arc::from(["10.99.0.0/16".parse().unwrap()]),
             ..Config::default()
         };
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot()));
@@ -182,6 +185,7 @@ impl Rack {
             shard,
             link,
             _work: work,
+            from: NONE,
         };
         let now = rack.shard.driver().now;
         let block = |number: u32| Block {
@@ -217,9 +221,10 @@ impl Rack {
         driver.sends = 0;
         driver.arrived = Some(Completion::Datagram(Datagram {
             service,
-            from: SocketAddr::from(([10, 99, 0, 9], 68)),
+            from: SocketAddr::from((self.from, 68)),
             local: IpAddr::V4(SERVER),
             interface: 7,
+            ethernet: None,
             checksum_missing: false,
             buffer: Buffer {
                 set: 0,
@@ -243,6 +248,10 @@ impl Rack {
 
     /// The same, sent to the rack's own address.
     fn datagram(&mut self, message: &Message) -> usize {
+        self.from = match message.giaddr {
+            NONE => message.ciaddr,
+            giaddr => giaddr,
+        };
         self.receive(Service::Dhcp, message.octets());
         allocations(|| self.turn())
     }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use shard::{
 };
 use support::Still;
 use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
-use wire::udp::{self, Checksum};
+use wire::udp::{self, Checksum, HEADROOM_BYTES};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 1, 5];
 
 struct End {
     shard: Shard<Still>,
@@ -106,7 +107,7 @@ fn shards() -> Vec<End> {
 fn discover(client_id: &[u8]) -> Vec<u8> {
     let mut header = Header::new(OP_REQUEST);
     (header.htype, header.hlen) = (1, 6);
-    header.chaddr[..6].copy_from_slice(&[0x52, 0x54, 0, 0, 1, 5]);
+    header.chaddr[..6].copy_from_slice(&MAC);
     header.flags.set(FLAG_BROADCAST);
     let mut buffer = [0; 576];
     let mut writer = Writer::new(&mut buffer, 576, &header, MessageType::Discover).unwrap();
@@ -116,16 +117,23 @@ fn discover(client_id: &[u8]) -> Vec<u8> {
 }
 
 impl End {
-    fn receive(&mut self, octets: Vec<u8>) {
+    /// In a frame of the client's.
+    fn receive(&mut self, payload: Vec<u8>) {
+        let mut octets = vec![0; HEADROOM_BYTES];
+        octets.extend_from_slice(&payload);
+        let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68);
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, 67);
+        udp::frame(&mut octets, from, to, 1).unwrap();
         let driver = self.shard.driver();
         let length = octets.len() as u32;
         driver.received = octets.into();
         driver.sends = 0;
         driver.arrived = Some(Completion::Datagram(Datagram {
-            service: Service::Dhcp,
+            service: Service::DhcpFrame,
             from: SocketAddr::from(([0, 0, 0, 0], 68)),
             local: IpAddr::V4(Ipv4Addr::BROADCAST),
             interface: 7,
+            ethernet: Some(MAC),
             checksum_missing: false,
             buffer: Buffer {
                 set: 0,

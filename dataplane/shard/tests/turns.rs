@@ -201,6 +201,10 @@ impl Script {
         Self::configured(Config::default(), snapshot, to_link)
     }
 
+    fn with(config: Config, snapshot: Snapshot) -> Self {
+        Self::configured(config, snapshot, TO_LINK_MAX)
+    }
+
     fn configured(config: Config, snapshot: Snapshot, to_link: usize) -> Self {
         let driver = Memory {
             now: Instant::now(),
@@ -265,6 +269,16 @@ impl Script {
         self.turn()
     }
 
+    /// A frame of this card's.
+    fn frame_from(&mut self, mac: Mac, payload: &[u8]) -> Vec<Left> {
+        self.frame_arrives(payload);
+        let arrived = &mut self.shard.driver().arrived;
+        if let Some(Completion::Datagram(frame)) = arrived.back_mut() {
+            frame.ethernet = Some(mac.0);
+        }
+        self.turn()
+    }
+
     /// For the next turn.
     fn frame_arrives(&mut self, payload: &[u8]) {
         let mut packet = vec![0; HEADROOM_BYTES];
@@ -288,6 +302,7 @@ impl Script {
             from: SocketAddr::from(([10, 99, 0, 9], 2070)),
             local: IpAddr::V4(SERVER),
             interface: 7,
+            ethernet: None,
             checksum_missing: false,
             buffer,
         }));
@@ -909,4 +924,44 @@ fn replies_of_a_turn(clients: u32) -> u32 {
     }
     script.frame_arrives(&message_of(mac(clients), MessageType::Discover, None));
     script.turn().len() as u32
+}
+
+#[test]
+fn a_frame_of_another_card_is_answered_only_where_the_operator_says_so() {
+    let liar = Mac([2, 6, 6, 6, 6, 6]);
+    let octets = discover(MessageType::Discover, None);
+    let mut script = Script::new(snapshot());
+    script.attach();
+    assert!(script.frame_from(liar, &octets).is_empty());
+    let (kind, mac, detail) = script.event();
+    assert_eq!((kind, mac), ("DHCP_FOREIGN_SOURCE", Some(MAC.0)));
+    assert!(detail.contains("02:06:06:06:06:06"), "{detail}");
+    assert_eq!(script.frame_from(MAC, &octets).len(), 1);
+    let bridged = Config {
+        any_source_devices: Arc::from(["br0".to_owned()]),
+        ..Config::default()
+    };
+    let mut script = Script::with(bridged, snapshot());
+    script.attach();
+    assert_eq!(script.frame_from(liar, &octets).len(), 1);
+}
+
+#[test]
+fn a_relay_elsewhere_is_answered_only_where_the_operator_trusts_it() {
+    let mut octets = discover(MessageType::Discover, None);
+    // Of the rack's own link, and not where the datagram comes from.
+    octets[24..28].copy_from_slice(&[10, 99, 0, 200]);
+    let mut script = Script::new(snapshot());
+    script.attach();
+    assert!(script.datagram(Service::Dhcp, &octets).is_empty());
+    let (kind, _, detail) = script.event();
+    assert_eq!(kind, "DHCP_UNTRUSTED_RELAY");
+    assert!(detail.contains("10.99.0.200"), "{detail}");
+    let trusting = Config {
+        trusted_relays: Arc::from(["10.99.0.8/30".parse().unwrap()]),
+        ..Config::default()
+    };
+    let mut script = Script::with(trusting, snapshot());
+    script.attach();
+    assert_eq!(script.datagram(Service::Dhcp, &octets).len(), 1);
 }

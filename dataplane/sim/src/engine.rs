@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use dhcp::{
     BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Peer, Range,
-    RangeKind, Received, Reservation, Subnet,
+    RangeKind, Received, Reservation, Sender, Subnet,
 };
 use lease::VlanId;
 use wire::dhcp4::{Header, MessageType, OP_REQUEST, View, Writer, code};
@@ -195,6 +195,11 @@ impl EngineShard {
                 server_of(self.rack)
             } else {
                 Ipv4Addr::BROADCAST
+            },
+            sender: match (query.relayed, query.unicast) {
+                (true, _) => Sender::TrustedRelay,
+                (false, true) => Sender::Datagram,
+                (false, false) => Sender::Frame,
             },
         };
         let boot = BootReply::default();

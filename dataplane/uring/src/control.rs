@@ -73,6 +73,15 @@ pub(crate) fn get_address(name: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// The Ethernet address that a frame came from; None where the device has no Ethernet addresses.
+pub(crate) fn get_link_address(name: &[u8]) -> Option<[u8; 6]> {
+    let half = |at: usize| Some(u16::from_ne_bytes(*name.get(at..)?.first_chunk()?));
+    let is_ethernet = half(0)? == libc::AF_PACKET as u16
+        && half(8)? == libc::ARPHRD_ETHER // sll_hatype
+        && *name.get(11)? == 6; // sll_halen
+    is_ethernet.then(|| name.get(12..)?.first_chunk().copied())?
+}
+
 /// What a received datagram's control messages say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Received {
@@ -232,6 +241,24 @@ mod tests {
             for cut in 0..length as usize - 8 {
                 assert!(get_address(&name[..cut]).is_none_or(|_| cut >= 8));
             }
+        }
+    }
+
+    #[test]
+    fn a_frames_sender_is_read_where_it_is_an_ethernet_address() {
+        let mac = [0x52, 0x54, 0, 0, 1, 5];
+        let mut name = [0; NAME_BYTES];
+        let length = put_link_address(7, mac, &mut name) as usize;
+        name[8..10].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+        assert_eq!(get_link_address(&name[..length]), Some(mac));
+        for cut in 0..18 {
+            assert_eq!(get_link_address(&name[..cut]), None, "{cut}");
+        }
+        // InfiniBand has 20 octets, of which this is no Ethernet address.
+        for (at, octet) in [(8, 32), (11, 20), (11, 0), (0, libc::AF_INET as u8)] {
+            let mut other = name;
+            other[at] = octet;
+            assert_eq!(get_link_address(&other), None, "octet {at}");
         }
     }
 

@@ -1,8 +1,10 @@
 //! Which DHCP packets are whose: classic BPF for the packet sockets, the UDP 67 sockets and both groups.
 //!
-//! A broadcast without relay (giaddr 0) is the packet socket's; everything else is UDP's. Both sides ask the same
-//! question, so that no packet is served twice and none is missed. Among the shards the hash of chaddr decides: the
-//! formula is `dhcp::shard_of_mac`, and an index is an order of joining.
+//! Without relay (giaddr 0), a broadcast and whatever comes from a client without address (ciaddr 0) are the packet
+//! socket's, which sees the Ethernet source; relays' messages and renewals by unicast are UDP's. Both sides ask the same
+//! question, so that no packet is served twice and none is missed. An IPv4 header with options is UDP's whatever it
+//! carries; what comes so and should have come in a frame is not believed (`dhcp::Sender`). Among the shards the hash of
+//! chaddr decides: the formula is `dhcp::shard_of_mac`, and an index is an order of joining.
 //!
 //! | where                        | data begins at | program returns               |
 //! |------------------------------|----------------|-------------------------------|
@@ -19,6 +21,7 @@ use libc::sock_filter;
 const UDP_HEADER: u32 = 8;
 const IPV4_HEADER: u32 = 20;
 /// Offsets in a DHCP message (RFC 2131 figure 1).
+const CIADDR: u32 = 12;
 const GIADDR: u32 = 24;
 /// The last four octets of an Ethernet chaddr.
 const CHADDR_TAIL: u32 = 30;
@@ -26,6 +29,7 @@ const CHADDR_TAIL: u32 = 30;
 /// `SKF_NET_OFF`, `SKF_AD_OFF`, `SKF_AD_PKTTYPE` of linux/filter.h.
 const NETWORK: u32 = 0xfff0_0000;
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
+const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const VERSION_4_NO_OPTIONS: u32 = 0x45;
 
@@ -71,20 +75,23 @@ fn hash(offset: u32, shards: u32) -> [sock_filter; 4] {
     ]
 }
 
-/// For a packet socket: DHCP broadcasts without relay, in one piece.
+/// For a packet socket: DHCP without relay, by broadcast or from a client without address, in one piece.
 pub(crate) fn link_filter() -> Vec<sock_filter> {
     vec![
         step(LOAD_OCTET, 0),
-        test(IF_EQUAL, VERSION_4_NO_OPTIONS, 0, 11),
+        test(IF_EQUAL, VERSION_4_NO_OPTIONS, 0, 14),
         step(LOAD_OCTET, 9),
-        test(IF_EQUAL, libc::IPPROTO_UDP as u32, 0, 9),
+        test(IF_EQUAL, libc::IPPROTO_UDP as u32, 0, 12),
         step(LOAD_HALF, 6),
-        test(IF_ANY_BIT, 0x3fff, 7, 0), // more fragments, or an offset
+        test(IF_ANY_BIT, 0x3fff, 10, 0), // more fragments, or an offset
         step(LOAD_HALF, IPV4_HEADER + 2),
-        test(IF_EQUAL, 67, 0, 5),
-        step(LOAD_WORD, PACKET_TYPE),
-        test(IF_EQUAL, PACKET_BROADCAST, 0, 3),
+        test(IF_EQUAL, 67, 0, 8),
         step(LOAD_WORD, IPV4_HEADER + UDP_HEADER + GIADDR),
+        test(IF_EQUAL, 0, 0, 6),
+        step(LOAD_WORD, PACKET_TYPE),
+        test(IF_EQUAL, PACKET_BROADCAST, 3, 0),
+        test(IF_EQUAL, PACKET_HOST, 0, 3),
+        step(LOAD_WORD, IPV4_HEADER + UDP_HEADER + CIADDR),
         test(IF_EQUAL, 0, 0, 1),
         step(RETURN, WHOLE_PACKET),
         step(RETURN, 0),
@@ -101,9 +108,11 @@ pub(crate) fn link_fanout(shards: u32) -> Vec<sock_filter> {
 /// For the UDP socket of one shard: its own messages, without those that the packet sockets take.
 pub(crate) fn udp_filter(shard: u32, shards: u32) -> Vec<sock_filter> {
     let mut program = vec![
-        step(LOAD_WORD, PACKET_TYPE),
-        test(IF_EQUAL, PACKET_BROADCAST, 0, 4),
         step(LOAD_WORD, UDP_HEADER + GIADDR),
+        test(IF_EQUAL, 0, 0, 6),
+        step(LOAD_WORD, PACKET_TYPE),
+        test(IF_EQUAL, PACKET_BROADCAST, 2, 0),
+        step(LOAD_WORD, UDP_HEADER + CIADDR),
         test(IF_EQUAL, 0, 0, 2),
         step(LOAD_OCTET, NETWORK),
         test(IF_EQUAL, VERSION_4_NO_OPTIONS, 6, 0),
@@ -191,6 +200,8 @@ mod tests {
         octets[9] = 17;
         octets[22..24].copy_from_slice(&port.to_be_bytes());
         octets[28 + 24..28 + 28].copy_from_slice(&giaddr);
+        // As if it renewed.
+        octets[28 + 12..28 + 16].copy_from_slice(&[10, 0, 0, 9]);
         octets[28 + 28..28 + 34].copy_from_slice(&mac);
         octets
     }
@@ -212,11 +223,19 @@ mod tests {
         assert!(!link_takes(&with_options, 1));
         assert!(run(&udp_filter(0, 1), &with_options, 24, 0, 1) > 0);
 
+        let new = |relay: [u8; 4]| {
+            let mut octets = packet(relay, mac, 67);
+            octets[28 + 12..28 + 16].fill(0);
+            octets
+        };
         let relayed = [10, 0, 0, 1];
         let cases = [
             // case                 packet                     pkttype link   udp
             ("broadcast", packet([0; 4], mac, 67), 1, true, false),
             ("renewal", packet([0; 4], mac, 67), 0, false, true),
+            ("new, by broadcast", new([0; 4]), 1, true, false),
+            ("new, by unicast", new([0; 4]), 0, true, false),
+            ("new, through a relay", new(relayed), 0, false, true),
             ("relay", packet(relayed, mac, 67), 0, false, true),
             (
                 "relay by broadcast",

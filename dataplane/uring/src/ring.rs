@@ -19,7 +19,7 @@ use shard::{
 use slab::Slab;
 
 use crate::buffers::Buffers;
-use crate::control::{CONTROL_BYTES, NAME_BYTES, Received, get_address};
+use crate::control::{CONTROL_BYTES, NAME_BYTES, Received, get_address, get_link_address};
 use crate::probe::{self, RingError};
 use crate::queue::{Kind, Queue, Reaped, user_data};
 use crate::slots::Slots;
@@ -547,6 +547,7 @@ fn read_datagram(
             from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             interface,
+            ethernet: get_link_address(out.name_data()),
             checksum_missing: received.checksum_missing,
             buffer: buffer(set.group()),
         });
@@ -558,6 +559,7 @@ fn read_datagram(
         from,
         local,
         interface,
+        ethernet: None,
         checksum_missing: false,
         buffer: buffer(set.group()),
     })

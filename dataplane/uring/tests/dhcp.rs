@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lease::{Block, BlockId, Epoch, Outcome, WriteKind};
-use shard::{Snapshot, ToLink, ToShard};
+use shard::{Config, Snapshot, ToLink, ToShard};
 use socket2::{Domain, Protocol, Socket, Type};
 use support::*;
 use uring::{Places, interface_index, open_link};
@@ -112,13 +112,18 @@ impl Wire {
     }
 
     fn broadcast(&self, payload: &[u8]) {
+        self.send(payload, Ipv4Addr::BROADCAST, Mac::BROADCAST);
+    }
+
+    fn send(&self, payload: &[u8], to: Ipv4Addr, mac: Mac) {
         let mut packet = vec![0; HEADROOM_BYTES];
         packet.extend_from_slice(payload);
         let (from, to) = (
             SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68),
-            SocketAddrV4::new(Ipv4Addr::BROADCAST, 67),
+            SocketAddrV4::new(to, 67),
         );
         frame(&mut packet, from, to, 1).unwrap();
+        let [a, b, c, d, e, f] = mac.0;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: (libc::ETH_P_IP as u16).to_be(),
@@ -126,7 +131,7 @@ impl Wire {
             sll_hatype: 0,
             sll_pkttype: 0,
             sll_halen: 6,
-            sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
+            sll_addr: [a, b, c, d, e, f, 0, 0],
         };
         // SAFETY: the packet and the address are valid for reads of their sizes for the call.
         let sent = unsafe {
@@ -192,7 +197,17 @@ fn rack(shards: u32) -> Rack {
     rack_in_mode(shards, dhcp::Mode::Serve)
 }
 
+/// The clients' end of the wire speaks for many, and for their relay.
 fn rack_in_mode(shards: u32, mode: dhcp::Mode) -> Rack {
+    let config = Config {
+        any_source_devices: Arc::from(["ve0".to_owned()]),
+        trusted_relays: Arc::from(["10.99.0.2/32".parse().unwrap()]),
+        ..Config::default()
+    };
+    rack_as(shards, mode, config)
+}
+
+fn rack_as(shards: u32, mode: dhcp::Mode, config: Config) -> Rack {
     let index = interface_index("ve0").unwrap();
     let mut snapshot = Snapshot::default();
     let mut link = dhcp_link(VLAN, index);
@@ -215,6 +230,7 @@ fn rack_in_mode(shards: u32, mode: dhcp::Mode) -> Rack {
             shards,
             places,
             links,
+            config,
             ..Setup::default()
         },
     );
@@ -341,6 +357,34 @@ fn a_broadcast_is_answered_once_by_its_shard() {
             let offered = shard.stats.get().dhcp.sent(dhcp::Sent::Offer);
             assert_eq!(offered, own as u64, "shard {index}");
         }
+        rack.stop();
+    });
+}
+
+/// The kernel says who sent a frame: chaddr must be that, by broadcast and by unicast alike.
+#[test]
+fn a_client_is_its_frames_ethernet_source() {
+    in_network(|| {
+        let (own, other) = (mac(1), mac(2));
+        let rack_mac = mac(99);
+        ip(&format!("link set ve1 address {own}"));
+        ip(&format!("link set ve0 address {rack_mac}"));
+        let mut rack = rack_as(2, dhcp::Mode::Serve, Config::default());
+        let mut wire = Wire::open("ve1");
+        let none = Ipv4Addr::UNSPECIFIED;
+        let discover = |of| message(MessageType::Discover, of, true, none, None);
+        let (all, server) = (Ipv4Addr::BROADCAST, Ipv4Addr::new(10, 99, 0, 1));
+        wire.send(&discover(other), all, Mac::BROADCAST);
+        wire.send(&discover(other), server, rack_mac);
+        let event = rack.event("DHCP_FOREIGN_SOURCE");
+        assert_eq!(event.mac, Some(other.0));
+        wire.send(&discover(own), all, Mac::BROADCAST);
+        wire.send(&discover(own), server, rack_mac);
+        let seen: Vec<Mac> = wire.replies().into_iter().map(|seen| seen.mac).collect();
+        assert_eq!(seen, [own, own], "once each, and nobody else");
+        // For another host of the network, by way of this one.
+        wire.send(&discover(own), Ipv4Addr::new(10, 99, 0, 7), rack_mac);
+        assert!(wire.replies().is_empty());
         rack.stop();
     });
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -105,6 +106,9 @@ pub struct Lab {
     pub(crate) models: usize,
     /// Hosts of DHCP tests made so far.
     pub(crate) dhcp_hosts: usize,
+    /// What racks are told of DHCP when they start: relays they trust, devices that hide who sends.
+    relays: Vec<Ipv4Addr>,
+    pub(crate) any_source_devices: Vec<&'static str>,
 }
 
 impl Lab {
@@ -193,6 +197,8 @@ impl Lab {
             processes: Vec::new(),
             models: 0,
             dhcp_hosts: 0,
+            relays: Vec::new(),
+            any_source_devices: Vec::new(),
         };
         lab.start_advertising()?;
         lab.create_machines(config)?;
@@ -316,6 +322,11 @@ impl Lab {
         command
     }
 
+    /// Racks that start from now on believe these hosts as relays, though they are on the racks' own link.
+    pub fn trust_relays(&mut self, relays: &[Ipv4Addr]) {
+        self.relays.extend_from_slice(relays);
+    }
+
     /// Starts and enrols the racks; returns when the region lists each of them.
     pub fn start_racks(&mut self, binaries: &Path, shards: Option<usize>) -> Result<()> {
         for number in 1..=self.rack_count {
@@ -345,6 +356,11 @@ impl Lab {
             if let Some(shards) = shards {
                 text += &format!("shards = {shards}\n");
             }
+            let relays: Vec<String> = self.relays.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "[dhcp]\ntrusted_relays = {relays:?}\nany_source_devices = {:?}\n",
+                self.any_source_devices
+            );
             std::fs::write(&config, text)
                 .with_context(|| format!("writing {}", config.display()))?;
 

@@ -14,8 +14,10 @@ pub const LOAD_INTERFACE: &str = "boot";
 
 impl Lab {
     /// Takes the client and rack 1 off the machines' network and connects them by a cable of their own: what is
-    /// measured then is the server, not a bridge. Before the rack starts.
-    pub fn connect_directly(&self) -> Result<()> {
+    /// measured then is the server, not a bridge. One card speaks for all clients, and as their relay. Before the rack starts.
+    pub fn connect_directly(&mut self) -> Result<()> {
+        self.any_source_devices.push(LOAD_INTERFACE);
+        self.trust_relays(&[self.network().client().addr()]);
         let ends = [
             (self.names.client(), self.network().client()),
             (self.names.rack(1), self.network().rack(1)),

@@ -166,6 +166,7 @@ impl Driver for Port {
             from: SocketAddr::new(from, 68),
             local,
             interface: DEVICE,
+            ethernet: None,
             checksum_missing: false,
             buffer: Buffer {
                 set: 0,

@@ -45,6 +45,8 @@ impl DhcpLab {
         };
         let start = Instant::now();
         let mut lab = Lab::start(&config)?;
+        // Load generators and scripts speak as relays from the client's host, a relay agent from its uplink.
+        lab.trust_relays(&[network.client().addr(), network.relay().addr()]);
         let done = populate(&mut lab, &binaries, subnet);
         let subnet_id = match done {
             Ok(id) => id,

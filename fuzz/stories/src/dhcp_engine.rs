@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
 use dhcp::{
-    BootReply, Engine, Limits, Mode, Out, Outbox, Probe, Probed, Rate, Received, Sent, Shard,
-    Ticket, owner,
+    BootReply, Engine, Limits, Mode, Out, Outbox, Probe, Probed, Rate, Received, Sender, Sent,
+    Shard, Ticket, owner,
 };
 use lease::{Outcome, Refusal, Write};
 use wire::dhcp4::{Joined, MessageType, View};
@@ -131,6 +131,15 @@ const BOOTS: [BootReply<'static>; 3] = [
     },
 ];
 
+/// What the rack knows of who sent it.
+fn sender(message: &Message, giaddr: Ipv4Addr) -> Sender {
+    match (giaddr.is_unspecified(), message.source.is_unspecified()) {
+        (false, _) => Sender::TrustedRelay,
+        (true, false) if !message.destination.is_broadcast() => Sender::Datagram,
+        (true, _) => Sender::Frame,
+    }
+}
+
 fn limits(input: &mut Unstructured<'_>) -> Limits {
     let rate = |input: &mut Unstructured<'_>| Rate {
         burst: 5,
@@ -141,6 +150,10 @@ fn limits(input: &mut Unstructured<'_>) -> Limits {
         offers_max: one_of(input, &[4, 1]),
         pending_max: one_of(input, &[64, 3]),
         mac_rate: rate(input),
+        excess_rate: Rate {
+            burst: 1,
+            per_sec: 1,
+        },
         circuit_rate: rate(input),
         leases_per_circuit_max: one_of(input, &[0, 0, 1]),
         probe_stock: one_of(input, &[0, 2]),
@@ -333,6 +346,7 @@ impl Story {
             link: &site.links[0],
             source: message.source,
             destination: message.destination,
+            sender: sender(message, view.giaddr()),
         };
         let shard = owner(&view, &received, site, self.shards).unwrap_or(0);
         let Station { engine, out, .. } = &mut stations[shard as usize];

@@ -1,13 +1,14 @@
 //! Abuse: what one client, one relay's port and all strangers together may have, and servers nobody told us of.
 
-use wire::dhcp4::{MessageType, View};
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use wire::dhcp4::{MessageType, View};
+use wire::ethernet::Mac;
+
 use super::{Ask, Engine, rules};
 use crate::clock::Ms;
-use crate::config::{Config, Link, Mode, Received};
+use crate::config::{Config, Link, Mode, Received, Sender};
 use crate::counters::{Drop, Sent};
 use crate::outbox::{Event, EventKind, Outbox};
 use crate::probe::FRESH;
@@ -16,22 +17,17 @@ use crate::relay::circuit;
 impl Engine {
     // ---------------------------------------------------------------- rates
 
+    /// A message beyond its sender's rate is still answered out of what all such share: whoever sends another's very
+    /// frames takes of that, and not all that the other gets.
     pub(super) fn check_rates(
         &mut self,
         query: &View<'_>,
+        received: &Received<'_>,
         link: &Link,
         now: Ms,
     ) -> Result<(), Drop> {
-        // By hardware address where there is one: another client id costs its sender nothing.
-        let allowed = match query.mac() {
-            Some(mac) => self.clients.take((link.vlan, mac.0), now),
-            None => {
-                let hardware = (query.htype(), query.chaddr());
-                let name = (link.vlan, query.client_id(), hardware);
-                self.clients.take(name, now)
-            }
-        };
-        if !allowed {
+        let asker = Asker::of(query, received);
+        if !self.clients.take((link.vlan, asker), now) && !self.excess.take((), now) {
             return Err(Drop::RateLimited);
         }
         match port(query) {
@@ -116,6 +112,44 @@ impl Engine {
         made
     }
 
+    // ---------------------------------------------------------------- who speaks for others
+
+    /// Somebody sent a message that it may not send: told once in ten minutes of each.
+    pub(super) fn notice_sender(
+        &mut self,
+        reason: Drop,
+        query: &View<'_>,
+        received: &Received<'_>,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        let vlan = received.link.vlan;
+        let (kind, is_new) = match (reason, received.sender) {
+            (Drop::ForeignSource, Sender::Ethernet(from)) => (
+                EventKind::ForeignSource { from },
+                self.foreign.notice((vlan, from), Some(from), now),
+            ),
+            (Drop::UntrustedRelay, _) => (
+                EventKind::UntrustedRelay {
+                    giaddr: query.giaddr(),
+                },
+                self.untrusted.notice(received.source, None, now),
+            ),
+            _ => return,
+        };
+        if is_new
+            && !out.event(Event {
+                kind,
+                vlan,
+                mac: query.mac(),
+                address: received.source,
+                lease: Duration::ZERO,
+            })
+        {
+            self.counters.count(Sent::EventLost);
+        }
+    }
+
     // ---------------------------------------------------------------- rogue servers
 
     /// A broadcast REQUEST says which server its client chose (RFC 2131 §4.3.2).
@@ -166,7 +200,7 @@ impl Engine {
             return;
         }
         self.counters.count(Sent::RogueServer);
-        if self.rogues.notice(link.vlan, server, now)
+        if self.rogues.notice((link.vlan, server), message.mac(), now)
             && !out.event(Event {
                 kind: EventKind::RogueServer,
                 vlan: link.vlan,
@@ -176,6 +210,45 @@ impl Engine {
             })
         {
             self.counters.count(Sent::EventLost);
+        }
+    }
+}
+
+/// Who asks, named by what it cannot choose as far as there is such a thing: a rate is no one's to use up who merely
+/// writes another's hardware address into a message.
+#[derive(Hash)]
+enum Asker<'a> {
+    /// The Ethernet source of its frame.
+    Card(Mac),
+    /// What it calls itself, where its frame says nothing.
+    Named(Name<'a>),
+    /// Who sends a datagram from this address.
+    At(Ipv4Addr, Name<'a>),
+    /// On this port of this relay, or on any where the relay names none.
+    Behind(Ipv4Addr, Option<(&'a [u8], &'a [u8])>, Name<'a>),
+}
+
+/// Where there is a MAC another client id costs its sender nothing.
+#[derive(Hash)]
+enum Name<'a> {
+    Mac(Mac),
+    /// Client id, hardware type and address.
+    Other(Option<&'a [u8]>, u8, &'a [u8]),
+}
+
+impl<'a> Asker<'a> {
+    fn of(query: &View<'a>, received: &Received<'_>) -> Self {
+        let name = match query.mac() {
+            Some(mac) => Name::Mac(mac),
+            None => Name::Other(query.client_id(), query.htype(), query.chaddr()),
+        };
+        if !query.giaddr().is_unspecified() {
+            return Self::Behind(query.giaddr(), circuit(query), name);
+        }
+        match received.sender {
+            Sender::Ethernet(source) => Self::Card(source),
+            Sender::Frame => Self::Named(name),
+            Sender::Datagram | Sender::TrustedRelay => Self::At(received.source, name),
         }
     }
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use ::lease::VlanId;
 use wire::ethernet::Mac;
 
+use super::sender::is_on_link;
 use super::{Ask, Engine, rules};
 use crate::clock::Ms;
-use crate::config::{Config, Link};
+use crate::config::Config;
 use crate::counters::Sent;
 use crate::outbox::{Event, EventKind, Outbox};
 use crate::probe::{CLAIMS_MAX, FRESH, IN_USE_REST, PAUSE, PROXY_PAUSE, Probe, Probed};
@@ -199,9 +200,4 @@ impl Engine {
             self.prober.hurry(slot);
         }
     }
-}
-
-/// Whether the rack itself is on the link's wire, rather than behind a relay.
-fn is_on_link(link: &Link) -> bool {
-    link.subnet_of(link.server).is_some()
 }

@@ -104,7 +104,7 @@ impl Engine {
             return Err(Drop::NotARequest);
         }
         let (link, _) = choose_link(query, received, config)?;
-        self.check_rates(query, link, now)?;
+        self.check_rates(query, received, link, now)?;
         let asks = matches!(
             query.message_type(),
             Some(MessageType::Request | MessageType::Inform)

@@ -328,6 +328,22 @@ pub fn reservation(mac: Mac, address: Ipv4Addr) -> Reservation {
 }
 
 impl Message {
+    /// Where a well-behaved one sends from; a relay is one that the operator trusts.
+    pub fn sender(&self) -> Sender {
+        match (self.giaddr == NONE, self.unicast && self.ciaddr != NONE) {
+            (false, _) => Sender::TrustedRelay,
+            (true, true) => Sender::Datagram,
+            (true, false) => Sender::Frame,
+        }
+    }
+
+    fn sent_from(&self) -> Ipv4Addr {
+        match self.source {
+            NONE if self.unicast => self.ciaddr,
+            source => source,
+        }
+    }
+
     pub fn with(mut self, code: u8, octets: &[u8]) -> Self {
         self.options.push((code, octets.to_vec()));
         self
@@ -507,7 +523,29 @@ impl Rack {
             Ipv4Addr::BROADCAST
         };
         let boot = BootReply::default();
-        self.send_from(message.source, &message.octets(), destination, &boot)
+        let source = message.sent_from();
+        self.send_from(
+            source,
+            message.sender(),
+            &message.octets(),
+            destination,
+            &boot,
+        )
+    }
+
+    /// The same, as it really came: from this IP source, and so far as the engine can know from this sender.
+    pub fn send_as(&mut self, source: Ipv4Addr, sender: Sender, message: &Message) -> Step {
+        let destination = match sender {
+            Sender::Ethernet(_) | Sender::Frame => Ipv4Addr::BROADCAST,
+            Sender::Datagram | Sender::TrustedRelay => SERVER,
+        };
+        let boot = BootReply::default();
+        self.send_from(source, sender, &message.octets(), destination, &boot)
+    }
+
+    /// A datagram from and to these addresses.
+    pub fn send_datagram(&mut self, source: Ipv4Addr, to: Ipv4Addr, octets: &[u8]) -> Step {
+        self.send_from(source, Sender::Datagram, octets, to, &BootReply::default())
     }
 
     pub fn send_octets(
@@ -516,12 +554,19 @@ impl Rack {
         destination: Ipv4Addr,
         boot: &BootReply<'_>,
     ) -> Step {
-        self.send_from(NONE, octets, destination, boot)
+        let relayed = octets[24..28] != [0; 4];
+        let sender = if relayed {
+            Sender::TrustedRelay
+        } else {
+            Sender::Frame
+        };
+        self.send_from(NONE, sender, octets, destination, boot)
     }
 
     fn send_from(
         &mut self,
         source: Ipv4Addr,
+        sender: Sender,
         octets: &[u8],
         destination: Ipv4Addr,
         boot: &BootReply<'_>,
@@ -533,6 +578,7 @@ impl Rack {
             link: &self.config.links[0],
             source,
             destination,
+            sender,
         };
         let dropped = self.engine.on_message(
             &query,
@@ -561,6 +607,7 @@ impl Rack {
             link: &self.config.links[0],
             source: *from.ip(),
             destination: SERVER,
+            sender: Sender::Datagram,
         };
         let (config, out) = (&self.config, &mut self.out);
         let engine = &mut self.engine;

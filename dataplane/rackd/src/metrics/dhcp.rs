@@ -12,6 +12,8 @@ pub(super) const DROPS: &[Drop] = &[
     Drop::NotForServers,
     Drop::TooManyHops,
     Drop::UnknownRelay,
+    Drop::UntrustedRelay,
+    Drop::ForeignSource,
     Drop::NoSubnet,
     Drop::NoIdentity,
     Drop::OtherShard,
