@@ -247,6 +247,8 @@ struct Taken<'a> {
     ranges: Vec<&'a Range>,
     reserved: Vec<Reservation>,
     leased: Vec<IpAddr>,
+    /// Of BMCs, regions and other DHCP servers: whoever is given one hears what is meant for it.
+    services: Vec<IpAddr>,
 }
 
 impl<'a> Taken<'a> {
@@ -264,6 +266,7 @@ impl<'a> Taken<'a> {
                 .collect(),
             reserved: reservation::of_subnets(db, &[subnet.id]).await?,
             leased,
+            services: network::service_addresses(db, subnet.cidr).await?,
         })
     }
 
@@ -284,7 +287,8 @@ impl<'a> Taken<'a> {
             )));
         }
         let is_reserved = self.reserved.iter().any(|other| other.ip == ip);
-        if is_reserved || self.leased.contains(&ip) || self.subnet.dns_servers.contains(&ip) {
+        let serves = self.subnet.dns_servers.contains(&ip) || self.services.contains(&ip);
+        if is_reserved || self.leased.contains(&ip) || serves {
             return Err(ApiError::NotFound(format!(
                 "The IP address {ip} is already in use."
             )));
@@ -306,7 +310,8 @@ impl<'a> Taken<'a> {
             .subnet
             .gateway_ip
             .iter()
-            .chain(&self.subnet.dns_servers);
+            .chain(&self.subnet.dns_servers)
+            .chain(&self.services);
         taken.extend(servers.copied().map(single));
         let span = host_span(&self.subnet.cidr);
         let like = self.subnet.cidr.network();

@@ -456,3 +456,31 @@ async fn a_preseed_asked_for_without_end_is_few_events() {
     }
     assert_eq!(count(&region, "PRESEED_SERVED").await, 1);
 }
+
+#[tokio::test]
+async fn a_user_is_given_no_address_of_a_bmc_a_region_or_a_dhcp_server() {
+    let region = region().await;
+    region.post("subnets/", "cidr=10.20.0.0/28").await.json();
+    for sql in [
+        "insert into bmc (power_type, address) values ('ipmi', '10.20.0.1'), ('ipmi', '10.20.0.9')",
+        "insert into region_process (id, hostname, pid, addresses, rpc_port, rack_http_port)
+         values (gen_random_uuid(), 'r', 1, '{10.20.0.2}', 5250, 5251)",
+        "update vlan set external_dhcp = '10.20.0.3'",
+    ] {
+        sqlx::query(sql).execute(&region.db.pool).await.unwrap();
+    }
+    let user = region.user.clone();
+    let reserve = async |body: &str| {
+        let path = "ipaddresses/?op=reserve";
+        region
+            .call(Some(&user), "POST", path, FORM, body.to_owned())
+            .await
+    };
+    for last in [1, 2, 3, 9] {
+        reserve(&format!("ip=10.20.0.{last}&mac=02:00:00:00:00:09"))
+            .await
+            .refused(404, "already in use");
+    }
+    let first = reserve("subnet=10.20.0.0/28").await.json();
+    assert_eq!(first["ip"], "10.20.0.4");
+}

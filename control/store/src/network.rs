@@ -647,3 +647,21 @@ async fn range_changed(db: &mut PgConnection, id: i32, subnet_id: i32) -> Result
         .await?;
     link_changed(db, vlan).await
 }
+
+/// Addresses inside a subnet at which something of ours, or that we talk to, is found: BMCs, regions, DHCP servers of
+/// others.
+pub async fn service_addresses(
+    db: &mut PgConnection,
+    cidr: IpNet,
+) -> Result<Vec<IpAddr>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "select host(address)::inet from (
+             select address from bmc
+             union select unnest(addresses) from region_process
+             union select external_dhcp from vlan) as a (address)
+         where host(address)::inet <<= $1::inet",
+    )
+    .bind(cidr.to_string())
+    .fetch_all(db)
+    .await?)
+}
