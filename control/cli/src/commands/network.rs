@@ -81,8 +81,14 @@ pub enum SubnetCommand {
     List,
     /// Add a subnet.
     Create(SubnetCreate),
-    /// Remove a subnet.
-    Delete { subnet: String },
+    /// Remove a subnet. Without --force the region says what would go with it.
+    Delete {
+        /// Its id, network or name.
+        subnet: String,
+        /// With its ranges, reserved addresses, DHCP options and links.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Args)]
@@ -128,9 +134,10 @@ impl SubnetCommand {
                 );
                 output.one(&client.post("subnets/", &fields).await?, SUBNETS);
             }
-            SubnetCommand::Delete { subnet } => {
+            SubnetCommand::Delete { subnet, force } => {
                 let id = find_subnet(client, &subnet).await?;
-                let answer = client.delete(&format!("subnets/{id}/")).await?;
+                let path = format!("subnets/{id}/?force={force}");
+                let answer = client.delete(&path).await?;
                 output.done(&answer, &format!("Subnet {subnet} is gone."));
             }
         }
@@ -196,7 +203,13 @@ pub enum RangeCommand {
         exclude: bool,
     },
     /// Remove a range.
-    Delete { range: u32 },
+    Delete {
+        /// Its id, as `muster range list` shows it.
+        range: u32,
+        /// Also the only dynamic one of a VLAN that DHCP serves.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 const RANGES: &[Column] = &[
@@ -238,8 +251,9 @@ impl RangeCommand {
                 fields.extend(exclude.then(|| ("exclude", "true".to_owned())));
                 output.one(&client.post("ipranges/", &fields).await?, RANGES);
             }
-            RangeCommand::Delete { range } => {
-                let answer = client.delete(&format!("ipranges/{range}/")).await?;
+            RangeCommand::Delete { range, force } => {
+                let path = format!("ipranges/{range}/?force={force}");
+                let answer = client.delete(&path).await?;
                 output.done(&answer, &format!("Range {range} is gone."));
             }
         }
