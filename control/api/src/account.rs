@@ -109,14 +109,15 @@ async fn authenticated(app: &App, request: axum::extract::Request) -> Reply {
     let turn = shares.login(&source, &username).await?;
     let found = account::find(&mut *app.db().await?, &username).await?;
     let stored = found.as_ref().map(|account| account.password_hash.clone());
-    // The turn ends with the work, also when the client has gone away meanwhile.
+    // A wrong guess is noted before the turn ends, also when the client has gone away meanwhile.
+    let state = app.state.clone();
     let right = tokio::task::spawn_blocking(move || {
         let right = password::verify(&password, stored.as_deref());
+        state.shares.login_was(right, &source, &username);
         drop(turn);
         right
     });
     let right = right.await.map_err(ApiError::internal)?;
-    shares.login_was(right, &source, &username);
     let Some(account) = found.filter(|_| right) else {
         app.count(|counters| &counters.logins_refused);
         return Err(ApiError::Forbidden("Invalid username or password.".into()));

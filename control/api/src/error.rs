@@ -27,6 +27,8 @@ pub enum ApiError {
     /// 410
     Gone(&'static str),
     TooLarge,
+    /// 413: the sender has written as much as it may.
+    QuotaFull(String),
     /// 408: the body did not come in time.
     TooSlow,
     /// 429: wrong keys or passwords too often; how long to wait.
@@ -147,6 +149,7 @@ impl From<WorkflowError> for ApiError {
         match error {
             WorkflowError::Store(error) => error.into(),
             WorkflowError::UnknownScript(_) => ApiError::bad_request(error.to_string()),
+            WorkflowError::ResultsFull => ApiError::QuotaFull(error.to_string()),
             WorkflowError::PowerTimeout => {
                 ApiError::Unavailable("The power of the machine was not reached in time.")
             }
@@ -206,6 +209,7 @@ impl IntoResponse for ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "The request body is too large.".into(),
             ),
+            ApiError::QuotaFull(reason) => text(StatusCode::PAYLOAD_TOO_LARGE, reason),
             ApiError::TooSlow => text(
                 StatusCode::REQUEST_TIMEOUT,
                 "The request body came too slowly.".into(),

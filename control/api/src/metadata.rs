@@ -73,7 +73,7 @@ async fn serve(State(app): State<App>, request: axum::extract::Request) -> Respo
         match &error {
             ApiError::BadRequest(_) | ApiError::Validation(_) => count(|c| &c.malformed),
             ApiError::Unauthorized(_) => count(|c| &c.unauthorized),
-            ApiError::TooLarge => count(|c| &c.too_large),
+            ApiError::TooLarge | ApiError::QuotaFull(_) => count(|c| &c.too_large),
             ApiError::TooSlow => count(|c| &c.too_slow),
             ApiError::TooMany(_) => count(|c| &c.too_many_guesses),
             ApiError::Internal(_) => count(|c| &c.internal_errors),

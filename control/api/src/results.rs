@@ -1,21 +1,27 @@
 //! `nodes/{system_id}/results/`: what the scripts of a machine's boots gave.
 
+mod stream;
+
+use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use http::header;
 use model::{Permission, ScriptStatus, SystemId};
-use serde_json::{Map, Value, json};
-use store::script::{self, Outputs, ScriptResult, ScriptSet};
+use serde_json::{Value, json};
+use store::script::{self, Part, ScriptResult, ScriptSet};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
+use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted};
 use crate::error::ApiError;
 use crate::handler;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditMachines);
+
+/// The places of those who read what scripts printed.
+pub(crate) fn readers() -> std::sync::Arc<gate::Room> {
+    stream::room()
+}
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -82,17 +88,40 @@ async fn list(request: Request) -> Reply {
         Some(_) => return Err(ApiError::field("type", "Not a type of results.")),
     };
     let wanted = Wanted::of(&request)?;
-    let mut sets = Vec::new();
-    for set in script::sets(&request.app.pool, &machine, kind).await? {
-        sets.push(view(&request, &set, &wanted).await?);
-    }
-    Ok(answer(&Value::Array(sets)))
+    let sets = script::sets(&request.app.pool, &machine, kind).await?;
+    sets_as_json(&request, sets, wanted, true).await
 }
 
 async fn read(request: Request) -> Reply {
     let set = set_of(&request).await?;
     let wanted = Wanted::of(&request)?;
-    Ok(answer(&view(&request, &set, &wanted).await?))
+    sets_as_json(&request, vec![set], wanted, false).await
+}
+
+/// Written as the client takes it: a list with outputs may be hundreds of megabytes.
+async fn sets_as_json(
+    request: &Request,
+    sets: Vec<ScriptSet>,
+    wanted: Wanted,
+    is_list: bool,
+) -> Reply {
+    let body = stream::body(request, async move |mut writer: stream::Writer| {
+        if is_list {
+            writer.text("[").await?;
+        }
+        for (index, set) in sets.iter().enumerate() {
+            if index > 0 {
+                writer.text(",").await?;
+            }
+            write_set(&mut writer, set, &wanted).await?;
+        }
+        if is_list {
+            writer.text("]").await?;
+        }
+        writer.finish().await
+    });
+    let content_type = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
+    Ok((content_type, body.await?).into_response())
 }
 
 async fn delete(request: Request) -> Reply {
@@ -111,12 +140,12 @@ async fn download(request: Request) -> Reply {
     {
         return Err(ApiError::field("filetype", "Only txt is offered."));
     }
-    let parts: &[&str] = match request.query.filled("output").unwrap_or("combined") {
-        "combined" => &["combined"],
-        "stdout" => &["stdout"],
-        "stderr" => &["stderr"],
-        "result" => &["result"],
-        "all" => &["combined", "stdout", "stderr", "result"],
+    let parts: &'static [Part] = match request.query.filled("output").unwrap_or("combined") {
+        "combined" => &[Part::Combined],
+        "stdout" => &[Part::Stdout],
+        "stderr" => &[Part::Stderr],
+        "result" => &[Part::Result],
+        "all" => &PARTS,
         _ => {
             return Err(ApiError::field(
                 "output",
@@ -127,26 +156,26 @@ async fn download(request: Request) -> Reply {
     let mut results = script::results(&request.app.pool, set.id).await?;
     results.retain(|result| wanted.names(&result.name));
     let alone = results.len() == 1 && parts.len() == 1;
-    let mut text = Vec::new();
-    for result in results {
-        let outputs = script::outputs(&request.app.pool, result.id).await?;
-        for part in parts {
-            if !alone {
-                text.extend_from_slice(format!("{}{}\n", result.name, suffix(part)).as_bytes());
-                text.extend_from_slice(
-                    b"-----------------------------------------------------------------\n",
-                );
-            }
-            text.extend_from_slice(part_of(&outputs, part));
-            if !alone {
-                text.extend_from_slice(b"\n\n");
+    let body = stream::body(&request, async move |mut writer: stream::Writer| {
+        for result in &results {
+            for part in parts {
+                if !alone {
+                    let rule = "-----------------------------------------------------------------";
+                    let title = format!("{}{}\n{rule}\n", result.name, suffix(*part));
+                    writer.text(&title).await?;
+                }
+                writer.output(result.id, *part).await?;
+                if !alone {
+                    writer.text("\n\n").await?;
+                }
             }
         }
-    }
-    Ok(attachment(&set, text))
+        writer.finish().await
+    });
+    Ok(attachment(&set, body.await?))
 }
 
-fn attachment(set: &ScriptSet, text: Vec<u8>) -> Response {
+fn attachment(set: &ScriptSet, body: Body) -> Response {
     let name = format!(
         "attachment; filename=\"{}-{}-{}.txt\"",
         set.machine, set.kind, set.id
@@ -155,7 +184,7 @@ fn attachment(set: &ScriptSet, text: Vec<u8>) -> Response {
         (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
         (header::CONTENT_DISPOSITION, name),
     ];
-    (headers, text).into_response()
+    (headers, body).into_response()
 }
 
 // ---------------------------------------------------------------- what is asked for
@@ -229,8 +258,37 @@ async fn set_of(request: &Request) -> Result<ScriptSet, ApiError> {
 
 // ---------------------------------------------------------------- MAAS's form
 
-async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Value, ApiError> {
-    let mut results = script::results(&request.app.pool, set.id).await?;
+const PARTS: [Part; 4] = [Part::Combined, Part::Stdout, Part::Stderr, Part::Result];
+
+async fn write_set(
+    writer: &mut stream::Writer,
+    set: &ScriptSet,
+    wanted: &Wanted,
+) -> Result<(), stream::Broken> {
+    let mut results = script::results(writer.pool(), set.id).await?;
+    let head = head_of(set, &results);
+    results.retain(|result| wanted.names(&result.name));
+    writer.open_object(&head).await?;
+    writer.text(",\"results\":[").await?;
+    for (index, result) in results.iter().enumerate() {
+        if index > 0 {
+            writer.text(",").await?;
+        }
+        writer.open_object(&result_view(result)).await?;
+        if wanted.outputs {
+            for part in PARTS {
+                writer.text(&format!(",\"{}\":\"", field(part))).await?;
+                writer.output_base64(result.id, part).await?;
+                writer.text("\"").await?;
+            }
+        }
+        writer.text("}").await?;
+    }
+    writer.text("]}").await
+}
+
+/// All of a set but its results.
+fn head_of(set: &ScriptSet, results: &[ScriptResult]) -> Value {
     let status = ScriptStatus::summary(results.iter().map(|result| result.status));
     let started = results.iter().filter_map(|result| result.started).min();
     let ended = match status {
@@ -244,29 +302,13 @@ async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Val
         .filter(|result| result.started.is_some())
         .map(|r| r.updated)
         .max();
-    results.retain(|result| wanted.names(&result.name));
-    let mut list = Vec::new();
-    for result in &results {
-        let mut object = result_view(result);
-        if wanted.outputs {
-            let outputs = script::outputs(&request.app.pool, result.id).await?;
-            for part in ["combined", "stdout", "stderr", "result"] {
-                let name = if part == "combined" { "output" } else { part };
-                object.insert(
-                    name.to_owned(),
-                    STANDARD.encode(part_of(&outputs, part)).into(),
-                );
-            }
-        }
-        list.push(Value::Object(object));
-    }
     let (number, name) = match set.kind.as_str() {
         "commissioning" => (0, "Commissioning"),
         "deployment" => (1, "Installation"),
         "testing" => (2, "Testing"),
         _ => (3, "Release"),
     };
-    Ok(json!({
+    json!({
         "id": set.id,
         "system_id": set.machine.as_str(),
         "type": number,
@@ -277,14 +319,13 @@ async fn view(request: &Request, set: &ScriptSet, wanted: &Wanted) -> Result<Val
         "started": started.map(date),
         "ended": ended.map(date),
         "runtime": runtime(started, ended),
-        "results": list,
         "resource_uri": format!("/MAAS/api/2.0/nodes/{}/results/{}/", set.machine, set.id),
-    }))
+    })
 }
 
-fn result_view(result: &ScriptResult) -> Map<String, Value> {
+fn result_view(result: &ScriptResult) -> Value {
     let seconds = |at: Option<OffsetDateTime>| at.map(|at| at.unix_timestamp_nanos() as f64 / 1e9);
-    let object = json!({
+    json!({
         "id": result.id,
         "created": date(result.started.unwrap_or(result.updated)),
         "updated": date(result.updated),
@@ -304,28 +345,24 @@ fn result_view(result: &ScriptResult) -> Map<String, Value> {
         "script_id": null,
         "script_revision_id": null,
         "suppressed": false,
-    });
-    match object {
-        Value::Object(object) => object,
-        _ => Map::new(),
+    })
+}
+
+fn field(part: Part) -> &'static str {
+    match part {
+        Part::Combined => "output",
+        Part::Stdout => "stdout",
+        Part::Stderr => "stderr",
+        Part::Result => "result",
     }
 }
 
-fn suffix(part: &str) -> &'static str {
+fn suffix(part: Part) -> &'static str {
     match part {
-        "stdout" => ".out",
-        "stderr" => ".err",
-        "result" => ".yaml",
-        _ => "",
-    }
-}
-
-fn part_of<'a>(outputs: &'a Outputs, part: &str) -> &'a [u8] {
-    match part {
-        "stdout" => &outputs.stdout,
-        "stderr" => &outputs.stderr,
-        "result" => &outputs.result,
-        _ => &outputs.combined,
+        Part::Combined => "",
+        Part::Stdout => ".out",
+        Part::Stderr => ".err",
+        Part::Result => ".yaml",
     }
 }
 

@@ -77,7 +77,7 @@ async fn little_of_a_body_without_a_key_is_read() {
     assert_eq!(answer.status, 400, "one field with a long name");
     assert_eq!(read.load(Ordering::Relaxed), 1 << 20);
     let held: Vec<_> = region.app.places().iter().map(|room| room.held).collect();
-    assert_eq!(held, [0; 6], "every octet and turn is given back");
+    assert_eq!(held, [0; 7], "every octet and turn is given back");
 }
 
 #[tokio::test]
@@ -217,4 +217,56 @@ async fn passwords_are_not_taken_through_a_rack() {
     let mut request = attempt("ada", "hush", host(1));
     request.extensions_mut().insert(ThroughRack);
     region.send(request).await.refused(403, "through a rack");
+}
+
+// ---------------------------------------------------------------- results
+
+#[tokio::test]
+async fn outputs_of_results_are_sent_in_pieces_and_only_when_asked_for() {
+    let region = Region::start().await;
+    let statements = [
+        "insert into machine (system_id, hostname) values ('abc123', 'm1')",
+        "insert into script_set (machine, type, boot_id)
+         values ('abc123', 'commissioning', gen_random_uuid())",
+        "insert into script_result (set_id, name, status, output, stdout)
+         select id, name, 2, convert_to(repeat('0123456789', 200001), 'UTF8'), 'out'
+         from script_set, unnest(array['a', 'b']) as name",
+    ];
+    for statement in statements {
+        sqlx::query(statement)
+            .execute(&region.db.pool)
+            .await
+            .unwrap();
+    }
+    let path = "nodes/abc123/results/";
+    let plain = region.get(path).await;
+    assert!(plain.text.len() < 4096, "no outputs: {}", plain.text.len());
+    assert_eq!(plain.json()[0]["results"][1]["name"], "b");
+
+    let request = Request::builder()
+        .uri(format!("/MAAS/api/2.0/{path}?include_output=1"))
+        .header(header::AUTHORIZATION, region.signature(&region.admin))
+        .body(Body::empty())
+        .unwrap();
+    let router = region.router.clone();
+    let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    let mut frames = answer.into_body().into_data_stream();
+    let mut text = Vec::new();
+    while let Some(frame) = futures::StreamExt::next(&mut frames).await {
+        let frame = frame.unwrap();
+        assert!(frame.len() <= 300 << 10, "{}", frame.len());
+        text.extend_from_slice(&frame);
+    }
+    let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let result = &json[0]["results"][1];
+    assert_eq!(result["output"].as_str().unwrap().len(), 2_000_010 / 3 * 4);
+    assert_eq!(result["stdout"], "b3V0");
+    assert_eq!(result["stderr"], "");
+
+    let download = "nodes/abc123/results/current-commissioning/?op=download&filters=b";
+    assert_eq!(region.get(download).await.text.len(), 2_000_010);
+    // Their number is bounded, and every place is given back.
+    let readers = region.app.places().into_iter();
+    let readers = readers.filter(|room| room.name == "result_readers");
+    assert_eq!(readers.map(|room| room.held).sum::<u64>(), 0);
 }

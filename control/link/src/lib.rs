@@ -17,6 +17,7 @@ mod doors;
 mod events;
 mod feed;
 pub mod https;
+mod lanes;
 mod listener;
 mod liveness;
 mod power;
@@ -109,7 +110,7 @@ pub async fn start(
     let mut db = pool.acquire().await.map_err(store::StoreError::from)?;
     store::region::keep_alive(&mut db, &process).await?;
     drop(db);
-    let racks = Racks::new(trust);
+    let racks = Racks::new(trust, config.database_connections);
     // A flood of strangers right after a restart does not keep the racks from coming back.
     for address in store::rack::addresses(pool).await? {
         racks.doors().know(address);

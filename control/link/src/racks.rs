@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::authority::Authority;
 use crate::counters::Counters;
 use crate::doors::Doors;
+use crate::events::Intake;
+use crate::lanes::Lanes;
 use crate::power::{PowerOperation, PowerReport};
 use crate::registry::Registry;
 use crate::tls::{self, Admit, ServerIdentity};
@@ -46,7 +48,9 @@ struct Inner {
     registry: Arc<Registry>,
     counters: Counters,
     doors: Doors,
+    intake: Mutex<Intake>,
     trust: OnceLock<Trust>,
+    lanes: OnceLock<Lanes>,
 }
 
 /// What this process proves itself and its racks with.
@@ -61,10 +65,11 @@ struct Linked {
 }
 
 impl Racks {
-    pub(crate) fn new(trust: Trust) -> Racks {
+    pub(crate) fn new(trust: Trust, database_connections: u32) -> Racks {
         let racks = Racks::default();
-        // A new cell is empty.
+        // New cells are empty.
         let _ = racks.inner.trust.set(trust);
+        let _ = racks.inner.lanes.set(Lanes::new(database_connections));
         racks
     }
 
@@ -154,11 +159,30 @@ impl Racks {
 
     /// What the rack-facing ports' places hold and have refused, for metrics.
     pub fn places(&self) -> Vec<gate::Numbers> {
-        self.inner.doors.numbers()
+        let mut numbers = self.inner.doors.numbers();
+        numbers.extend(
+            self.inner
+                .lanes
+                .get()
+                .iter()
+                .flat_map(|lanes| lanes.numbers()),
+        );
+        numbers
+    }
+
+    pub(crate) fn lanes(&self) -> &Lanes {
+        self.inner.lanes.get_or_init(|| Lanes::new(1))
     }
 
     pub(crate) fn doors(&self) -> &Doors {
         &self.inner.doors
+    }
+
+    pub(crate) fn intake(&self) -> std::sync::MutexGuard<'_, Intake> {
+        self.inner
+            .intake
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn trust(&self) -> Option<&Trust> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use capnp::Error;
+use gate::Place;
 use rpc::muster_capnp::{rack, session};
 use rpc::refusal;
 use sqlx::PgConnection;
@@ -21,6 +22,7 @@ use crate::authority::Peer;
 use crate::counters::{Counters, add, count};
 use crate::events::Recent;
 use crate::feed::{Subscription, values};
+use crate::lanes::{Lane, Lanes};
 use crate::listener::Region;
 use crate::liveness::SILENT_AFTER;
 use crate::racks::{Command, REPORT_GRACE, STATS_TIME};
@@ -122,6 +124,14 @@ impl Session {
         })
     }
 
+    /// A part of the database connections, for a call of one kind.
+    async fn turn(&self, lane: impl Fn(&Lanes) -> &Lane) -> Result<Place, Error> {
+        let racks = &self.region.racks;
+        lane(racks.lanes())
+            .turn(self.rack(), racks.counters())
+            .await
+    }
+
     fn rack(&self) -> &str {
         &self.peer.system_id
     }
@@ -215,6 +225,7 @@ impl session::Server for Session {
         let spool_id = wire::spool_id(params.get_spool_id()?)?;
         let (session, seq) = (Rc::clone(&self), params.get_spool_seq());
         let reply = async move {
+            let _turn = session.turn(|lanes| &lanes.attaches).await?;
             store::lease::attach(&session.region.pool, session.rack(), spool_id, seq)
                 .await
                 .map_err(|error| store_fault("attaching a rack", &error))
@@ -237,6 +248,7 @@ impl session::Server for Session {
         let counters = self.region.racks.counters();
         let session = Rc::clone(&self);
         let outcomes = async move {
+            let _turn = session.turn(|lanes| &lanes.leases).await?;
             store::lease::commit(&session.region.pool, session.rack(), &batch)
                 .await
                 .map_err(|error| store_fault("writing leases", &error))
@@ -281,6 +293,7 @@ impl session::Server for Session {
         let arch = query.get_arch()?.to_string()?;
         let (session, vlan) = (Rc::clone(&self), query.get_vlan());
         let machine = async move {
+            let _turn = session.turn(|lanes| &lanes.boots).await?;
             let store = |error: StoreError| store_fault("finding a machine's boot", &error);
             let mut db = session
                 .region
@@ -327,9 +340,15 @@ impl session::Server for Session {
             .filter(events, Instant::now(), counters);
         let session = Rc::clone(&self);
         let stored = async move {
-            crate::events::store(&session.region.pool, session.rack(), events)
-                .await
-                .map_err(|error| store_fault("storing a rack's events", &error))
+            let _turn = session.turn(|lanes| &lanes.reports).await?;
+            crate::events::store(
+                &session.region.pool,
+                session.rack(),
+                events,
+                &session.region.racks,
+            )
+            .await
+            .map_err(|error| store_fault("storing a rack's events", &error))
         };
         let stored = within(&self.region, CALL_TIME, stored).await?;
         add(&counters.events, stored);

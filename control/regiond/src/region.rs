@@ -27,7 +27,7 @@ use crate::{listener, rack_http};
 /// Requests under way get this long to finish when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Database connections of the racks' link: it has a thread and a pool of its own.
-const LINK_CONNECTIONS_MAX: u32 = 8;
+const LINK_CONNECTIONS_MAX: u32 = 16;
 
 pub async fn run(config: Config, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let descriptors = gate::descriptors::raise_limit();

@@ -321,15 +321,164 @@ pub async fn has_since(
     .await?)
 }
 
-/// Removes events older than so many days; at most 50,000 at a time.
+/// Events of one machine that are kept, the newest.
+pub const OF_MACHINE_MAX: i64 = 10_000;
+/// Events that one rack saw of no machine that is known.
+pub const OF_RACK_MAX: i64 = 50_000;
+/// Rows of one delete.
+const FORGET_ROWS: i64 = 10_000;
+/// Machines looked at in one statement.
+const FORGET_MACHINES: i64 = 500;
+
+/// Removes events older than so many days; says how many, at most 10,000 at a time.
 pub async fn forget(db: &mut PgConnection, days: i32) -> Result<u64, StoreError> {
     let done = sqlx::query(
         "delete from event where id = any(array(
              select id from event where at < now() - make_interval(days => $1)
-             order by id limit 50000))",
+             order by at limit $2))",
     )
     .bind(days)
+    .bind(FORGET_ROWS)
     .execute(db)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Removes the oldest events of racks that told of more strangers than is kept of each; says how many.
+pub async fn forget_strangers(db: &mut PgConnection, kept: i64) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        "delete from event where id = any(array(
+             select e.id from rack r cross join lateral (
+                 select id from event where rack = r.system_id and machine is null
+                 order by id desc offset $1 limit $2) e))",
+    )
+    .bind(kept)
+    .bind(FORGET_ROWS)
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Removes the oldest events of machines after `after` in order of their ids that have more than is kept of each; the
+/// last machine looked at, if there may be more.
+pub async fn forget_of_machines(
+    db: &mut PgConnection,
+    after: &str,
+    kept: i64,
+) -> Result<Option<String>, StoreError> {
+    let machines: Vec<String> = sqlx::query_scalar(
+        "select system_id from machine where system_id > $1 order by system_id limit $2",
+    )
+    .bind(after)
+    .bind(FORGET_MACHINES)
+    .fetch_all(&mut *db)
+    .await?;
+    sqlx::query(
+        "delete from event where id = any(array(
+             select e.id from unnest($1::text[]) as m(machine) cross join lateral (
+                 select id from event where event.machine = m.machine
+                 order by id desc offset $2 limit $3) e))",
+    )
+    .bind(&machines)
+    .bind(kept)
+    .bind(FORGET_ROWS)
+    .execute(db)
+    .await?;
+    let may_be_more = machines.len() as i64 == FORGET_MACHINES;
+    Ok(machines.into_iter().next_back().filter(|_| may_be_more))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    async fn run(db: &mut PgConnection, statement: &'static str) {
+        sqlx::query(statement).execute(db).await.unwrap();
+    }
+
+    async fn count(db: &mut PgConnection, condition: &str) -> i64 {
+        let sql = format!("select count(*) from event where {condition}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(db)
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_rack_or_machine_with_too_many_events_loses_its_own_oldest_only() {
+        let db = testing::database().await;
+        let mut db = db.pool.acquire().await.unwrap();
+        run(
+            &mut db,
+            "insert into rack (system_id, hostname) values ('rackaa', 'a'), ('rackbb', 'b')",
+        )
+        .await;
+        run(
+            &mut db,
+            "insert into machine (system_id, hostname) values ('mmmmm1', 'm1'), ('mmmmm2', 'm2')",
+        )
+        .await;
+        for statement in [
+            "insert into event (type, rack) values ('DHCP_ACK', 'rackbb')",
+            "insert into event (type, machine, rack) values ('DHCP_ACK', 'mmmmm2', 'rackaa')",
+            "insert into event (type, rack) select 'BOOT_UNKNOWN', 'rackaa' from generate_series(1, 50)",
+            "insert into event (type, machine, rack)
+             select 'BOOT_FILE', 'mmmmm1', 'rackaa' from generate_series(1, 40)",
+            "insert into event (type, username) values ('NETWORK_CHANGED', 'admin')",
+        ] {
+            run(&mut db, statement).await;
+        }
+        assert_eq!(forget_strangers(&mut db, 20).await.unwrap(), 30);
+        assert_eq!(forget_of_machines(&mut db, "", 15).await.unwrap(), None);
+        for (condition, want) in [
+            ("rack = 'rackaa' and machine is null", 20),
+            ("machine = 'mmmmm1'", 15),
+            ("machine = 'mmmmm2'", 1),
+            ("rack = 'rackbb'", 1),
+            ("rack is null", 1),
+            // The newest stay.
+            (
+                "machine = 'mmmmm1' and id > (select max(id) - 16 from event)",
+                15,
+            ),
+        ] {
+            assert_eq!(count(&mut db, condition).await, want, "{condition}");
+        }
+    }
+
+    #[tokio::test]
+    async fn housekeeping_of_events_reads_an_index_and_not_the_table() {
+        let db = testing::database().await;
+        let mut db = db.pool.acquire().await.unwrap();
+        run(
+            &mut db,
+            "insert into rack (system_id, hostname) values ('rackaa', 'a')",
+        )
+        .await;
+        run(
+            &mut db,
+            "insert into event (type, rack, at) select 'BOOT_UNKNOWN', 'rackaa', now() - n * interval '1 s'
+             from generate_series(1, 20000) n",
+        )
+        .await;
+        run(&mut db, "analyze event").await;
+        for query in [
+            "select id from event where at < now() - interval '90 days' order by at limit 10000",
+            "select e.id from rack r cross join lateral (
+                 select id from event where rack = r.system_id and machine is null
+                 order by id desc offset 50000 limit 10000) e",
+            "select e.id from unnest('{mmmmm1}'::text[]) as m(machine) cross join lateral (
+                 select id from event where event.machine = m.machine
+                 order by id desc offset 10000 limit 10000) e",
+        ] {
+            let plan: Vec<String> =
+                sqlx::query_scalar(sqlx::AssertSqlSafe(format!("explain {query}")))
+                    .fetch_all(&mut *db)
+                    .await
+                    .unwrap();
+            let plan = plan.join("\n");
+            assert!(!plan.contains("Seq Scan on event"), "{plan}");
+        }
+    }
 }

@@ -427,6 +427,32 @@ pub async fn machines_of_macs(
         .collect())
 }
 
+/// The machines that these MACs belong to, of those that may boot through `rack`: their card is on a VLAN that it
+/// serves, or on none that is known.
+pub async fn machines_served(
+    db: &mut PgConnection,
+    macs: &[[u8; 6]],
+    rack: &str,
+) -> Result<Vec<([u8; 6], String)>, StoreError> {
+    let macs: Vec<MacAddress> = macs.iter().copied().map(MacAddress::new).collect();
+    let rows: Vec<(MacAddress, String)> = sqlx::query_as(
+        "select i.mac, i.machine from interface i
+         left join vlan v on v.id = i.vlan_id
+         left join vlan via on via.id = v.relay_vlan
+         where i.mac = any($1)
+           and (i.vlan_id is null
+                or $2 in (v.primary_rack, v.secondary_rack, via.primary_rack, via.secondary_rack))",
+    )
+    .bind(macs)
+    .bind(rack)
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(mac, machine)| (mac.bytes(), machine))
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

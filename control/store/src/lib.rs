@@ -17,6 +17,7 @@ pub mod image;
 pub mod inventory;
 pub mod lease;
 pub mod lifecycle;
+pub mod limits;
 pub mod link;
 pub mod machine;
 pub mod network;
@@ -32,6 +33,7 @@ pub mod work;
 
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection};
 
 /// The embedded migrations of `schema/migrations`.
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../schema/migrations");
@@ -81,10 +83,13 @@ impl StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
-            // Classes 08 connection, 40 rollback, 53 resources, 57 operator intervention.
-            sqlx::Error::Database(error) => error
-                .code()
-                .is_some_and(|code| ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c))),
+            // Classes 08 connection, 40 rollback, 53 resources, 55 locks, 57 operator intervention; 25P03 is a session that
+            // was ended because its transaction idled.
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                ["08", "25P03", "40", "53", "55", "57"]
+                    .iter()
+                    .any(|c| code.starts_with(c))
+            }),
             _ => false,
         }
     }
@@ -94,17 +99,35 @@ impl StoreError {
 ///
 /// Any number of regiond processes may do this at once: the migrator holds an advisory lock.
 pub async fn connect(url: &str, connections_max: u32) -> Result<PgPool, StoreError> {
-    let options: PgConnectOptions = url.parse().map_err(StoreError::Database)?;
-    let pool = PgPoolOptions::new()
-        .max_connections(connections_max)
-        .connect_with(session_options(options, "regiond"))
-        .await?;
-    migrate(&pool).await?;
-    Ok(pool)
+    connect_within(url, connections_max, limits::API).await
 }
 
-fn session_options(options: PgConnectOptions, name: &str) -> PgConnectOptions {
-    options.application_name(name).options([
+pub(crate) async fn connect_within(
+    url: &str,
+    connections_max: u32,
+    limits: limits::Limits,
+) -> Result<PgPool, StoreError> {
+    let options: PgConnectOptions = url.parse().map_err(StoreError::Database)?;
+    // On a connection of its own: a migration may take its time, and so may the wait for another process's.
+    let migrating = session_options(options.clone(), "regiond migrate", limits::NONE);
+    let mut connection = migrating.connect().await?;
+    let migrated = MIGRATOR.run(&mut connection).await;
+    connection.close().await?;
+    migrated.map_err(|error| StoreError::Database(error.into()))?;
+    Ok(PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(limits::ACQUIRE)
+        .connect_with(session_options(options, "regiond", limits))
+        .await?)
+}
+
+fn session_options(
+    options: PgConnectOptions,
+    name: &str,
+    limits: limits::Limits,
+) -> PgConnectOptions {
+    let options = options.application_name(name).options(limits.settings());
+    options.options([
         // An answer to a machine or a rack is a promise: durable before it is given.
         ("synchronous_commit", "on"),
         ("TimeZone", "UTC"),
@@ -115,11 +138,9 @@ fn session_options(options: PgConnectOptions, name: &str) -> PgConnectOptions {
 
 /// For the link's own connections: the same few statements over and over, none of which waits for anything but SQL.
 pub fn link_options(options: PgConnectOptions) -> PgConnectOptions {
-    session_options(options, "regiond link").options([
+    session_options(options, "regiond link", limits::LINK).options([
         // Planning the same statement anew for each batch was a tenth of a commit.
         ("plan_cache_mode", "force_generic_plan"),
-        // A transaction that idles is a fault, and must not keep its locks.
-        ("idle_in_transaction_session_timeout", "30s"),
     ])
 }
 

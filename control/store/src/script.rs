@@ -61,6 +61,8 @@ pub struct ScriptResult {
     pub idle_for: Duration,
     /// Of the last body that was applied.
     pub applied: Option<[u8; 32]>,
+    /// Octets of outputs ever written to it.
+    pub written_bytes: u64,
 }
 
 impl FromRow<'_, PgRow> for ScriptResult {
@@ -86,6 +88,7 @@ impl FromRow<'_, PgRow> for ScriptResult {
             running_for: row.try_get::<Option<f64>, _>("running_for")?.map(since),
             idle_for: since(row.try_get("idle_for")?),
             applied: applied.and_then(|hash| hash.try_into().ok()),
+            written_bytes: row.try_get::<i64, _>("written_bytes")?.unsigned_abs(),
         })
     }
 }
@@ -100,6 +103,15 @@ pub struct Outputs {
     pub stderr: Vec<u8>,
     /// The script's YAML.
     pub result: Vec<u8>,
+}
+
+impl Outputs {
+    pub fn size_bytes(&self) -> u64 {
+        [&self.combined, &self.stdout, &self.stderr, &self.result]
+            .iter()
+            .map(|part| part.len() as u64)
+            .sum()
+    }
 }
 
 /// A script that a new set should hold.
@@ -122,7 +134,7 @@ pub struct Progress<'a> {
 
 const SET: &str = "id, machine, type, boot_id, requested, finished";
 const RESULT: &str = "r.id, r.set_id, r.name, r.status, r.exit_status, r.error, r.timeout_secs, r.started, \
-                      r.ended, r.updated, r.applied, \
+                      r.ended, r.updated, r.applied, r.written_bytes, \
                       extract(epoch from now() - r.started)::float8 as running_for, \
                       extract(epoch from now() - r.updated)::float8 as idle_for";
 
@@ -301,6 +313,53 @@ pub async fn lock_result(
     .ok_or_else(|| StoreError::not_found("script result", id))
 }
 
+/// Octets of outputs ever written to the results of a set.
+pub async fn written_bytes(db: impl PgExecutor<'_>, set_id: i32) -> Result<u64, StoreError> {
+    let written: i64 = sqlx::query_scalar(
+        "select coalesce(sum(written_bytes), 0)::bigint from script_result where set_id = $1",
+    )
+    .bind(set_id)
+    .fetch_one(db)
+    .await?;
+    Ok(written.unsigned_abs())
+}
+
+/// Which of a result's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// stdout and stderr in the order of arrival.
+    Combined,
+    Stdout,
+    Stderr,
+    Result,
+}
+
+/// `length` octets of an output at `offset`, less at its end; none of a result that is gone.
+pub async fn output_piece(
+    db: impl PgExecutor<'_>,
+    id: i32,
+    part: Part,
+    offset: usize,
+    length: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let column = match part {
+        Part::Combined => "output",
+        Part::Stdout => "stdout",
+        Part::Stderr => "stderr",
+        Part::Result => "result",
+    };
+    let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    let piece: Option<Vec<u8>> = sqlx::query_scalar(AssertSqlSafe(format!(
+        "select substring({column} from $2 for $3) from script_result where id = $1"
+    )))
+    .bind(id)
+    .bind(number(offset).saturating_add(1))
+    .bind(number(length))
+    .fetch_optional(db)
+    .await?;
+    Ok(piece.unwrap_or_default())
+}
+
 /// What a result's script printed.
 pub async fn outputs(db: impl PgExecutor<'_>, id: i32) -> Result<Outputs, StoreError> {
     sqlx::query_as("select output, stdout, stderr, result from script_result where id = $1")
@@ -340,7 +399,8 @@ pub async fn update(
              ended = case when $6 then now() else ended end,
              applied = coalesce($7, applied),
              output = coalesce($8, output), stdout = coalesce($9, stdout),
-             stderr = coalesce($10, stderr), result = coalesce($11, result)
+             stderr = coalesce($10, stderr), result = coalesce($11, result),
+             written_bytes = written_bytes + $12
          where id = $1",
     )
     .bind(id)
@@ -354,6 +414,7 @@ pub async fn update(
     .bind(outputs.map(|outputs| &outputs.stdout))
     .bind(outputs.map(|outputs| &outputs.stderr))
     .bind(outputs.map(|outputs| &outputs.result))
+    .bind(outputs.map_or(0, |outputs| outputs.size_bytes().cast_signed()))
     .execute(db)
     .await?;
     Ok(())

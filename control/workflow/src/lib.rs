@@ -14,6 +14,7 @@
 mod life;
 mod monitor;
 pub mod outcome;
+mod quota;
 pub mod resources;
 pub mod route;
 pub mod rules;
@@ -51,6 +52,9 @@ pub enum WorkflowError {
     /// HTTP 400.
     #[error("Unknown script: {0}.")]
     UnknownScript(String),
+    /// HTTP 413.
+    #[error("The results of this boot are too large: write less.")]
+    ResultsFull,
     /// HTTP 503: no rack did it in time; it may still be done.
     #[error("The power of the machine was not reached in time.")]
     PowerTimeout,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use model::{MachineStatus, PowerCommand, SystemId};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use store::{event, lifecycle, token, work};
 
 use crate::WorkflowError;
@@ -15,6 +15,8 @@ use crate::rules::{Cause, QUIET, SCRIPT_GRACE, settle_power};
 const BATCH: i64 = 500;
 /// An event is history after this; the log of a machine that commissions daily stays a page of a few thousand.
 const EVENTS_KEPT_DAYS: i32 = 90;
+/// Deletes of events in one housekeeping.
+const FORGET_ROUNDS: usize = 100;
 /// Between two looks at the power of a machine that should switch itself off.
 const SETTLE_PAUSE: Duration = Duration::from_secs(4);
 /// After this long the power of a machine whose boot ended is its operator's.
@@ -83,6 +85,21 @@ pub(crate) async fn housekeeping(pool: &PgPool) -> Result<(), WorkflowError> {
     let mut connection = pool.acquire().await?;
     token::forget_revoked(&mut connection).await?;
     token::forget_nonces(&mut connection).await?;
-    event::forget(&mut connection, EVENTS_KEPT_DAYS).await?;
+    forget_events(&mut connection).await
+}
+
+/// Some thousands in a statement, as often as it takes, within reason: the next housekeeping goes on.
+async fn forget_events(db: &mut PgConnection) -> Result<(), WorkflowError> {
+    for _ in 0..FORGET_ROUNDS {
+        let old = event::forget(db, EVENTS_KEPT_DAYS).await?;
+        let strangers = event::forget_strangers(db, event::OF_RACK_MAX).await?;
+        if old + strangers == 0 {
+            break;
+        }
+    }
+    let mut after = Some(String::new());
+    while let Some(machine) = after {
+        after = event::forget_of_machines(db, &machine, event::OF_MACHINE_MAX).await?;
+    }
     Ok(())
 }

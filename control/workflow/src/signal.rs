@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::life::{consider, node_timeout};
 use crate::rules::{Cause, script_status, yaml_status};
-use crate::{WorkflowError, resources, scripts};
+use crate::{WorkflowError, quota, resources, scripts};
 
 /// Longest `error` kept of a signal, in octets.
 const ERROR_BYTES_MAX: usize = 2000;
@@ -81,11 +81,18 @@ async fn on_result(
     if script::set(&mut *tx, machine, result.set_id).await?.boot_id != boot_id {
         return Ok(());
     }
+    let mut outputs = report.outputs.as_ref();
+    let more = outputs.map_or(0, Outputs::size_bytes);
+    let boot_bytes = script::written_bytes(&mut *tx, result.set_id).await?;
+    let has_room = quota::has_room(result.written_bytes, boot_bytes, more);
     let yaml = report
         .outputs
         .as_ref()
         .and_then(|outputs| yaml_status(&outputs.result));
     let mut status = script_status(report.status, report.exit_status, yaml.as_deref());
+    if !has_room && !status.is_finished() {
+        return Err(WorkflowError::ResultsFull);
+    }
     let mut error = error.to_owned();
     if status == ScriptStatus::Passed && result.name == scripts::RESOURCES {
         let output = report
@@ -102,6 +109,15 @@ async fn on_result(
             event::record(tx, event).await?;
         }
     }
+    if !has_room {
+        // The end of a script is news all the same.
+        outputs = None;
+        let left_out = format!("{more} octets of output left out: the results are too large");
+        error = [left_out, error]
+            .join("; ")
+            .trim_end_matches("; ")
+            .to_owned();
+    }
     let progress = Progress {
         status,
         exit_status: report.exit_status,
@@ -109,7 +125,7 @@ async fn on_result(
         started: true,
         applied: Some(&report.digest),
     };
-    script::update(&mut *tx, result.id, progress, report.outputs.as_ref()).await?;
+    script::update(&mut *tx, result.id, progress, outputs).await?;
     let event = if status.is_failure() {
         let exit = report
             .exit_status

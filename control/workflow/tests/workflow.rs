@@ -1055,6 +1055,42 @@ async fn a_machine_that_stays_on_is_switched_off() {
 }
 
 #[tokio::test]
+async fn a_result_that_is_rewritten_without_end_is_refused_and_its_end_is_taken() {
+    let region = Region::new().await;
+    region.commission().await.unwrap();
+    let id = region.results().await["maas-lshw"].id;
+    let working = |number: u8, octets: usize| SignalReport {
+        digest: [number; 32],
+        outputs: Some(Outputs {
+            combined: vec![number; octets],
+            ..Outputs::default()
+        }),
+        ..started(id)
+    };
+    let mut refused = None;
+    for number in 1..=4 {
+        if let Err(error) = region.signal(&working(number, 15 << 20)).await {
+            refused = Some((number, error.to_string()));
+            break;
+        }
+    }
+    let (number, error) = refused.expect("refused");
+    assert_eq!(number, 3, "{error}");
+    assert!(error.contains("too large"), "{error}");
+    let last = SignalReport {
+        digest: [9; 32],
+        outputs: working(9, 15 << 20).outputs,
+        ..ended(id, 0, "")
+    };
+    region.signal(&last).await.unwrap();
+    let result = &region.results().await["maas-lshw"];
+    assert_eq!(result.status, ScriptStatus::Passed);
+    assert!(result.error.contains("left out"), "{}", result.error);
+    let outputs = script::outputs(region.pool(), id).await.unwrap();
+    assert_eq!(outputs.combined[0], 2, "the last that had room");
+}
+
+#[tokio::test]
 async fn signals_may_be_repeated_and_come_late() {
     let region = Region::new().await;
     let boot = region.commission().await.unwrap().boot_id;
