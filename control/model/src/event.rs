@@ -134,6 +134,7 @@ event_types! {
     AddressDisputed "ADDRESS_DISPUTED" Warning "Address used by another network card",
     RogueDhcpServer "ROGUE_DHCP_SERVER" Error "Unknown DHCP server on the network",
     DhcpForeignSource "DHCP_FOREIGN_SOURCE" Warning "DHCP in a machine's name from another network card",
+    DhcpRangeDisputed "DHCP_RANGE_DISPUTED" Error "Half of an address range is claimed by others",
     DhcpUntrustedRelay "DHCP_UNTRUSTED_RELAY" Warning "DHCP relay that the rack does not trust",
     DhcpTrace "DHCP_TRACE" Debug "DHCP message of a traced machine",
     RangeFilling "DHCP_RANGE_FILLING" Warning "Address range is 80 % full",

@@ -132,8 +132,12 @@ pub enum Sent {
     OfferUnprobed,
     /// A host that nobody told us of answered for an address.
     AddressInUse,
-    /// A stranger's OFFER that made room for a known machine's.
+    /// A stranger's OFFER that made room for another's, the oldest first.
     OfferEvicted,
+    /// An address that a host claimed, given to a known machine all the same because there was no other.
+    ClaimedGiven,
+    /// Claims and DECLINEs that were not believed: too much of the range rests.
+    ClaimNotBelieved,
     /// Messages that name a server nobody told us of.
     RogueServer,
     /// Free addresses given to another shard of the rack, and got from one.

@@ -71,6 +71,8 @@ pub struct Usage {
     pub free: usize,
     pub offered: usize,
     pub bound: usize,
+    /// Declined, quarantined or claimed.
+    pub resting: usize,
     pub pending: usize,
 }
 
@@ -102,6 +104,8 @@ pub struct Engine {
     rogues: Notices<(VlanId, Ipv4Addr)>,
     foreign: Notices<(VlanId, Mac)>,
     untrusted: Notices<Ipv4Addr>,
+    /// Ranges, by VLAN and subnet, of which so much rests that no more is believed.
+    disputed: Notices<(VlanId, u32)>,
     prober: Prober,
     wishes: Wishes,
     /// This shard's clients among those that the region knows: for each an address is kept from strangers.
@@ -148,6 +152,7 @@ impl Engine {
             rogues: Notices::new(),
             foreign: Notices::new(),
             untrusted: Notices::new(),
+            disputed: Notices::new(),
             prober: Prober::new(),
             wishes: Wishes::new(),
             known: usize::MAX,
@@ -249,7 +254,7 @@ impl Engine {
         let Some(client) = &row.client else {
             if self.table.state(slot) == State::Free {
                 // Whose doing it was is forgotten: on the strangers' account it takes nothing from a known client.
-                self.table.rest(slot, None, rests_until, Ms::PAST, true);
+                self.table.rest(slot, None, rests_until, Ms::NEVER, true);
             }
             return;
         };
@@ -535,6 +540,7 @@ impl Engine {
             free: pools.iter().map(|pool| pool.free).sum(),
             offered: self.table.offered,
             bound: self.table.bound,
+            resting: pools.iter().map(|pool| pool.resting()).sum(),
             pending: self.pending.count(),
         }
     }

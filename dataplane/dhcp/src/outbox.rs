@@ -104,6 +104,8 @@ pub enum EventKind {
     UntrustedRelay {
         giaddr: Ipv4Addr,
     },
+    /// Hosts and clients say of so many addresses of a range that they are in use that no more is believed.
+    RangeDisputed,
     /// A BOOTP client got its reserved address.
     Bootp,
     /// Firmware was told what to boot, on a link whose addresses somebody else hands out.
@@ -124,6 +126,7 @@ impl EventKind {
             Self::RogueServer => "ROGUE_DHCP_SERVER",
             Self::ForeignSource { .. } => "DHCP_FOREIGN_SOURCE",
             Self::UntrustedRelay { .. } => "DHCP_UNTRUSTED_RELAY",
+            Self::RangeDisputed => "DHCP_RANGE_DISPUTED",
             Self::Bootp => "BOOTP_REPLY",
             Self::Proxy => "PROXY_DHCP",
         }

@@ -101,6 +101,7 @@ pub(crate) struct Run {
     pub id: BlockId,
     pub epoch: Epoch,
     pub vlan: VlanId,
+    pub subnet: u32,
     pub first: u32,
     pub count: u32,
     /// Slot of the first address.
@@ -196,6 +197,7 @@ impl Table {
             id,
             epoch,
             vlan,
+            subnet,
             first,
             count,
             base,
@@ -351,6 +353,12 @@ impl Table {
         }
     }
 
+    /// Whether a resting address without a client rests in the database as well.
+    fn is_quarantined(&self, slot: u32) -> bool {
+        self.resting(slot)
+            .is_none_or(|(_, ended)| ended == Ms::NEVER)
+    }
+
     // ---------------------------------------------------------------- changing
 
     /// Nobody's before the next attach.
@@ -406,6 +414,10 @@ impl Table {
     ) {
         let what = What::Resting { until, ended };
         self.change(slot, State::Resting, Some((client, what)), stranger);
+        self.put(slot, Place::Resting);
+        if stranger {
+            self.pool_of_mut(slot).declined_by_strangers += 1;
+        }
     }
 
     fn change(
@@ -422,7 +434,8 @@ impl Table {
             State::Free => pool.free -= 1,
             State::Offered => self.offered -= 1,
             State::Bound => self.bound -= 1,
-            State::Barred | State::Resting => {}
+            State::Resting => pool.declined_by_strangers -= usize::from(slot.stranger),
+            State::Barred => {}
         }
         match state {
             State::Free => pool.free += 1,

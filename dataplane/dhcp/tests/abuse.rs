@@ -251,10 +251,9 @@ fn an_offer_to_a_stranger_yields_to_a_known_machine() {
     for number in 0..50 {
         assert!(rack.send(&discover(stranger(number))).0.is_some());
     }
-    assert_eq!(
-        rack.send(&discover(stranger(50))).1,
-        Some(Drop::StrangersFull)
-    );
+    // One more stranger gets the address of the first, which has not come back for it; what strangers may hold stays.
+    assert!(rack.send(&discover(stranger(50))).0.is_some());
+    assert_eq!(rack.engine.usage().offered, 50);
     for machine in &known {
         let (_, address) = rack.send(&discover(*machine)).0.expect("an OFFER");
         assert_eq!(
@@ -262,7 +261,7 @@ fn an_offer_to_a_stranger_yields_to_a_known_machine() {
             Some((Ack, address))
         );
     }
-    assert_eq!(rack.engine.counters().sent(Sent::OfferEvicted), 10);
+    assert_eq!(rack.engine.counters().sent(Sent::OfferEvicted), 11);
     assert_eq!(rack.engine.usage().offered, 40);
 }
 
@@ -540,10 +539,12 @@ fn a_probe_is_no_exhaustion() {
     assert_eq!(rack.send(&discover(mac(2))).1, Some(Drop::Probing));
     rack.probed(ip(101), Probed::InUse(Mac([2, 9, 9, 9, 9, 9])));
     assert!(rack.engine.take_came());
-    let [event] = rack.events(&discover(mac(2)))[..] else {
+    let [event] = rack.events(&discover(stranger(2)))[..] else {
         panic!("one event")
     };
     assert_eq!(event.kind, EventKind::Exhausted);
+    // But for a known machine, which has it sooner than nothing.
+    assert_eq!(rack.send(&discover(mac(2))).0, Some((Offer, ip(101))));
     // A lone free address whose probe is old.
     let mut rack = attached(1);
     rack.probes();
@@ -672,4 +673,202 @@ fn a_server_nobody_knows_is_told_once_in_ten_minutes() {
     assert_eq!(dropped, Some(Drop::NotARequest));
     let events = rack.collect().1;
     assert_eq!((rogues(events.clone()), events[0].address), (1, ip(68)));
+}
+
+// -------------------------------------------------------------------- what costs a stranger nothing
+
+/// DISCOVERs of made-up clients, ten for each address that there is, and one of each kind that means it: its OFFER
+/// lasts until its REQUEST.
+#[test]
+fn a_flood_of_new_clients_holds_no_address_from_one_that_means_it() {
+    let mut rack = Guarded::new(Limits::default(), &[mac(1)]);
+    for round in 0..20u32 {
+        for number in 0..50 {
+            rack.now += Duration::from_millis(1);
+            rack.send(&discover(stranger(round * 50 + number)));
+        }
+        let honest = Mac([2, 0xbb, 0, 0, 0, round as u8]);
+        let (kind, address) = rack.send(&discover(honest)).0.expect("an OFFER");
+        assert_eq!(kind, Offer);
+        rack.send(&discover(stranger(100_000 + round)));
+        assert_eq!(rack.send(&request(honest, address)).0, Some((Ack, address)));
+    }
+    assert!(rack.send(&discover(mac(1))).0.is_some());
+    assert_eq!(rack.engine.usage().bound, 20);
+    assert!(rack.engine.usage().offered <= 50 + 1);
+}
+
+/// OFFERs are limited in all: a flood of one network makes room for another's.
+#[test]
+fn a_flood_of_one_network_costs_another_no_offer() {
+    let limits = Limits {
+        offers_max: 20,
+        ..Limits::default()
+    };
+    let mut rack = Guarded::new(limits, &[]);
+    let far = lease::Block {
+        id: lease::BlockId(2),
+        vlan: 5002,
+        subnet: 8,
+        first: std::net::IpAddr::from([10, 100, 0, 10]),
+        ..block(20)
+    };
+    let (until, now) = (rack.now + secs(86_400), rack.now);
+    let blocks = [block(100), far];
+    rack.engine
+        .attach(&blocks, &[], until, now, &rack.site, now);
+    let behind = |mac| Message {
+        giaddr: Ipv4Addr::new(10, 100, 0, 1),
+        ..discover(mac)
+    };
+    assert!(rack.send(&behind(stranger(1_000))).0.is_some());
+    for number in 0..500 {
+        assert!(rack.send(&discover(stranger(number))).0.is_some());
+    }
+    assert_eq!(rack.engine.usage().offered, 20);
+    let again = rack.send(&request(stranger(499), ip(100)));
+    assert!(again.0.is_some());
+    // The other network's one has stood all the while: no new offer was needed for it.
+    let evicted = rack.engine.counters().sent(Sent::OfferEvicted);
+    let held = Ipv4Addr::new(10, 100, 0, 10);
+    assert_eq!(rack.send(&behind(stranger(1_000))).0, Some((Offer, held)));
+    assert_eq!(rack.engine.counters().sent(Sent::OfferEvicted), evicted);
+}
+
+/// Each made-up host claims one address only, so no one is a proxy: half of the range goes on, and at last what
+/// rests is given to machines that the region knows.
+#[test]
+fn made_up_hosts_that_claim_addresses_take_no_range_out_of_service() {
+    let mut rack = probing(32);
+    let mut claims = 0u32;
+    let mut disputed = 0;
+    for _ in 0..20 {
+        for address in rack.probes() {
+            claims += 1;
+            let events = rack.probed(address, Probed::InUse(stranger(claims)));
+            let told = |event: &&Event| event.kind == EventKind::RangeDisputed;
+            disputed += events.iter().filter(told).count();
+        }
+        rack.now += secs(61); // past the pause
+    }
+    assert!(claims > 60, "{claims}");
+    assert_eq!((rack.engine.usage().resting, disputed), (50, 2));
+    // The known get the free half, then what rests; and nobody is asked whether that is used.
+    let mut given = HashSet::new();
+    for number in 1..=90 {
+        let (offer, dropped) = rack.send(&discover(mac(number)));
+        let (_, address) = offer.unwrap_or_else(|| panic!("{number}: {dropped:?}"));
+        for claimed in rack.probes() {
+            claims += 1;
+            rack.probed(claimed, Probed::InUse(stranger(claims)));
+        }
+        let ack = rack.send(&request(mac(number), address)).0;
+        assert_eq!(ack, Some((Ack, address)), "{number}");
+        assert!(given.insert(address));
+    }
+    assert_eq!(rack.engine.counters().sent(Sent::ClaimedGiven), 40);
+    // A stranger waits until they have rested.
+    assert!(rack.send(&discover(stranger(9_999_999))).0.is_none());
+}
+
+/// Clients that nobody knows, each declining what it is offered: a quarter of the range and no more.
+#[test]
+fn made_up_clients_that_decline_take_a_quarter_of_the_range() {
+    let mut rack = Guarded::new(Limits::default(), &[mac(1), mac(2)]);
+    for number in 0..300 {
+        if let Some((_, address)) = rack.send(&discover(stranger(number))).0 {
+            rack.send(&decline(stranger(number), address));
+        }
+    }
+    assert_eq!(rack.engine.usage().resting, 25);
+    assert!(rack.engine.counters().sent(Sent::ClaimNotBelieved) > 100);
+    // A known machine is believed when it finds an address used; and an honest stranger gets one.
+    let (_, address) = rack.send(&discover(mac(1))).0.expect("an OFFER");
+    rack.send(&decline(mac(1), address));
+    assert_eq!(rack.engine.usage().resting, 26);
+    assert!(rack.send(&discover(mac(1))).0.is_some());
+    assert!(rack.send(&discover(stranger(1_000))).0.is_some());
+}
+
+/// The link thread's queue has 8,192 rows for all shards: strangers' leases fill half of it, each shard its part.
+#[test]
+fn known_machines_leases_have_a_lane_of_their_own() {
+    for (count, most) in [(1, 4_096), (4, 1_024)] {
+        let now = Instant::now();
+        let limits = Limits {
+            mac_rate: Rate::UNLIMITED,
+            ..Limits::default()
+        };
+        let site = Site {
+            fixed: config(),
+            known: HashSet::new(),
+        };
+        let shard = Shard { index: 0, count };
+        let mut engine = Engine::new(shard, limits, 42, now);
+        let blocks: Vec<_> = (0..256u32)
+            .map(|number| lease::Block {
+                id: lease::BlockId(number.into()),
+                vlan: 5002,
+                subnet: 8,
+                first: Ipv4Addr::from(0x0a64_0000 + number * 256).into(),
+                ..block(256)
+            })
+            .collect();
+        let mut site = site;
+        site.fixed.links[1].subnets[0].net = "10.100.0.0/16".parse().unwrap();
+        site.fixed.known = 0;
+        engine.attach(&blocks, &[], now + secs(86_400), now, &site, now);
+        let mut out = Outbox::new(64);
+        let mut ask = |engine: &mut Engine, site: &Site, mac: Mac| {
+            let mut writes = 0;
+            let mut address = NONE;
+            for step in 0..2 {
+                let message = match step {
+                    0 => discover(mac),
+                    _ => request(mac, address),
+                };
+                let octets = Message {
+                    giaddr: Ipv4Addr::new(10, 100, 0, 1),
+                    ..message
+                }
+                .octets();
+                let query = View::parse(&octets).unwrap();
+                let received = Received {
+                    link: &site.fixed.links[0],
+                    source: NONE,
+                    destination: SERVER,
+                    sender: Sender::TrustedRelay,
+                };
+                engine.on_message(
+                    &query,
+                    &received,
+                    &BootReply::default(),
+                    site,
+                    now,
+                    &mut out,
+                );
+                let (items, buffer) = out.drain();
+                for item in items {
+                    match item {
+                        Out::Reply(sent) => {
+                            address = View::parse(sent.payload(buffer)).unwrap().yiaddr();
+                        }
+                        Out::Lease { .. } => writes += 1,
+                        Out::Event(_) => {}
+                    }
+                }
+            }
+            writes
+        };
+        let own = |mac: &Mac| shard_of_mac(*mac, count) == 0;
+        let strangers: Vec<Mac> = (0..).map(stranger).filter(own).take(6_000).collect();
+        let granted: usize = strangers
+            .iter()
+            .map(|mac| ask(&mut engine, &site, *mac))
+            .sum();
+        assert_eq!(granted, most, "{count} shards");
+        let machine = (1..=255).map(mac).find(own).unwrap();
+        site.known.insert(machine);
+        assert_eq!(ask(&mut engine, &site, machine), 1);
+    }
 }

@@ -63,6 +63,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
         ("dhcp_addresses_free", stats.dhcp_usage.free),
         ("dhcp_offered", stats.dhcp_usage.offered),
         ("dhcp_bound", stats.dhcp_usage.bound),
+        ("dhcp_resting", stats.dhcp_usage.resting),
         ("dhcp_pending", stats.dhcp_usage.pending),
         ("tftp_transfers", stats.tftp_transfers),
         ("http_connections", stats.http_connections),

@@ -435,6 +435,9 @@ fn detail(event: &dhcp::Event) -> Detail {
             )
             .into(),
         ),
+        EventKind::RangeDisputed => Detail::Plain(
+            "and so many more of its range are said to be in use, by ARP or by DECLINE, that no more is believed",
+        ),
         EventKind::RogueServer => {
             Detail::Plain("is a DHCP server that nobody told us of; this client was answered by it")
         }

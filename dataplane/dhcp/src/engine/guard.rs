@@ -84,7 +84,7 @@ impl Engine {
 
     // ---------------------------------------------------------------- strangers
 
-    /// A free address of the subnet; a known client may have that of an offer to a stranger.
+    /// A free address of the subnet, or that of the oldest offer to a stranger.
     pub(super) fn take_free<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
@@ -95,21 +95,76 @@ impl Engine {
         let fresh = ask.now.minus(FRESH);
         let allowed = |address| rules::is_allocatable(ask, address);
         let found = self.table.allocate(vlan, subnet, fresh, allowed);
-        if found.is_some() || stranger {
+        if found.is_some() || (stranger && self.is_probing(ask, subnet)) {
             return found;
         }
-        let slot = self.table.evict_stranger_offer(vlan, subnet)?;
-        self.counters.count(Sent::OfferEvicted);
-        (self.is_dealable(slot) && allowed(self.table.address(slot))).then_some(slot)
+        self.displace_offer(ask, subnet)
     }
 
-    /// Takes an offer to a stranger back for one to a known client.
-    pub(super) fn make_room_for_offer(&mut self, stranger: bool) -> bool {
-        let made = !stranger && self.table.evict_any_stranger_offer();
+    /// For a known client that else would get none: an address that rests only because some host claimed it.
+    pub(super) fn take_claimed<C: Config>(&mut self, ask: &Ask<'_, C>) -> Option<u32> {
+        let vlan = ask.link.vlan;
+        let allowed = |address| rules::is_allocatable(ask, address);
+        let slot = rules::subnets(ask)
+            .find_map(|subnet| self.table.wake_claimed(vlan, subnet.id, allowed))?;
+        self.counters.count(Sent::ClaimedGiven);
+        Some(slot)
+    }
+
+    /// The address that was offered to a stranger the longest ago. An offer lasts only until its client has shown that
+    /// it receives, and others are not to wait for one that never does.
+    pub(super) fn displace_offer<C: Config>(
+        &mut self,
+        ask: &Ask<'_, C>,
+        subnet: u32,
+    ) -> Option<u32> {
+        let slot = self.table.evict_stranger_offer(ask.link.vlan, subnet)?;
+        self.counters.count(Sent::OfferEvicted);
+        let is_allowed = rules::is_allocatable(ask, self.table.address(slot));
+        (self.is_dealable(slot) && is_allowed).then_some(slot)
+    }
+
+    /// Takes an offer to a stranger back, that there may be another.
+    pub(super) fn make_room_for_offer(&mut self) -> bool {
+        let made = self.table.evict_any_stranger_offer();
         if made {
             self.counters.count(Sent::OfferEvicted);
         }
         made
+    }
+
+    /// Writes under way of which strangers may have one more. The link thread's queue is all shards': strangers fill
+    /// half of it at most, so that a known machine's lease never waits for room.
+    pub(super) fn strangers_pending_max(&self) -> usize {
+        let of_queue = ::lease::rack::QUEUE_ROWS_MAX / 2 / self.shard.count as usize;
+        of_queue.min(self.limits.pending_max / 2)
+    }
+
+    // ---------------------------------------------------------------- who says that an address is used
+
+    /// So much of a range rests that no more of it is believed: told once in ten minutes of each range.
+    pub(super) fn notice_disputed(
+        &mut self,
+        slot: u32,
+        mac: Option<Mac>,
+        address: Ipv4Addr,
+        now: Ms,
+        out: &mut Outbox,
+    ) {
+        self.counters.count(Sent::ClaimNotBelieved);
+        let run = self.table.run(slot);
+        let (vlan, subnet) = (run.vlan, run.subnet);
+        if self.disputed.notice((vlan, subnet), None, now)
+            && !out.event(Event {
+                kind: EventKind::RangeDisputed,
+                vlan,
+                mac,
+                address,
+                lease: Duration::ZERO,
+            })
+        {
+            self.counters.count(Sent::EventLost);
+        }
     }
 
     // ---------------------------------------------------------------- who speaks for others

@@ -110,7 +110,7 @@ impl Engine {
             return Ok(slot);
         }
         let stranger = ask.is_stranger();
-        if self.table.offered >= self.limits.offers_max && !self.make_room_for_offer(stranger) {
+        if self.table.offered >= self.limits.offers_max && !self.make_room_for_offer() {
             return Err(Drop::OffersFull);
         }
         if let Some(address) = ask.query.requested_address()
@@ -127,16 +127,20 @@ impl Engine {
             let Some(pool) = self.table.pool(vlan, subnet.id) else {
                 continue;
             };
-            if stranger && pool.is_full_of_strangers(self.known) {
-                strangers_full |= pool.free > 0;
-                borrowing |= self.wish(ask, subnet.id, None);
-                continue;
-            }
-            if let Some(slot) = self.take_free(ask, subnet.id, stranger) {
+            let full = stranger && pool.is_full_of_strangers(self.known);
+            strangers_full |= full && pool.free > 0;
+            let found = match full {
+                true => {
+                    borrowing |= self.wish(ask, subnet.id, None);
+                    self.displace_offer(ask, subnet.id)
+                }
+                false => self.take_free(ask, subnet.id, stranger),
+            };
+            if let Some(slot) = found {
                 return Ok(slot);
             }
             borrowing |= self.wish(ask, subnet.id, None);
-            probing |= self.is_probing(ask, subnet.id);
+            probing |= !full && self.is_probing(ask, subnet.id);
         }
         self.hurry_scan();
         if probing {
@@ -147,6 +151,9 @@ impl Engine {
         }
         if strangers_full {
             return Err(Drop::StrangersFull);
+        }
+        if !stranger && let Some(slot) = self.take_claimed(ask) {
+            return Ok(slot);
         }
         if self.exhausted_again <= ask.now {
             self.exhausted_again = ask.now.plus(EXHAUSTED_EVERY);
@@ -191,7 +198,9 @@ impl Engine {
         if self.table.run(slot).refused {
             return Err(Drop::BlockRefused);
         }
-        if self.pending.is_full() || (stranger && self.pending.is_half_full()) {
+        if self.pending.is_full()
+            || (stranger && self.pending.count() >= self.strangers_pending_max())
+        {
             return Err(Drop::PendingFull);
         }
         let prepared = self.prepare(ask, address, subnet)?;
@@ -337,10 +346,22 @@ impl Engine {
             .filter(|slot| self.table.is_held_by(*slot, &ask.client))
             .ok_or(Drop::NoRecord)?;
         self.check_declines(ask)?;
+        if self
+            .table
+            .pool_of(slot)
+            .is_full_of_resting(ask.is_stranger())
+        {
+            // Not believed: but this client need not try it again.
+            if self.table.state(slot) == State::Offered {
+                self.table.free(slot);
+            }
+            self.notice_disputed(slot, ask.mac, address, ask.now, out);
+            return Err(Drop::DeclineLimited);
+        }
         let (client, ended) = match self.table.binding(slot) {
             // A grant on its way may still become a row, so a row is assumed.
             Some(binding) => (Some(&ask.client), binding.ended),
-            None => (None, Ms::PAST),
+            None => (None, Ms::NEVER),
         };
         if let Some(index) = self.table.binding(slot).and_then(|binding| binding.writing) {
             self.pending.cancel(index);

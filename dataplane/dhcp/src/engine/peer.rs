@@ -310,7 +310,8 @@ impl Engine {
             return self.join_extend(ask, index, address, subnet);
         }
         let full = self.peers.extended.len() >= EXTENDED_MAX;
-        if self.peers.extending.is_full() || (full && durable == Ms::PAST) {
+        let strangers_full = ask.is_stranger() && self.peers.extending.is_half_full();
+        if self.peers.extending.is_full() || strangers_full || (full && durable == Ms::PAST) {
             return Err(Drop::PendingFull);
         }
         let prepared = self.prepare(ask, address, subnet)?;

@@ -152,6 +152,12 @@ impl Engine {
         }
         self.counters.count(Sent::AddressInUse);
         if matches!(self.table.state(slot), State::Free | State::Offered) {
+            if self.table.pool_of(slot).is_full_of_resting(false) {
+                // More would only cost the range: what is in use its next client finds out and declines.
+                self.table.pool_of_mut(slot).probe_after = now.plus(PAUSE);
+                let address = self.table.address(slot);
+                return self.notice_disputed(slot, Some(mac), address, now, out);
+            }
             self.table
                 .rest(slot, None, now.plus(IN_USE_REST), Ms::PAST, false);
         }
@@ -188,7 +194,10 @@ impl Engine {
 
     /// An address that is about to be offered: if nobody knows whether it is used, it is asked for now.
     pub(super) fn note_unprobed<C: Config>(&mut self, slot: u32, ask: &Ask<'_, C>) {
-        if self.limits.probe_stock == 0
+        // Given as a last resort: what a probe would say was heard, and there is no other.
+        let last_resort = self.table.pool_of_mut(slot).last_resort.take();
+        if last_resort == Some(slot)
+            || self.limits.probe_stock == 0
             || self.table.state(slot) == State::Offered
             || !is_on_link(ask.link)
             || self.table.is_stocked(slot, ask.now.minus(FRESH))

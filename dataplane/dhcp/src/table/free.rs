@@ -15,6 +15,8 @@ use crate::clock::Ms;
 pub(super) const TRIES_MAX: usize = 1024;
 /// Of those aside, how many are looked at again by one allocation: for what is no longer reserved.
 const ASIDE_TRIES: usize = 2;
+/// Resting addresses looked at for one that may be given all the same.
+const CLAIMED_TRIES: usize = 256;
 pub(super) const ASIDE_TRIES_EMPTY: usize = 64;
 
 impl Table {
@@ -136,14 +138,39 @@ impl Table {
         Some(slot)
     }
 
-    /// Takes one stranger's offer back wherever there is one.
+    /// Takes one stranger's offer back, of the pool that has the most of them: a flood of one network makes room for
+    /// all others.
     pub fn evict_any_stranger_offer(&mut self) -> bool {
-        let found =
-            (0..self.pools.len()).find_map(|pool| self.first_offer(pool, Place::StrangerOffers));
+        let fullest =
+            (0..self.pools.len()).max_by_key(|pool| self.pools[*pool].stranger_offers.length);
+        let found = fullest.and_then(|pool| self.first_offer(pool, Place::StrangerOffers));
         if let Some((slot, _)) = found {
             self.free(slot);
         }
         found.is_some()
+    }
+
+    /// The address of the subnet that has rested the longest only because some host claimed it, free: nothing of it
+    /// stands in the database.
+    pub fn wake_claimed(
+        &mut self,
+        vlan: VlanId,
+        subnet: u32,
+        allowed: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<u32> {
+        let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
+        let mut slot = self.pools[pool].resting.head;
+        for _ in 0..CLAIMED_TRIES {
+            let next = self.slots.get(slot as usize)?.next;
+            let is_claimed = self.client(slot).is_none() && !self.is_quarantined(slot);
+            if is_claimed && allowed(self.address(slot)) {
+                self.free(slot);
+                self.pools[pool].last_resort = Some(slot);
+                return Some(slot);
+            }
+            slot = next;
+        }
+        None
     }
 
     // ---------------------------------------------------------------- probes

@@ -21,6 +21,8 @@ pub(crate) enum Place {
     KnownOffers,
     /// Offered to any other.
     StrangerOffers,
+    /// Declined, quarantined or claimed, the first to rest first.
+    Resting,
 }
 
 /// One list. Its links stand in [`Slot::next`] and [`Slot::previous`].

@@ -20,6 +20,11 @@ pub(crate) struct Pool {
     pub(super) aside: List,
     pub(super) known_offers: List,
     pub(super) stranger_offers: List,
+    pub(super) resting: List,
+    /// Of the resting, those that clients unknown to the region declined.
+    pub declined_by_strangers: usize,
+    /// Given out though a host claimed it, as there was no other: not to be asked for again.
+    pub last_resort: Option<u32>,
     pub free: usize,
     /// All that were ours at the attach.
     pub total: usize,
@@ -73,6 +78,18 @@ impl Pool {
         self.strangers >= self.for_strangers(known)
     }
 
+    /// Whether no more of it may rest for what hosts and clients say: half in all, a quarter by clients that the region
+    /// does not know. Their word costs nothing, and is no reason to serve nobody.
+    pub fn is_full_of_resting(&self, by_stranger: bool) -> bool {
+        let half = (self.usable() / 2).max(1);
+        let quarter = (self.usable() / 4).max(1);
+        self.resting.length >= half || (by_stranger && self.declined_by_strangers >= quarter)
+    }
+
+    pub fn resting(&self) -> usize {
+        self.resting.length
+    }
+
     pub fn stocked(&self) -> usize {
         self.stock.addresses.len()
     }
@@ -84,6 +101,7 @@ impl Pool {
             Place::Aside => Some(&mut self.aside),
             Place::KnownOffers => Some(&mut self.known_offers),
             Place::StrangerOffers => Some(&mut self.stranger_offers),
+            Place::Resting => Some(&mut self.resting),
             Place::Nowhere | Place::Stock => None,
         }
     }

@@ -73,6 +73,8 @@ pub(super) const SENT: &[Sent] = &[
     Sent::OfferUnprobed,
     Sent::AddressInUse,
     Sent::OfferEvicted,
+    Sent::ClaimedGiven,
+    Sent::ClaimNotBelieved,
     Sent::RogueServer,
     Sent::Lent,
     Sent::Borrowed,
