@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, json as answer};
 use crate::error::ApiError;
-use crate::handler;
+use crate::{handler, machine_filter};
 
 const VIEW: Access = Access::With(Permission::View);
 /// The domain that machines have until another is given.
@@ -64,7 +64,7 @@ pub fn resources() -> Vec<Resource> {
         ),
         resource("Spaces", "spaces/", "List network spaces.", handler!(empty)),
         resource("Tags", "tags/", "List tags.", handler!(empty)),
-        resource("Devices", "devices/", "List devices.", handler!(empty)),
+        resource("Devices", "devices/", "List devices.", handler!(devices)),
         resource(
             "StaticRoutes",
             "static-routes/",
@@ -72,6 +72,12 @@ pub fn resources() -> Vec<Resource> {
             handler!(empty),
         ),
     ]
+}
+
+/// None, whatever they are asked for; a name that is no filter of nodes is refused as in MAAS.
+async fn devices(request: Request) -> Reply {
+    machine_filter::check_names(&request.query)?;
+    empty(request).await
 }
 
 async fn empty(_: Request) -> Reply {

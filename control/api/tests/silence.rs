@@ -302,6 +302,55 @@ async fn no_filter_of_other_lists_that_maas_knows_is_ignored() {
     assert_eq!(statistics.json()["ranges"][0]["purpose"][0], "unused");
 }
 
+#[tokio::test]
+async fn no_filter_of_results_that_maas_knows_is_ignored() {
+    let region = Region::start().await;
+    let machine = region
+        .post(
+            "machines/",
+            "architecture=amd64&mac_addresses=52:54:00:00:00:01&power_type=manual",
+        )
+        .await
+        .json();
+    let path = format!("nodes/{}/results/", machine["system_id"].as_str().unwrap());
+    let results = async |query: &str| {
+        let sets = region.get(&format!("{path}?{query}")).await.json();
+        let sets = sets.as_array().unwrap();
+        let count = |set: &Value| set["results"].as_array().unwrap().len();
+        sets.iter().map(count).sum::<usize>()
+    };
+    assert!(results("").await > 0);
+    for (query, some) in [
+        ("hardware_type=node", true),
+        ("hardware_type=0", true),
+        ("hardware_type=gpu", false),
+        ("type=testing", false),
+        ("filters=nosuch", false),
+    ] {
+        assert_eq!(results(query).await > 0, some, "{query}");
+    }
+    for query in [
+        "hardware_type=nosuch",
+        "type=nosuch",
+        "include_output=perhaps",
+    ] {
+        let answer = region.get(&format!("{path}?{query}")).await;
+        answer.refused(400, query.split('=').next().unwrap());
+    }
+    region
+        .get("devices/?nosuch=1")
+        .await
+        .refused(400, "No such constraint.");
+    // What is said with a power command is kept.
+    let path = format!("machines/{}/", machine["system_id"].as_str().unwrap());
+    region
+        .post(&format!("{path}?op=power_off"), "comment=for+the+fan")
+        .await
+        .json();
+    let told = region.get("events/?op=query&level=DEBUG").await;
+    assert!(told.text.contains("for the fan"), "{}", told.text);
+}
+
 //---------------------------------------------------------------- fields
 
 enum Field {
