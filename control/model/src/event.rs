@@ -151,6 +151,7 @@ event_types! {
     RackEnrolled "RACK_ENROLLED" Audit "Rack enrolled",
     RackConnected "RACK_CONNECTED" Info "Rack connected",
     RackDisconnected "RACK_DISCONNECTED" Warning "Rack disconnected",
+    ShardRestarted "SHARD_RESTARTED" Error "A rack's packet thread began anew",
     RackRevoked "RACK_REVOKED" Audit "Rack revoked",
     RackTokenCreated "RACK_TOKEN_CREATED" Audit "Rack token created",
 

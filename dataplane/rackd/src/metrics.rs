@@ -94,6 +94,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
         stats.shard,
         [
             turns,
+            restarts,
             dhcp_unreadable,
             dhcp_no_link,
             dhcp_no_slot,

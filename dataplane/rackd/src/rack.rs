@@ -251,6 +251,7 @@ fn wait(shards: &[Running], work: &Thread, link: &Thread) -> anyhow::Result<()> 
                 }
                 _ = supervise.tick() => {}
             }
+            // A shard that fails begins anew on its own thread.
             if let Some(shard) = shards.iter().find(|shard| shard.is_finished()) {
                 bail!("shard {} ended", shard.index);
             }

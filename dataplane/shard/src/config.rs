@@ -23,6 +23,8 @@ pub struct Config {
     pub any_source_devices: Arc<[String]>,
     /// Random: DHCP's tables are keyed by what strangers send.
     pub seed: u64,
+    /// How often it has begun anew.
+    pub restarts: u64,
     pub tftp: tftp::Limits,
     pub http: images::Limits,
     /// Connections served at a time, and of them one source's; the next get 503. A quarter as many more may have sent no
@@ -43,6 +45,7 @@ impl Default for Config {
             trusted_relays: Arc::from([]),
             any_source_devices: Arc::from([]),
             seed: 0,
+            restarts: 0,
             tftp: tftp::Limits::default(),
             http: images::Limits::default(),
             connections_max: 4096,

@@ -81,17 +81,21 @@ const OUR_FOLDERS: [&str; 6] = [
 
 impl Core {
     pub fn new(config: Config, snapshot: Arc<Snapshot>, mail: ShardMailbox, now: Instant) -> Self {
+        let counters = Counters {
+            restarts: config.restarts,
+            ..Counters::default()
+        };
         Self {
+            queries: Queries::new(config.seed as u32), // any half of it
             config,
             now,
             snapshot,
             mail,
-            queries: Queries::default(),
             waiting: Vec::new(),
             woken: Vec::new(),
             wants: HashMap::new(),
             gate: Gate::new(now),
-            counters: Counters::default(),
+            counters,
         }
     }
 

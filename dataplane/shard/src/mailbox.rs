@@ -98,6 +98,8 @@ pub enum ToLink {
     },
     /// For the next shard after `borrower + asked`, as a [`ToShard::Wish`]; it ends when it is back.
     Wish(Wish),
+    /// This shard begins anew: it has no links, no leases and no questions open.
+    Restarted,
     /// For the borrower.
     Lent {
         shard: u32,
@@ -345,6 +347,20 @@ impl ShardMailbox {
     pub(crate) fn park(&self) -> bool {
         self.bell.park();
         self.from_link.is_empty() && self.from_work.is_empty()
+    }
+
+    /// Takes and drops all messages, which were for a shard that is no more. True: all is to end.
+    pub fn discard(&mut self) -> bool {
+        let mut ends = self.from_link.is_abandoned();
+        while let Some(message) = self.pop() {
+            ends |= matches!(message, ToShard::Stop | ToShard::Drain { .. });
+        }
+        ends
+    }
+
+    /// False: the queue is full, so the link thread does not know yet.
+    pub fn tell_restarted(&mut self) -> bool {
+        self.to_link.push(ToLink::Restarted).is_ok()
     }
 
     pub(crate) fn pop(&mut self) -> Option<ToShard> {

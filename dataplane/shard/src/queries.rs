@@ -92,6 +92,14 @@ pub(crate) struct Queries {
 }
 
 impl Queries {
+    /// Tickets are counted from `serial` on.
+    pub fn new(serial: u32) -> Self {
+        Self {
+            serial,
+            ..Self::default()
+        }
+    }
+
     /// What is known. On `Ask` the caller sends the call, or says `failed`.
     pub fn look_up(&mut self, query: &BootQuery, waiter: Waiter, now: Instant) -> Answer {
         let key = Key::of(query);

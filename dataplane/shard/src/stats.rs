@@ -8,6 +8,8 @@ use crate::driver::DriverCounters;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub turns: u64,
+    /// How often the shard began anew, which set all its other counters back.
+    pub restarts: u64,
     /// Frames that are no IPv4 UDP datagram of DHCP.
     pub dhcp_unreadable: u64,
     /// Messages from a device that is no link of ours and with no relay we know.

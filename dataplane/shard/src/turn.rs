@@ -93,6 +93,11 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
+    /// Its end of the mailboxes and its driver, for a shard that begins anew.
+    pub fn into_parts(self) -> (ShardMailbox, D) {
+        (self.core.mail, self.driver)
+    }
+
     /// It was told to stop, or has drained.
     pub fn is_stopped(&self) -> bool {
         self.stopped

@@ -12,7 +12,8 @@
 //! UDP 67 is one wildcard socket per shard with packet information, not one per device: a relay's message comes in on
 //! whatever device leads to its network, often no link of ours, and links come and go without touching it.
 //!
-//! If a shard dies its places in the groups are gone and the indices move: open all of them anew, for all shards.
+//! A socket that closes loses its place in its group and the indices of the others move. So a shard that begins anew uses
+//! the same ones, of which its thread keeps descriptors (start.rs).
 
 use std::ffi::c_void;
 use std::io;
@@ -60,6 +61,22 @@ pub struct ShardSockets {
     /// Where the two with a port of their own ended up.
     pub tftp_address: Option<SocketAddr>,
     pub http_address: Option<SocketAddr>,
+}
+
+impl ShardSockets {
+    /// The same sockets by other descriptors: as long as one is open a socket keeps its place in its group.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let again = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self {
+            dhcp: again(&self.dhcp)?,
+            proxy_dhcp: again(&self.proxy_dhcp)?,
+            tftp: again(&self.tftp)?,
+            transfer: again(&self.transfer)?,
+            http: again(&self.http)?,
+            tftp_address: self.tftp_address,
+            http_address: self.http_address,
+        })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,15 @@
-//! A shard on its own thread, pinned to its core.
+//! A shard on its own thread, pinned to its core, and its restart there.
+//!
+//! A ring that fails, or a panic, ends one shard's engines and connections and nothing else: the thread begins anew with
+//! the same sockets, which have never left their groups, and the same mailboxes, after a pause that doubles. The link
+//! thread hears of it ([`ToLink::Restarted`](shard::ToLink::Restarted)) and gives the shard what it has to know.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -12,6 +18,12 @@ use shard::{Config, Driver, LinkSocket, Shard, ShardMailbox, SharedStats, Snapsh
 use crate::probe::RingError;
 use crate::ring::{Ring, RingLimits};
 use crate::sockets::ShardSockets;
+
+/// From a shard's end to its next beginning; one that lived longer than the second begins with the first again.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_LONGEST: Duration = Duration::from_secs(30);
+/// How often a shard that waits to begin looks whether all is to end.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Everything a shard is made of.
 #[derive(Debug)]
@@ -45,7 +57,7 @@ pub enum StartError {
     Died { shard: u32 },
 }
 
-/// A shard that runs. It ends by `ToShard::Stop` or `ToShard::Drain`; dropping this does not end it.
+/// A shard that runs, or is about to run again. It ends by `ToShard::Stop` or `ToShard::Drain`; dropping this does not end it.
 #[derive(Debug)]
 pub struct Running {
     pub index: u32,
@@ -58,7 +70,7 @@ impl Running {
         self.thread.is_finished()
     }
 
-    /// Waits until the shard has ended. `Err`: its ring failed, or it panicked (then the panic was printed).
+    /// Waits until the shard has ended, as it was told to. `Err`: its thread panicked outside the shard.
     pub fn join(self) -> io::Result<()> {
         match self.thread.join() {
             Ok(result) => result,
@@ -96,12 +108,12 @@ fn run(
     ready: &mpsc::SyncSender<Result<(), RingError>>,
 ) -> io::Result<()> {
     let Start {
-        config,
+        mut config,
         limits,
         core,
         sockets,
         links,
-        mail,
+        mut mail,
         snapshot,
     } = start;
     let index = config.index;
@@ -111,8 +123,12 @@ fn run(
         // It runs elsewhere then: slower, not wrong.
         tracing::warn!(shard = index, core, %error, "cannot pin the shard to its core");
     }
+    let ring = sockets
+        .try_clone()
+        .map_err(RingError::Arm)
+        .and_then(|sockets| Ring::new(limits, sockets, mail.bell()));
     // The ring belongs to the thread that makes it (SINGLE_ISSUER).
-    let mut ring = match Ring::new(limits, sockets, mail.bell()) {
+    let mut ring = match ring {
         Ok(ring) => ring,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -120,13 +136,83 @@ fn run(
         }
     };
     ring.set_links(links);
-    let mut shard = Shard::new(config, ring, mail, snapshot, stats);
     let _ = ready.send(Ok(()));
-    let result = shard.run();
-    if let Err(error) = &result {
-        tracing::error!(shard = index, %error, "the shard's ring failed");
+    let mut ring = Some(ring);
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let begun = Instant::now();
+        let mut why = String::from("no ring");
+        if let Some(ring) = ring.take() {
+            let snapshot = Arc::clone(&snapshot);
+            let shard = Shard::new(config.clone(), ring, mail, snapshot, stats.clone());
+            let (back, failed) = live(shard);
+            match failed {
+                None => return Ok(()),
+                Some(failed) => why = failed,
+            }
+            mail = back;
+        }
+        if begun.elapsed() > PAUSE_LONGEST {
+            pause = PAUSE_FIRST;
+        }
+        tracing::error!(
+            shard = index,
+            why,
+            ?pause,
+            "the shard ended; it begins anew"
+        );
+        if !wait(&mut mail, pause) {
+            return Ok(());
+        }
+        pause = (pause * 2).min(PAUSE_LONGEST);
+        config.restarts += 1;
+        // What others still answer to the shard that was must not look like an answer to this one.
+        config.seed = config.seed.wrapping_mul(6_364_136_223_846_793_005) ^ config.restarts;
+        match sockets.try_clone() {
+            Ok(sockets) => match Ring::new(limits, sockets, mail.bell()) {
+                Ok(new) => ring = Some(new),
+                Err(error) => {
+                    tracing::error!(
+                        shard = index,
+                        error = &error as &dyn std::error::Error,
+                        "no ring"
+                    );
+                }
+            },
+            Err(error) => tracing::error!(shard = index, %error, "no descriptors for the sockets"),
+        }
     }
-    result
+}
+
+/// Runs a shard to its end. Its mailbox, and why it ended; `None`: it was told to.
+fn live(mut shard: Shard<Ring>) -> (ShardMailbox, Option<String>) {
+    // What is left in the middle of a turn goes: engines, connections and the ring. The mailbox's queues are whole at
+    // any time.
+    let ended = catch_unwind(AssertUnwindSafe(|| shard.run()));
+    let failed = match ended {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("it panicked".to_owned()),
+    };
+    let (mail, ring) = shard.into_parts();
+    if catch_unwind(AssertUnwindSafe(|| drop(ring))).is_err() {
+        tracing::error!("closing a ring panicked");
+    }
+    (mail, failed)
+}
+
+/// Waits and then says that the shard begins anew. False: all is to end.
+fn wait(mail: &mut ShardMailbox, pause: Duration) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        if mail.discard() {
+            return false;
+        }
+        if Instant::now() >= until && mail.tell_restarted() {
+            return true;
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 fn pin(core: usize) -> io::Result<()> {

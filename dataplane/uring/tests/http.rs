@@ -588,6 +588,88 @@ fn a_client_that_trickles_is_dropped() {
     rack.stop();
 }
 
+/// One shard's ring fails for good: that shard begins anew with its sockets and its mailbox, the other one goes on.
+#[test]
+fn a_shard_whose_ring_fails_begins_anew_alone() {
+    let image = content(100_000);
+    let mut rack = Rack::start(
+        snapshot(&[("f", b"loader")], &[object(1, &image)]),
+        Setup {
+            shards: 2,
+            ..Setup::default()
+        },
+    );
+    let before: Vec<shard::Stats> = wait_for(|| {
+        let stats: Vec<_> = rack.shards.iter().map(|shard| shard.stats.get()).collect();
+        stats
+            .iter()
+            .all(|stats| stats.shard.turns > 0)
+            .then_some(stats)
+    });
+    break_a_ring();
+    // Its sleep ends with the next thing that happens.
+    let failed = wait_for(|| {
+        for shard in 0..2 {
+            rack.tell(shard, ToShard::Progress);
+        }
+        thread::sleep(Duration::from_millis(20)); // a mailbox has an end
+        (0..2).find(|shard| rack.shards[*shard].stats.get().shard.restarts == 1)
+    });
+    let other = rack.shards[1 - failed].stats.get();
+    assert_eq!(other.shard.restarts, 0);
+    assert!(other.shard.turns >= before[1 - failed].shard.turns);
+    let message = rack.link[failed].from_shard.pop();
+    assert!(
+        matches!(message, Some(shard::ToLink::Restarted)),
+        "{message:?}"
+    );
+    assert!(rack.link[1 - failed].from_shard.pop().is_none());
+    // Both answer, on the addresses they had.
+    for _ in 0..2 {
+        let ended = || {
+            rack.shards
+                .iter()
+                .map(|shard| shard.stats.get().http.served)
+        };
+        let first: Vec<u64> = ended().collect();
+        wait_for(|| {
+            let mut stream = connect(rack.http);
+            assert!(ask(&mut stream, &image_path(1)).1 == image);
+            let more = ended().zip(&first).all(|(now, first)| now > *first);
+            more.then_some(())
+        });
+    }
+    for number in 0..8 {
+        let socket = tftp_socket(&format!("127.0.0.{}:0", number + 1));
+        let file = download(&socket, rack.tftp, "f", wire::tftp::Options::default()).unwrap();
+        assert_eq!(file, b"loader");
+    }
+    rack.stop();
+}
+
+/// Puts another file in the place of one of this process's rings: every call into it fails from now on.
+fn break_a_ring() {
+    let ring = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = std::fs::read_link(entry.path()).ok()?;
+            let number = entry
+                .file_name()
+                .into_string()
+                .unwrap()
+                .parse::<i32>()
+                .ok()?;
+            (target.to_str() == Some("anon_inode:[io_uring]")).then_some(number)
+        })
+        .next()
+        .expect("a ring");
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: dup2 replaces one descriptor by another; who uses the first gets errors from then on, which is the fault.
+    let result = unsafe { libc::dup2(null.as_raw_fd(), ring) };
+    assert_eq!(result, ring);
+}
+
 /// Nothing to do costs nothing: no shard spins, with connections or without.
 #[test]
 fn an_idle_shard_sleeps() {

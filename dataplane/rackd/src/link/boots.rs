@@ -63,6 +63,13 @@ impl Boots {
         Asked::Call
     }
 
+    /// A shard that begins anew waits for nothing.
+    pub fn forget(&mut self, shard: usize) {
+        for askers in self.calls.values_mut() {
+            askers.retain(|(asker, _)| *asker != shard);
+        }
+    }
+
     /// Whoever waits for this call.
     pub fn finish(&mut self, key: &Key, machine: Option<&Arc<boot::Machine>>) -> Vec<Asker> {
         if machine.is_none() {

@@ -105,6 +105,20 @@ impl Leases {
         self.handle(Input::LinksChanged, now, shards);
     }
 
+    /// A shard begins anew and knows no leases. What was asked for it before is answered to nobody, and all is learnt anew
+    /// from the region, which gives every shard its part. Without a region the shard deals nothing until there is one, and
+    /// the others go on.
+    pub fn restarted(&mut self, shard: usize, now: Now, shards: &mut Shards) {
+        for waiting in self.waiting.values_mut() {
+            if waiting.shard == shard {
+                waiting.ticket = None;
+            }
+        }
+        if self.machine.mode() == Mode::Attached {
+            self.handle(Input::ClocksDisagree, now, shards);
+        }
+    }
+
     pub fn link_up(
         &mut self,
         link: LinkId,

@@ -384,6 +384,7 @@ impl Thread {
                 let message = ToShard::HandedOver(message);
                 self.shards.send_if_room(shard as usize, message);
             }
+            ToLink::Restarted => self.on_restarted(shard),
             ToLink::Wish(wish) => {
                 let count = self.shards.count() as u32; // far below
                 if wish.asked + 1 < count {
@@ -643,24 +644,51 @@ impl Thread {
             return;
         }
         for shard in 0..self.shards.count() {
-            let own = |(interface, sockets): (&u32, &Vec<OwnedFd>)| {
-                // A duplicate is the same socket: nothing that was received is lost or doubled by the exchange.
-                let socket = sockets[shard].try_clone()?;
-                Ok(LinkSocket {
-                    interface: *interface,
-                    socket,
-                })
-            };
-            match self.sockets.iter().map(own).collect::<io::Result<Vec<_>>>() {
-                Ok(sockets) => self.shards.send(shard, ToShard::Links(sockets)),
-                Err(error) => {
-                    tracing::error!(%error, "giving packet sockets to a shard; trying again");
-                    self.sockets.clear();
-                    self.sockets_missing = true;
-                    return;
-                }
+            if !self.give_sockets(shard) {
+                return;
             }
         }
+    }
+
+    /// False: they are all to be opened anew, and given then.
+    fn give_sockets(&mut self, shard: usize) -> bool {
+        let own = |(interface, sockets): (&u32, &Vec<OwnedFd>)| {
+            // A duplicate is the same socket: nothing that was received is lost or doubled by the exchange.
+            let socket = sockets[shard].try_clone()?;
+            Ok(LinkSocket {
+                interface: *interface,
+                socket,
+            })
+        };
+        match self.sockets.iter().map(own).collect::<io::Result<Vec<_>>>() {
+            Ok(sockets) => {
+                self.shards.send(shard, ToShard::Links(sockets));
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "giving packet sockets to a shard; trying again");
+                self.sockets.clear();
+                self.sockets_missing = true;
+                false
+            }
+        }
+    }
+
+    /// A shard that begins anew gets what it has to know: its sockets and its leases.
+    fn on_restarted(&mut self, shard: usize) {
+        tracing::warn!(shard, "a shard begins anew");
+        self.boots.forget(shard);
+        self.give_sockets(shard);
+        self.leases.restarted(shard, Now::read(), &mut self.shards);
+        let now = Instant::now();
+        let event = shard::Event {
+            kind: "SHARD_RESTARTED",
+            mac: None,
+            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            detail: format!("shard {shard}: its connections and transfers began anew").into(),
+            at: now,
+        };
+        self.events.push(event, Lane::Machine, now);
     }
 
     // ------------------------------------------------------------ calls
