@@ -1,6 +1,6 @@
 //! `machines/`: list, create (also by a machine that enlists itself), change, delete, and what is asked of one.
 
-use model::{EventType, Mac, MachineStatus, Permission, PowerCommand, PowerState, SystemId};
+use model::{EventType, Mac, MachineStatus, Permission, PowerCommand, SystemId};
 use rand::Rng;
 use serde_json::{Map, Value, json};
 use sqlx::PgConnection;
@@ -624,6 +624,11 @@ async fn power_command(request: Request, command: PowerCommand) -> Reply {
 
 async fn query_power_state(request: Request) -> Reply {
     let id = id_of(&request)?;
-    let state: PowerState = workflow::query_power(&request.app.pool, &id).await?;
-    Ok(answer(&json!({ "state": state.as_str() })))
+    let seen = workflow::query_power(&request.app.pool, &id).await?;
+    let mut view = json!({ "state": seen.state.as_str() });
+    if !seen.reason.is_empty() {
+        // Ours: MAAS says only "error".
+        view["reason"] = seen.reason.into();
+    }
+    Ok(answer(&view))
 }

@@ -4,12 +4,13 @@ mod client;
 mod commands;
 mod output;
 mod profile;
+mod secret;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use commands::{dhcp, image, login, machine, network, rack};
-use output::Output;
+use commands::{dhcp, events, image, login, machine, network, rack};
+use output::{Output, complain, say};
 
 #[derive(Parser)]
 #[command(
@@ -52,20 +53,24 @@ enum Command {
     /// Address ranges: list, create, delete.
     #[command(subcommand)]
     Range(network::RangeCommand),
+    /// What happened: of all machines and racks, or of some.
+    Events(events::Events),
     /// Print a completion script for a shell.
-    Completion { shell: Shell },
+    Completion {
+        /// The shell it is for.
+        shell: Shell,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
-    // `muster ... | head` is not an error worth a panic: end as other tools do.
     let arguments = Arguments::parse();
     // One crypto provider, also where the API is behind TLS. Err: already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(arguments).await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("muster: {error:#}");
+            complain(format_args!("{error:#}"));
             std::process::ExitCode::FAILURE
         }
     }
@@ -78,7 +83,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Logout => return profile::Profile::forget(),
         Command::Completion { shell } => {
             let mut command = Arguments::command();
-            clap_complete::generate(shell, &mut command, "muster", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "muster", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end());
             return Ok(());
         }
         other => other,
@@ -92,6 +99,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Subnet(command) => command.run(&client, output).await,
         Command::Range(command) => command.run(&client, output).await,
         Command::Dhcp(command) => command.run(&client, output).await,
+        Command::Events(events) => events.run(&client, output).await,
         Command::Login(_) | Command::Logout | Command::Completion { .. } => Ok(()),
     }
 }
@@ -103,5 +111,27 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_and_command_has_its_help() {
+        fn walk(command: &clap::Command, path: &str, bare: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            if command.get_about().is_none() {
+                bare.push(path.clone());
+            }
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string);
+                if help.is_none_or(|help| help.trim().is_empty()) {
+                    bare.push(format!("{path} {}", argument.get_id()));
+                }
+            }
+            for inner in command.get_subcommands() {
+                walk(inner, &path, bare);
+            }
+        }
+        let mut bare = Vec::new();
+        walk(&Arguments::command(), "", &mut bare);
+        assert_eq!(bare, Vec::<String>::new());
     }
 }

@@ -1,5 +1,7 @@
 //! What a command prints: a table for people, JSON for programs.
 
+use std::io::{ErrorKind, Write};
+
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
@@ -28,7 +30,7 @@ impl Output {
         for row in rows.as_array().into_iter().flatten() {
             table.add_row(columns.iter().map(|(_, text)| text(row)));
         }
-        println!("{table}");
+        say(table);
     }
 
     /// One thing: a line per column.
@@ -41,23 +43,40 @@ impl Output {
         for (title, text) in columns {
             table.add_row([title.to_string(), text(row)]);
         }
-        println!("{table}");
+        say(table);
     }
 
     /// The outcome of an action: a sentence for people, the region's answer for programs.
     pub fn done(self, answer: &Value, sentence: &str) {
         match self {
-            Output::Table => println!("{sentence}"),
+            Output::Table => say(sentence),
             Output::Json => json(answer),
         }
     }
 }
 
+/// A line on standard output. Whoever reads it may have enough (`muster machine list | head -1`): that ends the command,
+/// quietly and well. Any other failure, a full disk for one, is told.
+pub fn say(line: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            complain(format_args!("writing to standard output: {error}"));
+            std::process::exit(1);
+        }
+    }
+}
+
+/// A line on standard error; nobody may be there to read it.
+pub fn complain(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "muster: {line}");
+}
+
 fn json(value: &Value) {
-    println!(
-        "{}",
-        serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string())
-    );
+    say(serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string()));
 }
 
 /// The text at a JSON pointer (`/zone/name`); nothing for null.

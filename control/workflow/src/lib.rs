@@ -24,7 +24,8 @@ mod signal;
 mod sweep;
 
 pub use life::{
-    CommissionOptions, Commissioned, abort, booted, commission, heard, power, query_power,
+    CommissionOptions, Commissioned, PowerSeen, abort, booted, commission, heard, power,
+    query_power,
 };
 pub use monitor::tick;
 pub use runner::{PowerLink, Runner};

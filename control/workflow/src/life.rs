@@ -162,12 +162,27 @@ pub async fn power(
     Ok(work)
 }
 
+/// What asking a BMC came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PowerSeen {
+    pub state: PowerState,
+    /// Why no state was given; "" when one was.
+    pub reason: String,
+}
+
+impl PowerSeen {
+    fn state(state: PowerState) -> Self {
+        let reason = String::new();
+        Self { state, reason }
+    }
+}
+
 /// Asks the BMC, through a rack, for the power state, and waits for it. A manual machine's is unknown at once.
-pub async fn query_power(pool: &PgPool, machine: &SystemId) -> Result<PowerState, WorkflowError> {
+pub async fn query_power(pool: &PgPool, machine: &SystemId) -> Result<PowerSeen, WorkflowError> {
     let mut tx = pool.begin().await.map_err(WorkflowError::from)?;
     let life = lifecycle::get(&mut *tx, machine).await?;
     if life.power_type.is_empty() || life.power_type == "manual" {
-        return Ok(PowerState::Unknown);
+        return Ok(PowerSeen::state(PowerState::Unknown));
     }
     let id = power(&mut tx, machine, PowerCommand::Query, "").await?;
     tx.commit().await.map_err(WorkflowError::from)?;
@@ -179,9 +194,15 @@ pub async fn query_power(pool: &PgPool, machine: &SystemId) -> Result<PowerState
         match work.state {
             WorkState::Queued | WorkState::Claimed if asked.elapsed() < QUERY_WAIT => {}
             WorkState::Queued | WorkState::Claimed => return Err(WorkflowError::PowerTimeout),
-            WorkState::Failed => return Ok(PowerState::Error),
+            WorkState::Failed => {
+                return Ok(PowerSeen {
+                    state: PowerState::Error,
+                    reason: work.error,
+                });
+            }
             WorkState::Done | WorkState::Cancelled => {
-                return Ok(lifecycle::get(pool, machine).await?.power_state);
+                let life = lifecycle::get(pool, machine).await?;
+                return Ok(PowerSeen::state(life.power_state));
             }
         }
         pause = (pause * 2).min(Duration::from_millis(500));

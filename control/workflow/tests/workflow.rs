@@ -678,7 +678,7 @@ async fn two_processes_never_use_one_bmc_at_once() {
             .await
             .unwrap();
         assert!(
-            matches!(query, PowerState::On | PowerState::Off),
+            matches!(query.state, PowerState::On | PowerState::Off),
             "{query:?}"
         );
     }
@@ -834,6 +834,19 @@ async fn a_sweep_that_fails_says_error_and_tries_no_further() {
     assert_eq!(failures, 1);
 }
 
+/// Whoever asks is told why there is no answer.
+#[tokio::test]
+async fn a_power_query_that_fails_says_why() {
+    let mut region = Region::new().await;
+    let racks = Racks::new(&[("near", Answer::Fails(PowerFailureClass::Unreachable))]);
+    region.start(&racks);
+    let seen = workflow::query_power(region.pool(), &region.machine)
+        .await
+        .unwrap();
+    assert_eq!(seen.state, PowerState::Error);
+    assert_eq!(seen.reason, "Unreachable");
+}
+
 /// The command does not wait for the query, and the query's word is not taken.
 #[tokio::test]
 async fn a_command_takes_the_place_of_a_sweeps_query() {
@@ -895,7 +908,8 @@ async fn a_manual_machine_s_power_is_unknown() {
     region.set_power(PowerType::Manual).await;
     let state = workflow::query_power(region.pool(), &region.machine)
         .await
-        .unwrap();
+        .unwrap()
+        .state;
     assert_eq!(state, PowerState::Unknown);
 }
 

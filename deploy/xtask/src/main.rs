@@ -89,7 +89,26 @@ fn parse_firmware(text: &str) -> Result<Firmware> {
     text.parse()
 }
 
+/// `cargo xtask test | head` is not an error worth a panic: whoever reads has enough, and that ends it quietly. What a lab
+/// left is put away by its reaper, as after a kill.
+fn end_quietly_on_closed_pipes() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if is_closed_pipe(text) {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
+}
+
+/// The standard library's words for a `println!` that nobody reads.
+fn is_closed_pipe(panic: &str) -> bool {
+    panic.starts_with("failed printing to std") && panic.contains("Broken pipe")
+}
+
 fn main() -> ExitCode {
+    end_quietly_on_closed_pipes();
     let done = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
@@ -114,6 +133,39 @@ fn main() -> ExitCode {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    /// The words are the standard library's: this fails when they change.
+    #[test]
+    fn a_closed_pipe_is_told_from_other_panics() {
+        use std::process::{Command, Stdio};
+        const INNER: &str = "XTASK_PRINTS_FOR_EVER";
+        if std::env::var_os(INNER).is_some() {
+            end_quietly_on_closed_pipes();
+            loop {
+                // Past the harness, which captures what `println!` says.
+                std::thread::spawn(|| println!("{}", "x".repeat(4096)))
+                    .join()
+                    .ok();
+            }
+        }
+        let name = "tests::a_closed_pipe_is_told_from_other_panics";
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", name, "--nocapture"])
+            .env(INNER, "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        // Until it prints by itself: the harness says what it runs before.
+        let mut begun = [0; 8192];
+        let mut stdout = child.stdout.take().expect("a pipe");
+        std::io::Read::read_exact(&mut stdout, &mut begun).expect("prints");
+        drop(stdout);
+        let ended = child.wait_with_output().expect("ends");
+        assert!(ended.status.success(), "{:?}", ended.status);
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+        assert!(!is_closed_pipe("index out of bounds: Broken pipe"));
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::output::{Column, Output, text};
+use crate::output::{Column, Output, say, text};
 
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -309,13 +309,13 @@ fn id_of(event: &Value) -> u64 {
 
 fn print(event: &Value, output: Output) {
     match output {
-        Output::Json => println!("{event}"),
-        Output::Table => println!(
+        Output::Json => say(event),
+        Output::Table => say(format_args!(
             "{}  {:<8} {}",
             text(event, "/at"),
             text(event, "/rack"),
             text(event, "/description")
-        ),
+        )),
     }
 }
 
@@ -341,7 +341,10 @@ pub enum OptionCommand {
         always: bool,
     },
     /// Remove an option.
-    Delete { option: u32 },
+    Delete {
+        /// Its id, as `muster dhcp option list` shows it.
+        option: u32,
+    },
 }
 
 /// Where an option is set; for everybody when nothing is said.
@@ -435,11 +438,15 @@ pub enum ReservationCommand {
     /// Set an address aside for one client.
     Create(Create),
     /// Remove a reservation.
-    Delete { reservation: u32 },
+    Delete {
+        /// Its id, as `muster dhcp reservation list` shows it.
+        reservation: u32,
+    },
 }
 
 #[derive(Args)]
 pub struct Create {
+    /// The address that is set aside.
     address: String,
     #[command(flatten)]
     client: Whom,
@@ -452,6 +459,7 @@ pub struct Create {
     /// Length of its lease in seconds.
     #[arg(long)]
     lease_secs: Option<u32>,
+    /// For people: what it is for.
     #[arg(long)]
     comment: Option<String>,
 }

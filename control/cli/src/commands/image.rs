@@ -26,6 +26,7 @@ pub enum Command {
     Import(Import),
     /// Upload a folder of boot loaders, under the names that firmware asks for.
     ImportLoaders {
+        /// The folder; files below it keep their paths as names.
         #[arg(long)]
         dir: PathBuf,
     },
@@ -33,18 +34,25 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Import {
+    /// The operating system: debian.
     #[arg(long, default_value = "debian")]
     osystem: String,
+    /// Its release: trixie.
     #[arg(long)]
     release: String,
+    /// The architecture it is for: amd64, arm64.
     #[arg(long, default_value = "amd64")]
     arch: String,
+    /// The kernel's file.
     #[arg(long)]
     kernel: PathBuf,
+    /// The initial RAM disk's file.
     #[arg(long)]
     initrd: PathBuf,
+    /// The root file system's file.
     #[arg(long)]
     squashfs: PathBuf,
+    /// A name for people.
     #[arg(long)]
     title: Option<String>,
 }

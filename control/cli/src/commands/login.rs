@@ -1,6 +1,5 @@
 //! `muster login`: an API key, or a user name and password that the region turns into one.
 
-use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -10,6 +9,7 @@ use serde_json::Value;
 use crate::client::{ApiKey, Client};
 use crate::output::{Output, text};
 use crate::profile::Profile;
+use crate::secret;
 
 #[derive(Args)]
 pub struct Login {
@@ -52,13 +52,13 @@ impl Login {
         let text = match self.api_key_file.as_deref() {
             Some(path) if path.as_os_str() != "-" => std::fs::read_to_string(path)
                 .with_context(|| format!("reading {}", path.display()))?,
-            _ => secret_from_stdin("API key: ")?,
+            _ => secret::read("API key: ")?,
         };
         Ok(text.trim().to_owned())
     }
 
     async fn authenticate(&self, username: &str) -> anyhow::Result<String> {
-        let password = secret_from_stdin("Password: ")?;
+        let password = secret::read("Password: ")?;
         let fields = [
             ("username", username.to_owned()),
             (
@@ -82,24 +82,6 @@ impl Login {
             _ => bail!("the region's answer holds no API key"),
         }
     }
-}
-
-fn secret_from_stdin(prompt: &str) -> anyhow::Result<String> {
-    let stdin = std::io::stdin();
-    let mut text = String::new();
-    if stdin.is_terminal() {
-        eprint!("{prompt}");
-        stdin
-            .read_line(&mut text)
-            .context("reading standard input")?;
-    } else {
-        stdin
-            .lock()
-            .take(4096)
-            .read_to_string(&mut text)
-            .context("reading standard input")?;
-    }
-    Ok(text)
 }
 
 fn hostname() -> String {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::output::{Column, Output, text};
+use crate::output::{Column, Output, complain, say, text};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -18,35 +18,49 @@ pub enum Command {
     /// All machines.
     List,
     /// One machine with its inventory.
-    Show { machine: String },
+    Show {
+        /// system_id or host name.
+        machine: String,
+    },
     /// Add a machine.
     Create(Create),
     /// Inventory a machine: boot it from the network and run the commissioning scripts.
     Commission {
+        /// system_id or host name.
         machine: String,
         /// Follow it until it is Ready or has failed.
         #[arg(long)]
         watch: bool,
     },
     /// Stop what a machine is doing.
-    Abort { machine: String },
+    Abort {
+        /// system_id or host name.
+        machine: String,
+    },
     /// Read or change a machine's power.
     Power {
+        /// system_id or host name.
         machine: String,
+        /// What to do.
         #[arg(value_enum)]
         action: PowerAction,
     },
     /// What happened to a machine.
     Events {
+        /// system_id or host name.
         machine: String,
         /// Go on printing as things happen.
         #[arg(long)]
         watch: bool,
+        /// Events to begin with, the newest ones.
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
     /// Remove a machine.
-    Delete { machine: String },
+    Delete {
+        /// system_id or host name.
+        machine: String,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -58,10 +72,12 @@ pub enum PowerAction {
 
 #[derive(Args)]
 pub struct Create {
+    /// Its host name.
     hostname: String,
     /// MAC address of an interface; repeat for more, the one that boots first.
     #[arg(long = "mac", required = true)]
     macs: Vec<String>,
+    /// Its architecture: amd64/generic, arm64/generic.
     #[arg(long, default_value = "amd64/generic")]
     architecture: String,
     /// ipmi, webhook or manual.
@@ -154,7 +170,16 @@ impl Command {
             Command::Show { machine } => output.one(&find(client, &machine).await?, SHOW),
             Command::Create(create) => output.one(&create.send(client).await?, SHOW),
             Command::Commission { machine, watch } => {
-                let id = find_id(client, &machine).await?;
+                let found = find(client, &machine).await?;
+                let id = text(&found, "/system_id");
+                if let Some(warning) = boot_warning(&found) {
+                    complain(format_args!("warning: {warning}"));
+                }
+                if text(&found, "/power_type") == "manual" {
+                    complain(format_args!(
+                        "{machine} has manual power: switch it on, so that it boots from the network"
+                    ));
+                }
                 let after = newest_event(client, &id).await?;
                 let answer = client
                     .post(&format!("machines/{id}/?op=commission"), &[])
@@ -176,29 +201,8 @@ impl Command {
                 );
             }
             Command::Power { machine, action } => {
-                let id = find_id(client, &machine).await?;
-                let answer = match action {
-                    PowerAction::Status => {
-                        let query = [("op", "query_power_state".to_owned())];
-                        client.get(&format!("machines/{id}/"), &query).await?
-                    }
-                    PowerAction::On => {
-                        client
-                            .post(&format!("machines/{id}/?op=power_on"), &[])
-                            .await?
-                    }
-                    PowerAction::Off => {
-                        client
-                            .post(&format!("machines/{id}/?op=power_off"), &[])
-                            .await?
-                    }
-                };
-                let sentence = match action {
-                    PowerAction::Status => format!("{machine} is {}.", text(&answer, "/state")),
-                    PowerAction::On => format!("{machine} is asked to power on."),
-                    PowerAction::Off => format!("{machine} is asked to power off."),
-                };
-                output.done(&answer, &sentence);
+                let found = find(client, &machine).await?;
+                power(client, &machine, &found, action, output).await?;
             }
             Command::Events {
                 machine,
@@ -222,6 +226,66 @@ impl Command {
         }
         Ok(())
     }
+}
+
+/// Why a machine may not get an address where it boots. `None`: as far as is known it does.
+fn boot_warning(machine: &Value) -> Option<String> {
+    let vlan = machine.pointer("/boot_interface/vlan")?;
+    if vlan.is_null() {
+        let mac = text(machine, "/boot_interface/mac_address");
+        return Some(format!(
+            "no rack has seen {mac} yet: it boots only on a VLAN that a rack serves"
+        ));
+    }
+    // Served where it is, or through a relay by the VLAN that it leads to.
+    let served = |vlan: &Value| {
+        vlan.get("dhcp_on") == Some(&Value::Bool(true)) && !text(vlan, "/primary_rack").is_empty()
+    };
+    if served(vlan) || vlan.get("relay_vlan").is_some_and(served) {
+        return None;
+    }
+    let (id, fabric) = (text(vlan, "/id"), text(vlan, "/fabric"));
+    Some(format!(
+        "no rack serves VLAN {id} ({fabric}), where it boots: it gets no address and no boot file. \
+         `muster vlan dhcp-on {id} --primary-rack RACK` changes that"
+    ))
+}
+
+async fn power(
+    client: &Client,
+    name: &str,
+    machine: &Value,
+    action: PowerAction,
+    output: Output,
+) -> anyhow::Result<()> {
+    let path = format!("machines/{}/", text(machine, "/system_id"));
+    let manual = text(machine, "/power_type") == "manual";
+    let (operation, word) = match action {
+        PowerAction::Status => {
+            let query = [("op", "query_power_state".to_owned())];
+            let answer = client.get(&path, &query).await?;
+            let state = text(&answer, "/state");
+            if state == "error" {
+                let reason = match text(&answer, "/reason") {
+                    reason if reason.is_empty() => "its BMC gave no state".to_owned(),
+                    reason => reason,
+                };
+                bail!("the power of {name} is not known: {reason}");
+            }
+            let why = if manual { ": its power is manual" } else { "" };
+            output.done(&answer, &format!("{name} is {state}{why}."));
+            return Ok(());
+        }
+        PowerAction::On => ("power_on", "on"),
+        PowerAction::Off => ("power_off", "off"),
+    };
+    let answer = client.post(&format!("{path}?op={operation}"), &[]).await?;
+    let sentence = match manual {
+        true => format!("{name} has manual power: a person must switch it {word}."),
+        false => format!("{name} is asked to power {word}."),
+    };
+    output.done(&answer, &sentence);
+    Ok(())
 }
 
 impl Create {
@@ -277,7 +341,7 @@ async fn find(client: &Client, machine: &str) -> anyhow::Result<Value> {
     }
 }
 
-async fn find_id(client: &Client, machine: &str) -> anyhow::Result<String> {
+pub(super) async fn find_id(client: &Client, machine: &str) -> anyhow::Result<String> {
     Ok(text(&find(client, machine).await?, "/system_id"))
 }
 
@@ -323,13 +387,13 @@ async fn print_events(
     let events = events(client, id, after, limit).await?;
     for event in &events {
         match output {
-            Output::Json => println!("{event}"),
-            Output::Table => println!(
+            Output::Json => say(event),
+            Output::Table => say(format_args!(
                 "{}  {:<22} {}",
                 text(event, "/created"),
                 text(event, "/type"),
                 text(event, "/description")
-            ),
+            )),
         }
     }
     Ok(events.last().map(event_id).or(after))

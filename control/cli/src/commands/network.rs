@@ -1,5 +1,7 @@
 //! `muster vlan`, `subnet` and `range`: where machines live, and which addresses they get.
 
+use std::io::{IsTerminal, Write};
+
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -26,7 +28,10 @@ pub enum VlanCommand {
         proxy: bool,
     },
     /// Switch DHCP off.
-    DhcpOff { vlan: u32 },
+    DhcpOff {
+        /// The VLAN's id, as `muster vlan list` shows it.
+        vlan: u32,
+    },
 }
 
 const VLANS: &[Column] = &[
@@ -81,13 +86,13 @@ pub enum SubnetCommand {
     List,
     /// Add a subnet.
     Create(SubnetCreate),
-    /// Remove a subnet. Without --force the region says what would go with it.
+    /// Remove a subnet, with its ranges and reservations.
     Delete {
-        /// Its id, network or name.
+        /// Id, CIDR or name.
         subnet: String,
-        /// With its ranges, reserved addresses, DHCP options and links.
-        #[arg(long)]
-        force: bool,
+        /// Do not ask.
+        #[arg(long, alias = "force")]
+        yes: bool,
     },
 }
 
@@ -95,14 +100,16 @@ pub enum SubnetCommand {
 pub struct SubnetCreate {
     /// 10.0.0.0/24
     cidr: String,
+    /// A name for people; the CIDR when not given.
     #[arg(long)]
     name: Option<String>,
     /// The VLAN's id; without one, the default VLAN of a new fabric.
     #[arg(long)]
     vlan: Option<u32>,
+    /// The router's address.
     #[arg(long)]
     gateway: Option<String>,
-    /// Repeat for more.
+    /// A name server's address; repeat for more.
     #[arg(long = "dns")]
     dns_servers: Vec<String>,
 }
@@ -122,27 +129,98 @@ impl SubnetCommand {
         match self {
             SubnetCommand::List => output.list(&client.get("subnets/", &[]).await?, SUBNETS),
             SubnetCommand::Create(create) => {
-                let mut fields = vec![("cidr", create.cidr)];
-                fields.extend(create.name.map(|name| ("name", name)));
-                fields.extend(create.vlan.map(|vlan| ("vlan", vlan.to_string())));
-                fields.extend(create.gateway.map(|gateway| ("gateway_ip", gateway)));
-                fields.extend(
-                    create
-                        .dns_servers
-                        .into_iter()
-                        .map(|server| ("dns_servers", server)),
-                );
-                output.one(&client.post("subnets/", &fields).await?, SUBNETS);
+                output.one(&create.send(client).await?, SUBNETS);
             }
-            SubnetCommand::Delete { subnet, force } => {
+            SubnetCommand::Delete { subnet, yes } => {
                 let id = find_subnet(client, &subnet).await?;
-                let path = format!("subnets/{id}/?force={force}");
-                let answer = client.delete(&path).await?;
-                output.done(&answer, &format!("Subnet {subnet} is gone."));
+                let goes = goes_with(client, id).await?;
+                if !yes && !agrees(&format!("Subnet {subnet} goes, {goes}."))? {
+                    bail!("subnet {subnet} stays");
+                }
+                let answer = client.delete(&format!("subnets/{id}/?force=true")).await?;
+                output.done(&answer, &format!("Subnet {subnet} is gone, {goes}."));
             }
         }
         Ok(())
     }
+}
+
+impl SubnetCreate {
+    async fn send(self, client: &Client) -> anyhow::Result<Value> {
+        // (the new fabric, its VLAN)
+        let made = match self.vlan {
+            Some(_) => None,
+            None => Some(new_fabric(client).await?),
+        };
+        let vlan = self.vlan.map(u64::from).or(made.map(|(_, vlan)| vlan));
+        let mut fields = vec![("cidr", self.cidr)];
+        fields.extend(self.name.map(|name| ("name", name)));
+        fields.extend(vlan.map(|vlan| ("vlan", vlan.to_string())));
+        fields.extend(self.gateway.map(|gateway| ("gateway_ip", gateway)));
+        fields.extend(
+            self.dns_servers
+                .into_iter()
+                .map(|server| ("dns_servers", server)),
+        );
+        let created = client.post("subnets/", &fields).await;
+        if let (Err(_), Some((fabric, _))) = (&created, made) {
+            // Nothing is left of a subnet that was refused. The refusal is what the operator is told.
+            let _ = client.delete(&format!("fabrics/{fabric}/")).await;
+        }
+        created
+    }
+}
+
+/// A new fabric's id, and that of the VLAN it begins with.
+async fn new_fabric(client: &Client) -> anyhow::Result<(u64, u64)> {
+    let fabric = client.post("fabrics/", &[]).await?;
+    let id = |pointer: &str| fabric.pointer(pointer).and_then(Value::as_u64);
+    let ids = id("/id").zip(id("/vlans/0/id"));
+    ids.context("the region's new fabric has no VLAN")
+}
+
+/// What a subnet takes with it, in words.
+async fn goes_with(client: &Client, subnet: u64) -> anyhow::Result<String> {
+    let mut parts = Vec::new();
+    for (path, one, many) in [
+        ("ipranges/", "range", "ranges"),
+        ("reservedips/", "reservation", "reservations"),
+    ] {
+        let all = client.get(path, &[]).await?;
+        let its: Vec<String> = all
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|row| row.pointer("/subnet/id").and_then(Value::as_u64) == Some(subnet))
+            .map(|row| match text(row, "/start_ip") {
+                first if first.is_empty() => text(row, "/ip"),
+                first => format!("{first} to {}", text(row, "/end_ip")),
+            })
+            .collect();
+        let named = its.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        match its.len() {
+            0 => {}
+            1 => parts.push(format!("1 {one} ({named})")),
+            count @ 2..=5 => parts.push(format!("{count} {many} ({named})")),
+            count => parts.push(format!("{count} {many} ({named}, ...)")),
+        }
+    }
+    Ok(match parts.as_slice() {
+        [] => "with no range and no reservation".to_owned(),
+        parts => format!("and with it {}", parts.join(" and ")),
+    })
+}
+
+/// Asks a person. Where there is none, nobody has agreed.
+fn agrees(what: &str) -> anyhow::Result<bool> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("{what} Say --yes: nobody can be asked here");
+    }
+    let _ = write!(std::io::stderr(), "{what} Go on? [y/N] ");
+    let mut line = String::new();
+    stdin.read_line(&mut line).context("reading the answer")?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
 /// A subnet by id, CIDR or name.
@@ -186,13 +264,17 @@ pub enum RangeCommand {
     List,
     /// Add a range.
     Create {
+        /// Its first address.
         first: String,
+        /// Its last address.
         last: String,
+        /// What it is for.
         #[arg(long, value_enum, default_value = "dynamic")]
         r#type: RangeType,
         /// Id, CIDR or name; found from the addresses when not given.
         #[arg(long)]
         subnet: Option<String>,
+        /// For people: what it is for.
         #[arg(long)]
         comment: Option<String>,
         /// Length of a lease from it in seconds, in place of the subnet's.

@@ -16,7 +16,10 @@ pub enum Command {
         hostname: Option<String>,
     },
     /// Withdraw a rack's certificates: its links close at once.
-    Revoke { system_id: String },
+    Revoke {
+        /// Its system_id, as `muster rack list` shows it.
+        system_id: String,
+    },
 }
 
 const COLUMNS: &[Column] = &[
