@@ -199,7 +199,7 @@ pub(crate) mod tests {
         link
     }
 
-    fn link() -> Link {
+    pub(crate) fn link() -> Link {
         link_of("10.99.0.0/24")
     }
 

@@ -22,6 +22,8 @@ pub struct Config {
     pub shards: Option<NonZeroU16>,
     /// Disk that images may use.
     pub cache_bytes: u64,
+    /// From where `/metrics` is answered beside this host and management networks.
+    pub metrics_allow: Vec<ipnet::IpNet>,
     pub tftp_port: u16,
     pub http_port: u16,
     pub dhcp: Dhcp,
@@ -102,6 +104,7 @@ impl Default for Config {
             hostname: None,
             shards: None,
             cache_bytes: 20 << 30,
+            metrics_allow: Vec::new(),
             tftp_port: 69,
             http_port: 5248,
             dhcp: Dhcp::default(),

@@ -2,7 +2,10 @@
 //!
 //! Shards publish a copy of their plain counters once a second; nothing here is on a packet's path.
 
+mod allow;
 mod dhcp;
+
+pub use allow::Ends;
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -33,15 +36,22 @@ pub fn numbers(
     })
 }
 
-/// The page of these numbers.
-pub fn page(numbers: Numbers) -> Metrics {
-    Arc::new(move || {
+/// The page of these numbers, for those who may read it.
+pub fn page(
+    numbers: Numbers,
+    named: Vec<ipnet::IpNet>,
+    snapshot: Arc<arc_swap::ArcSwap<shard::Snapshot>>,
+) -> Metrics {
+    Arc::new(move |ends| {
+        if !allow::is_allowed(ends, &named, &snapshot.load()) {
+            return None;
+        }
         let mut text = String::new();
         for (name, value) in numbers() {
             // Writing to a String never fails.
             let _ = writeln!(text, "muster_rack_{name} {value}");
         }
-        text
+        Some(text)
     })
 }
 
@@ -274,15 +284,62 @@ fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {
 mod tests {
     use super::*;
 
+    fn shown(numbers: Numbers) -> String {
+        let end = ([127, 0, 0, 1], 1).into();
+        let ends = Ends {
+            peer: end,
+            local: end,
+        };
+        page(numbers, Vec::new(), Arc::default())(ends).expect("this host may read it")
+    }
+
+    #[test]
+    fn metrics_are_for_this_host_management_networks_and_those_that_are_named() {
+        let ends = |peer: [u8; 4], local: [u8; 4]| Ends {
+            peer: (peer, 1).into(),
+            local: (local, 2).into(),
+        };
+        let mut snapshot = shard::Snapshot::default();
+        let named = ["192.0.2.0/24".parse().expect("a network")];
+        let allowed = |ends, snapshot: &shard::Snapshot| allow::is_allowed(ends, &named, snapshot);
+        let (management, local) = ([10, 1, 0, 7], [10, 1, 0, 1]);
+        assert!(
+            !allowed(ends(management, local), &snapshot),
+            "no link is known"
+        );
+        snapshot.set_links(vec![crate::attest::tests::link()]);
+        for (peer, local, want, why) in [
+            ([127, 0, 0, 1], [127, 0, 0, 1], true, "loopback"),
+            ([10, 99, 0, 1], [10, 99, 0, 1], true, "the host itself"),
+            (management, local, true, "a management network"),
+            ([10, 99, 0, 7], [10, 99, 0, 1], false, "a machine"),
+            (
+                [10, 99, 0, 7],
+                local,
+                false,
+                "a machine, by the other address",
+            ),
+            (
+                management,
+                [10, 99, 0, 1],
+                false,
+                "to a provisioning address",
+            ),
+            ([192, 0, 2, 7], [10, 99, 0, 1], true, "named"),
+        ] {
+            assert_eq!(allowed(ends(peer, local), &snapshot), want, "{why}");
+        }
+    }
+
     #[test]
     fn every_line_is_a_name_and_a_number() {
         let (sender, status) = watch::channel(Status::default());
         let work = Arc::new(Counters::default());
         work.power.asked.add(7);
         let shards = vec![SharedStats::default(), SharedStats::default()];
-        let page = page(numbers(shards, status, work));
+        let numbers = numbers(shards, status, work);
         sender.send_modify(|status| status.machines = 3);
-        let text = page();
+        let text = shown(numbers);
         assert!(text.contains("muster_rack_machines 3\n"), "{text}");
         assert!(text.contains("muster_rack_power_asked_total 7\n"), "{text}");
         assert!(

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -58,10 +60,20 @@ impl Mail {
     }
 }
 
+/// The state folder holds the rack's key: 0700, whatever the umask, also one that was there before.
+fn make_private(folder: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder);
+    made.with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("changing the mode of {}", folder.display()))
+}
+
 /// Runs until SIGTERM or ctrl-c; an error when a part of the rack ended before that.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&config.state_dir)
-        .with_context(|| format!("creating {}", config.state_dir.display()))?;
+    make_private(&config.state_dir)?;
     let spool = spool::open(&config.state_dir).context("opening the lease spool")?;
     let token = read_token(config)?;
 
@@ -104,7 +116,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         replaced,
         shards: mail.work,
         bell: mail.work_bell,
-        metrics: metrics::page(metrics::Numbers::clone(&numbers)),
+        metrics: metrics::page(
+            metrics::Numbers::clone(&numbers),
+            config.metrics_allow.clone(),
+            Arc::clone(&snapshot),
+        ),
         counters,
         reports,
         mailboxes: mailboxes.clone(),
@@ -285,4 +301,21 @@ fn join(thread: Thread, name: &str, deadline: Instant) -> anyhow::Result<()> {
 fn hostname() -> String {
     let name = rustix::system::uname();
     name.nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_folder_is_0700_also_one_that_was_there_before() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("a/rack");
+        let mode = || folder.metadata().unwrap().permissions().mode() & 0o7777;
+        make_private(&folder).unwrap();
+        assert_eq!(mode(), 0o700);
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        make_private(&folder).unwrap();
+        assert_eq!(mode(), 0o700);
+    }
 }

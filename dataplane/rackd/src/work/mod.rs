@@ -38,8 +38,8 @@ const MAILBOX_LETTERS_MAX: usize = 1_024;
 /// What a stopping thread gives operations and connections to end by themselves.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Writes the metrics page as it is now.
-pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+/// Writes the metrics page as it is now; none for whom it is not.
+pub type Metrics = Arc<dyn Fn(crate::metrics::Ends) -> Option<String> + Send + Sync>;
 
 /// What the work thread is made with.
 pub struct Context {

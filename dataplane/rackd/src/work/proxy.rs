@@ -53,6 +53,7 @@ use super::memory::{self, Memory};
 use super::upstream::{BoxError, Failed, Lane, Pool, RequestBody, ResponseBody};
 use super::{Counter, Counters as WorkCounters, Metrics};
 use crate::attest::{Attester, Card, Dispute, Verdict};
+use crate::metrics::Ends;
 
 pub const CLIENT_ADDRESS: HeaderName = HeaderName::from_static("x-muster-client-address");
 pub const CLIENT_MAC: HeaderName = HeaderName::from_static("x-muster-client-mac");
@@ -291,8 +292,12 @@ impl Proxy {
         let path = request.uri().path();
         let ours = path == "/MAAS" || path.starts_with("/MAAS/");
         if path == "/metrics" && request.method() == Method::GET {
+            let Some(page) = (self.metrics)(Ends { peer, local }) else {
+                counters.rejected.add(1);
+                return plain(StatusCode::FORBIDDEN, "Metrics are not for this address.\n");
+            };
             counters.answered.add(1);
-            return text(StatusCode::OK, (self.metrics)());
+            return text(StatusCode::OK, page);
         }
         let announced = request.body().size_hint().lower();
         if !ours || request.method() == Method::CONNECT {

@@ -52,7 +52,11 @@ impl Bench {
             turns: Turns::new(ASKING_PER_SOURCE),
             attester: Attester::new(bindings.clone(), Arc::new(snapshot.into())),
             reports: mpsc::channel(1).0,
-            metrics: Arc::new(|| "muster_rack_machines 3\n".to_owned()),
+            metrics: Arc::new(|ends| {
+                // As the rack's own: of this host's loopback only 127.0.0.9 is a stranger here.
+                let is_stranger = ends.peer.ip() == std::net::Ipv4Addr::new(127, 0, 0, 9);
+                (!is_stranger).then(|| "muster_rack_machines 3\n".to_owned())
+            }),
             counters: counters.clone(),
             answer_deadline: Duration::from_secs(2),
         });

@@ -1,0 +1,34 @@
+//! Who may read the rack's metrics: this host, the networks that the operator named, and management networks, which are
+//! those that no machine is provisioned on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use shard::Snapshot;
+
+/// The two ends of the connection that asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+}
+
+/// While the rack knows of no link yet, it cannot tell a management network from another: then this host only, and
+/// what the operator named.
+pub fn is_allowed(ends: Ends, named: &[IpNet], snapshot: &Snapshot) -> bool {
+    let (peer, local) = (
+        ends.peer.ip().to_canonical(),
+        ends.local.ip().to_canonical(),
+    );
+    if peer.is_loopback() || peer == local || named.iter().any(|network| network.contains(&peer)) {
+        return true;
+    }
+    let provisions = |address: Ipv4Addr| snapshot.link_by_address(address).is_some();
+    match (peer, local) {
+        (IpAddr::V4(peer), IpAddr::V4(local)) => {
+            !snapshot.links().is_empty() && !provisions(peer) && !provisions(local)
+        }
+        // Links have IPv4 addresses: of an IPv6 address nobody knows which network it is on.
+        _ => false,
+    }
+}
