@@ -184,6 +184,13 @@ impl Prober {
 
     fn device(&mut self, interface: u32) -> io::Result<&mut Device> {
         use std::collections::hash_map::Entry;
+        if self
+            .devices
+            .get(&interface)
+            .is_some_and(|device| device.listener.is_finished())
+        {
+            self.devices.remove(&interface);
+        }
         match self.devices.entry(interface) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(place) => {
@@ -218,8 +225,21 @@ struct Listener {
 }
 
 impl Listener {
-    /// Until the device is gone or the socket closes.
+    /// Until the device is gone or the socket closes. Then nobody listens for what is asked, which is no silence of those
+    /// who are asked: nothing is known of them.
     async fn run(self, socket: pipe::Receiver) {
+        self.listen(socket).await;
+        let asked = self.asked.borrow();
+        let own = asked.keys().filter(|(device, _)| *device == self.interface);
+        let own: Vec<Key> = own.copied().collect();
+        drop(asked);
+        for key in own {
+            self.counters.arp.failed.add(1);
+            finish(&self.asked, &self.answers, key, Probed::Unknown);
+        }
+    }
+
+    async fn listen(&self, socket: pipe::Receiver) {
         let mut frame = [0; FRAME_BYTES_MAX];
         loop {
             if socket.readable().await.is_err() {
@@ -229,7 +249,7 @@ impl Listener {
                 Ok(length) => self.on_frame(&frame[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The device went down: what is asked ends by itself.
+                // The device went down.
                 Err(_) => return,
             }
         }
@@ -255,5 +275,48 @@ fn finish(asked: &Asked, answers: &mpsc::Sender<Answer>, key: Key, probed: Probe
             probe,
             probed,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener that breaks is no silence: what is asked then would be given to two.
+    #[tokio::test]
+    async fn a_device_that_fails_leaves_what_is_asked_unknown() {
+        let asked = Asked::default();
+        let (answers, mut told) = mpsc::channel(8);
+        for (interface, last) in [(7, 1), (7, 2), (8, 3)] {
+            let address = Ipv4Addr::new(10, 0, 0, last);
+            let probe = Probe { vlan: 1, address };
+            asked.borrow_mut().insert((interface, address), (0, probe));
+        }
+        // A read of this socket fails: nobody is where its datagram went.
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(gone.local_addr().unwrap()).unwrap();
+        // Something to read, which the error comes before.
+        gone.send_to(b"frame", socket.local_addr().unwrap())
+            .unwrap();
+        drop(gone);
+        socket.send(b"x").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let counters = std::sync::Arc::new(WorkCounters::default());
+        let listener = Listener {
+            interface: 7,
+            own: Mac([2; 6]),
+            asked: Rc::clone(&asked),
+            answers,
+            counters: counters.clone(),
+        };
+        let socket = pipe::Receiver::from_owned_fd_unchecked(socket.into()).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), listener.run(socket));
+        ended.await.expect("it ends");
+        for _ in 0..2 {
+            assert!(matches!(told.recv().await.unwrap().probed, Probed::Unknown));
+        }
+        assert!(told.try_recv().is_err(), "another device's goes on");
+        assert_eq!((asked.borrow().len(), counters.arp.failed.get()), (1, 2));
     }
 }
