@@ -563,6 +563,100 @@ fn a_probe_is_no_exhaustion() {
     assert_eq!(rack.send(&discover(mac(1))).1, Some(Drop::NoFreeAddress));
 }
 
+/// A pool of one: nobody answers for what was released, so the next client has it, and by its first message.
+#[test]
+fn a_released_address_comes_back_when_nobody_answers_for_it() {
+    let released = || {
+        let mut rack = probing(8);
+        let (until, now) = (rack.now + secs(86_400), rack.now);
+        rack.engine
+            .attach(&[block(1)], &[], until, now, &rack.site, now);
+        rack.probes();
+        rack.probed(ip(100), Probed::Unused);
+        rack.send(&discover(mac(1)));
+        assert_eq!(rack.send(&request(mac(1), ip(100))).0, Some((Ack, ip(100))));
+        rack.send(&release(mac(1), ip(100)));
+        assert_eq!(rack.send(&discover(mac(2))).1, Some(Drop::Probing));
+        assert_eq!(rack.probes(), [ip(100)]);
+        rack
+    };
+    let reclaim = |rack: &mut Guarded| {
+        let (now, unused) = (rack.now, Probed::Unused);
+        rack.engine
+            .on_probed(VLAN, ip(100), unused, now, &mut rack.out);
+        let (items, _) = rack.out.drain();
+        let mut writes = items.filter_map(|item| match item {
+            Out::Lease { ticket, write } => Some((ticket, write.kind)),
+            _ => None,
+        });
+        writes.next()
+    };
+    let mut rack = released();
+    let (ticket, kind) = reclaim(&mut rack).expect("a reclaim");
+    let of = client(mac(1));
+    assert_eq!(kind, WriteKind::Reclaim { client: of });
+    // Until it is known what came of it nobody has the address, its former client included.
+    assert_eq!(rack.send(&discover(mac(2))).1, Some(Drop::Probing));
+    assert_eq!(
+        rack.send(&init_reboot(mac(1), ip(100))).1,
+        Some(Drop::Reclaiming)
+    );
+    rack.engine.take_came();
+    rack.engine
+        .on_outcome(ticket, Outcome::Done, rack.now, &mut rack.out);
+    assert!(rack.engine.take_came());
+    assert_eq!(rack.send(&discover(mac(2))).0, Some((Offer, ip(100))));
+    assert_eq!(rack.send(&init_reboot(mac(1), ip(100))).0, None);
+
+    // Forged, or late: its client answers for it and keeps it.
+    let mut rack = released();
+    assert!(rack.probed(ip(100), Probed::InUse(mac(1))).is_empty());
+    assert_eq!(rack.send(&renew(mac(1), ip(100))).0, Some((Ack, ip(100))));
+    assert!(rack.probes().is_empty());
+    // It comes back while the probe is under way: only a write makes the address its own again, and then it is.
+    let mut rack = released();
+    let before = rack.engine.counters().sent(Sent::Grant);
+    assert_eq!(
+        rack.send(&init_reboot(mac(1), ip(100))).0,
+        Some((Ack, ip(100)))
+    );
+    assert_eq!(rack.engine.counters().sent(Sent::Grant), before + 1);
+    assert_eq!(reclaim(&mut rack), None);
+    // The region says that a survivor has lengthened it; or nothing.
+    for outcome in [
+        Outcome::Refused(lease::Refusal::NotEnded),
+        Outcome::Unknown,
+        Outcome::Refused(lease::Refusal::Mute),
+    ] {
+        let mut rack = released();
+        let (ticket, _) = reclaim(&mut rack).expect("a reclaim");
+        rack.engine
+            .on_outcome(ticket, outcome, rack.now, &mut rack.out);
+        let (reply, _) = rack.send(&discover(mac(2)));
+        assert_eq!(reply, None, "{outcome:?}");
+        let before = rack.engine.counters().sent(Sent::AckFromMemory);
+        let (reply, _) = rack.send(&renew(mac(1), ip(100)));
+        assert_eq!(reply, Some((Ack, ip(100))), "{outcome:?}");
+        let after = rack.engine.counters().sent(Sent::AckFromMemory);
+        assert_eq!(after, before, "{outcome:?}: written first");
+    }
+}
+
+/// Where addresses are plenty the client finds its own again.
+#[test]
+fn a_released_address_waits_while_others_are_free() {
+    let mut rack = probing(8);
+    let first = rack.probes();
+    for address in first {
+        rack.probed(address, Probed::Unused);
+    }
+    rack.send(&discover(mac(1)));
+    rack.send(&request(mac(1), ip(100)));
+    rack.send(&release(mac(1), ip(100)));
+    assert!(!rack.probes().contains(&ip(100)));
+    assert_eq!(rack.send(&discover(mac(1))).0, Some((Offer, ip(100))));
+}
+
 #[test]
 fn its_own_client_may_answer_a_probe() {
     let mut rack = probing(1);
