@@ -308,7 +308,7 @@ struct Trace {                      # a machine each of whose DHCP messages is r
 
 struct BootQuery {
   mac @0 :Data;
-  uuid @1 :Text;
+  uuid @1 :Text;                    # of earlier versions: boards share UUIDs, so none decides
   arch @2 :Text;
   address @3 :Data;
   vlan @4 :UInt32;

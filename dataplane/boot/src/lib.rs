@@ -21,6 +21,6 @@ pub use command_line::{RACK_HTTP_PORT, RenderError};
 pub use firmware::{BootFile, BootFiles, Firmware, IpxeFeatures, VendorIdentifying};
 pub use machine::{Machine, Purpose, Settings};
 pub use path::{PathError, clean_path, is_empty_when_missing};
-pub use request::{ConfigKind, ConfigRequest, Selector, route};
+pub use request::{ConfigKind, ConfigRequest, Selector, is_known_arch, route};
 pub use script::{render, render_preloader};
 pub use text::Text;

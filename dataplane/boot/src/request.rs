@@ -75,6 +75,14 @@ fn by_suffix(suffix: &str) -> Option<Selector> {
     }
 }
 
+/// The architectures that a region has images for, in Debian's words. Others are not asked for.
+pub fn is_known_arch(arch: &str) -> bool {
+    const KNOWN: [&str; 9] = [
+        "amd64", "arm64", "armhf", "i386", "loong64", "ppc64el", "ppc64", "riscv64", "s390x",
+    ];
+    KNOWN.contains(&arch)
+}
+
 /// What follows `default`: nothing, or `-<arch>[-<subarch>]` (pxelinux also writes a dot).
 fn default_of(rest: &str) -> Option<Selector> {
     let default = |arch: &str, subarch: Option<&str>| Selector::Default {

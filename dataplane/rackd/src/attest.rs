@@ -114,6 +114,20 @@ impl Attester {
         self.snapshot.load().machine_by_mac(&card.mac).is_some()
     }
 
+    /// Whom `address` was given to, by lease or reservation; the neighbours are not asked.
+    pub fn bound_mac(&self, address: IpAddr, now: Instant) -> Option<[u8; 6]> {
+        let address = address.to_canonical();
+        if let Some(card) = self.bound(address, now) {
+            return Some(card.mac);
+        }
+        let IpAddr::V4(address) = address else {
+            return None;
+        };
+        let snapshot = self.snapshot.load();
+        let vlan = snapshot.link_by_address(address)?.dhcp.vlan;
+        snapshot.reserved_mac(vlan, address).map(|mac| mac.0)
+    }
+
     fn bound(&self, address: IpAddr, now: Instant) -> Option<Card> {
         let bindings = self.bindings.read().unwrap_or_else(PoisonError::into_inner);
         let binding = bindings.get(&address).filter(|binding| now < binding.end)?;

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -27,6 +27,7 @@ pub struct Config {
     pub tftp_port: u16,
     pub http_port: u16,
     pub dhcp: Dhcp,
+    pub tftp: TftpLimits,
     /// A filter as `tracing` has them.
     pub log: String,
 }
@@ -79,6 +80,39 @@ impl Default for Dhcp {
     }
 }
 
+/// Whom TFTP is served, and how much of it one address may hold of every shard.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TftpLimits {
+    /// Networks beside the subnets that the region says this rack serves.
+    pub allow: Vec<IpNet>,
+    /// Transfers of one address: raise it where many machines are behind one.
+    pub transfers_per_client: u16,
+}
+
+impl Default for TftpLimits {
+    fn default() -> Self {
+        let limits = tftp::Limits::default();
+        Self {
+            allow: vec![],
+            transfers_per_client: u16::try_from(limits.transfers_per_client).unwrap_or(u16::MAX),
+        }
+    }
+}
+
+impl TftpLimits {
+    /// Of one shard. Half of a share may be unanswered, and as much may wait.
+    pub fn of_shard(&self) -> tftp::Limits {
+        let share = usize::from(self.transfers_per_client.max(2));
+        tftp::Limits {
+            transfers_per_client: share,
+            unconfirmed_per_client: share / 2,
+            pending_per_client: share / 2,
+            ..tftp::Limits::default()
+        }
+    }
+}
+
 impl Dhcp {
     /// Of one shard. A rate without a burst lets one second of it through at once.
     pub fn of_shard(&self, probe_stock: usize) -> dhcp::Limits {
@@ -108,6 +142,7 @@ impl Default for Config {
             tftp_port: 69,
             http_port: 5248,
             dhcp: Dhcp::default(),
+            tftp: TftpLimits::default(),
             log: "info".to_owned(),
         }
     }
@@ -170,6 +205,20 @@ mod tests {
         );
         let none = parse("").expect("parses");
         assert!(none.trusted_relays.is_empty() && none.any_source_devices.is_empty());
+    }
+
+    #[test]
+    fn tftp_allow_takes_networks_of_both_families_and_nothing_else() {
+        let config: Config =
+            toml::from_str("[tftp]\nallow = [\"10.0.0.0/8\", \"fd00::/8\"]").expect("parses");
+        assert_eq!(config.tftp.allow.len(), 2);
+        let (unset, many) = (TftpLimits::default().of_shard(), tftp::Limits::default());
+        assert_eq!(
+            (unset.transfers_per_client, unset.unconfirmed_per_client),
+            (many.transfers_per_client, many.unconfirmed_per_client)
+        );
+        toml::from_str::<Config>("[tftp]\nallow = [\"10.0.0.0\"]").expect_err("no network");
+        toml::from_str::<Config>("[tftp]\nallowed = []").expect_err("a typo");
     }
 
     #[test]

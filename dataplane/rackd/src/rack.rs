@@ -212,6 +212,8 @@ fn start_shards(
                 index,
                 count,
                 http_port: config.http_port,
+                tftp: config.tftp.of_shard(),
+                tftp_allow: config.tftp.allow.clone().into(),
                 seed: rand::random(),
                 dhcp: config
                     .dhcp

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::mailbox::TO_WORK_MAX;
 
@@ -26,6 +26,8 @@ pub struct Config {
     /// How often it has begun anew.
     pub restarts: u64,
     pub tftp: tftp::Limits,
+    /// Networks that are served by TFTP beside the subnets of the snapshot.
+    pub tftp_allow: Arc<[IpNet]>,
     pub http: images::Limits,
     /// Connections served at a time, and of them one source's; the next get 503. A quarter as many more may have sent no
     /// whole head yet, and a quarter may be idle between requests.
@@ -47,6 +49,7 @@ impl Default for Config {
             seed: 0,
             restarts: 0,
             tftp: tftp::Limits::default(),
+            tftp_allow: [].into(),
             http: images::Limits::default(),
             connections_max: 4096,
             connections_per_source_max: 512,

@@ -14,14 +14,12 @@ use crate::config::Config;
 use crate::driver::{Datagram, Driver, Service, Target, Train};
 use crate::kept::Kept;
 use crate::lookup::Core;
-use crate::mailbox::{Detail, HandOver, TO_LINK_MAX, ToLink, ToWork, Wish};
+use crate::mailbox::{Detail, HandOver, KEPT_FOR_LEASES, ToLink, ToWork, Wish};
 use crate::snapshot::{Link, Snapshot};
 use crate::trace;
 
 /// Replies between two flushes.
 const REPLIES_MAX: usize = 256;
-/// Room in the mailbox that is kept for leases: what other shards' clients sent does not take it.
-const KEPT_FOR_LEASES: usize = TO_LINK_MAX / 2;
 
 pub(crate) struct DhcpSide {
     pub engine: dhcp::Engine,

@@ -130,8 +130,8 @@ pub enum Service {
     ProxyDhcp,
     /// To the TFTP request port.
     TftpRequest,
-    /// To this shard's transfer port.
-    TftpTransfer,
+    /// To this one of the shard's transfer ports.
+    TftpTransfer(u16),
 }
 
 /// Where a datagram goes.
@@ -143,8 +143,12 @@ pub enum Target {
     Dhcp { from: Ipv4Addr, to: SocketAddrV4 },
     /// A DHCP message from UDP 4011: firmware takes the answer from no other port.
     ProxyDhcp { from: Ipv4Addr, to: SocketAddrV4 },
-    /// From this shard's transfer port.
-    Tftp { from: IpAddr, to: SocketAddr },
+    /// From transfer port `tid` of the shard's.
+    Tftp {
+        from: IpAddr,
+        to: SocketAddr,
+        tid: u16,
+    },
 }
 
 /// A received range of one of the driver's buffers. Not `Clone`: it is given back once.

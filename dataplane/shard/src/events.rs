@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::buckets::{Buckets, Rate};
 use crate::lookup::Core;
-use crate::mailbox::{Detail, Event, TO_LINK_MAX, ToLink};
+use crate::mailbox::{Detail, Event, KEPT_FOR_LEASES, ToLink};
 use crate::trace;
 
 /// Of one address and kind: a loader that fetches its modules one by one, then what a boot takes.
@@ -17,8 +17,6 @@ const RATE: Rate = Rate {
     every: Duration::from_secs(1),
 };
 const SOURCES: usize = 2_048;
-/// Free places of the queue that events leave.
-const KEPT_FOR_LEASES: usize = TO_LINK_MAX / 2;
 /// What was left out is told so often.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 

@@ -24,6 +24,7 @@ mod mailbox;
 mod queries;
 mod shares;
 mod snapshot;
+mod sources;
 mod stats;
 mod tftp_side;
 mod trace;
@@ -37,9 +38,9 @@ pub use driver::{
     StreamId, Target, Train,
 };
 pub use mailbox::{
-    Bell, BootQuery, Detail, Event, HandOver, LinkMailbox, Receiver, Sender, ShardMailbox,
-    TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish, WorkMailbox, mailboxes,
-    mailboxes_of,
+    Bell, BootAnswer, BootQuery, Detail, Event, HandOver, LinkMailbox, Receiver, Sender,
+    ShardMailbox, TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish,
+    WorkMailbox, mailboxes, mailboxes_of,
 };
 pub use shares::{Manner, Place, Room, Shares, Source};
 pub use snapshot::{Link, Loader, Snapshot, Trace};

@@ -16,7 +16,7 @@ use wire::dhcp4::View;
 use crate::choices::Told;
 use crate::config::Config;
 use crate::events::Gate;
-use crate::mailbox::{BootQuery, ShardMailbox, ToLink, ToWork};
+use crate::mailbox::{BootQuery, KEPT_FOR_LEASES, ShardMailbox, ToLink, ToWork};
 use crate::queries::{Answer, Queries, Waiter};
 use crate::snapshot::{Loader, Snapshot};
 use crate::stats::Counters;
@@ -156,7 +156,9 @@ impl Core {
         engine: &dhcp::Engine,
     ) -> Lookup {
         let port = self.config.http_port;
-        let (mut mac, mut uuid, mut arch) = (None, String::new(), String::new());
+        // Whom the address is bound to, as far as this shard knows. A UUID decides nothing: boards of one make share theirs.
+        let own = self.mac_at(asked.client, engine);
+        let (mut mac, mut arch) = (own, String::new());
         match &request.selector {
             Selector::Preloader => {
                 return match boot::render_preloader(request.kind, asked.local, port) {
@@ -168,9 +170,11 @@ impl Core {
                 };
             }
             Selector::Mac(of) => mac = Some(of.0),
-            Selector::Uuid(of) => uuid.clone_from(of),
+            Selector::Uuid(_) => {}
             Selector::Default { arch: of, .. } => {
-                mac = self.mac_at(asked.client, engine);
+                if !boot::is_known_arch(of) {
+                    return Lookup::NotFound;
+                }
                 arch.clone_from(of);
             }
         }
@@ -183,13 +187,12 @@ impl Core {
                 let vlan = self.vlan_at(asked.client);
                 let query = BootQuery {
                     mac,
-                    uuid,
                     arch,
                     address: asked.client,
                     vlan,
                 };
-                match self.ask(query, asked.waiter) {
-                    Ok(machine) => (machine, true),
+                match self.ask(query, mac == own, asked.waiter) {
+                    Ok(machine) => (self.newest(machine), true),
                     Err(lookup) => return lookup,
                 }
             }
@@ -231,20 +234,29 @@ impl Core {
         }
     }
 
+    /// The region may have spoken before a change that the feed has brought since.
+    fn newest(&self, answered: Arc<boot::Machine>) -> Arc<boot::Machine> {
+        let mut macs = answered.macs.iter();
+        let known = macs.find_map(|mac| self.snapshot.machine_by_mac(&mac.0));
+        known.map_or(answered, Arc::clone)
+    }
+
     /// The region's word on a machine that the snapshot does not have.
-    fn ask(&mut self, query: BootQuery, waiter: Waiter) -> Result<Arc<boot::Machine>, Lookup> {
-        match self.queries.look_up(&query, waiter, self.now) {
+    fn ask(
+        &mut self,
+        query: BootQuery,
+        is_own: bool,
+        waiter: Waiter,
+    ) -> Result<Arc<boot::Machine>, Lookup> {
+        match self.queries.look_up(&query, is_own, waiter, self.now) {
             Answer::Machine(machine) => Ok(machine),
             Answer::Nothing => Err(Lookup::NotFound),
             Answer::Waiting => Err(Lookup::Later),
             Answer::Unavailable => Err(Lookup::Unavailable),
             Answer::Ask(ticket) => {
-                if self
-                    .mail
-                    .to_link
-                    .push(ToLink::BootConfig { ticket, query })
-                    .is_ok()
-                {
+                let has_room = self.mail.to_link.free_slots() > KEPT_FOR_LEASES;
+                let asked = ToLink::BootConfig { ticket, query };
+                if has_room && self.mail.to_link.push(asked).is_ok() {
                     Err(Lookup::Later)
                 } else {
                     self.queries.failed(ticket, self.now);

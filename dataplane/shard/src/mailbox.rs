@@ -28,6 +28,8 @@ use crate::driver::{LinkSocket, Service};
 pub const TO_SHARD_MAX: usize = 4096;
 pub const TO_LINK_MAX: usize = 8192;
 pub const TO_WORK_MAX: usize = 1024;
+/// Room in the queue to the link thread that is kept for leases: what anybody may cause does not take it.
+pub(crate) const KEPT_FOR_LEASES: usize = TO_LINK_MAX / 2;
 
 /// What a shard is told.
 #[derive(Debug)]
@@ -49,10 +51,10 @@ pub enum ToShard {
         ticket: dhcp::Ticket,
         outcome: Outcome,
     },
-    /// The answer to a [`ToLink::BootConfig`]; `None`: nothing boots there.
+    /// The answer to a [`ToLink::BootConfig`].
     Machine {
         ticket: u64,
-        machine: Option<Arc<boot::Machine>>,
+        answer: BootAnswer,
     },
     /// Pieces or loaders arrived, or a fill failed: look at what waits.
     Progress,
@@ -134,14 +136,23 @@ pub struct HandOver {
 /// A machine that the snapshot does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BootQuery {
+    /// `None`: the card that has `address`, which the rack knows better than one shard.
     pub mac: Option<[u8; 6]>,
-    /// "" if the request did not say.
-    pub uuid: String,
     /// MAAS architecture name, "" if the request did not say.
     pub arch: String,
     pub address: IpAddr,
     /// 0 where the link is not known.
     pub vlan: u32,
+}
+
+/// What is said of such a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootAnswer {
+    Machine(Arc<boot::Machine>),
+    /// Nothing boots there.
+    Nothing,
+    /// No region answers, or too many ask: it may be asked again.
+    Busy,
 }
 
 /// Something for the machine's event log.

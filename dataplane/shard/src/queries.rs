@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::driver::StreamId;
-use crate::mailbox::BootQuery;
+use crate::mailbox::{BootAnswer, BootQuery};
 
 /// Calls and answers kept at a time.
 const ENTRIES_MAX: usize = 4096;
@@ -19,8 +19,13 @@ const ENTRIES_MAX: usize = 4096;
 const WAITERS_MAX: usize = 16;
 /// How long a request waits.
 const ANSWER_WAIT: Duration = Duration::from_secs(3);
-/// How long an answer serves.
+/// How long an answer serves, unless the feed brings something new before.
 const ANSWER_KEEP: Duration = Duration::from_secs(30);
+/// The same of one that was asked for an address, which may be another machine's soon, and of one that may be older than
+/// what the feed has brought: for those who wait, and their next packet.
+const ANSWER_KEEP_BRIEFLY: Duration = Duration::from_secs(1);
+/// Of all entries, those that wait for an answer about a card that is not known to be the asker's own.
+const STRANGERS_WAITING_MAX: usize = ENTRIES_MAX / 2;
 /// How long nobody asks again after silence.
 const SILENCE_KEEP: Duration = Duration::from_secs(1);
 
@@ -45,20 +50,25 @@ pub(crate) enum Answer {
     Unavailable,
 }
 
-/// The same machine asks by several names within one boot; a MAC is the best of them.
+/// Who is asked about, and as what. The rack knows the card behind an address better than this shard, so that is asked for
+/// where the shard knows none. A UUID is nobody's name: boards share them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+struct Key {
+    who: Who,
+    arch: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Who {
     Mac([u8; 6]),
-    Uuid(String),
-    Address(IpAddr, String),
+    Address(IpAddr),
 }
 
 impl Key {
     fn of(query: &BootQuery) -> Self {
-        match query.mac {
-            Some(mac) => Self::Mac(mac),
-            None if !query.uuid.is_empty() => Self::Uuid(query.uuid.clone()),
-            None => Self::Address(query.address, query.arch.clone()),
+        Self {
+            who: query.mac.map_or(Who::Address(query.address), Who::Mac),
+            arch: query.arch.clone(),
         }
     }
 }
@@ -67,6 +77,10 @@ impl Key {
 struct Entry {
     serial: u32,
     key: Key,
+    /// About a card that is not known to be the asker's own.
+    is_stranger: bool,
+    /// What the feed had brought when it was asked for: [`Queries::news`].
+    news: u64,
     state: State,
     /// When the state ends.
     until: Instant,
@@ -86,6 +100,9 @@ pub(crate) struct Queries {
     /// Waits and keeps have one length each, so each queue is in order of its ends. Stale entries are skipped.
     waiting: VecDeque<(Instant, u64)>,
     kept: VecDeque<(Instant, u64)>,
+    strangers_waiting: usize,
+    /// How often the feed brought something about machines.
+    news: u64,
     serial: u32,
     pub unanswered: u64,
     pub refused: u64,
@@ -101,7 +118,14 @@ impl Queries {
     }
 
     /// What is known. On `Ask` the caller sends the call, or says `failed`.
-    pub fn look_up(&mut self, query: &BootQuery, waiter: Waiter, now: Instant) -> Answer {
+    /// `is_own`: the query is about the card that the asker's address is bound to.
+    pub fn look_up(
+        &mut self,
+        query: &BootQuery,
+        is_own: bool,
+        waiter: Waiter,
+        now: Instant,
+    ) -> Answer {
         let key = Key::of(query);
         if let Some(&index) = self.by_key.get(&key) {
             let entry = &mut self.entries[index];
@@ -128,15 +152,21 @@ impl Queries {
             }
             self.remove(index);
         }
-        if self.entries.len() >= ENTRIES_MAX && !self.make_room() {
+        let is_stranger = !is_own;
+        if is_stranger && self.strangers_waiting >= STRANGERS_WAITING_MAX
+            || self.entries.len() >= ENTRIES_MAX && !self.make_room()
+        {
             self.refused += 1;
             return Answer::Unavailable;
         }
+        self.strangers_waiting += usize::from(is_stranger);
         self.serial = self.serial.wrapping_add(1);
         let until = now + ANSWER_WAIT;
         let index = self.entries.insert(Entry {
             serial: self.serial,
             key: key.clone(),
+            is_stranger,
+            news: self.news,
             state: State::Waiting(vec![waiter]),
             until,
         });
@@ -147,13 +177,40 @@ impl Queries {
     }
 
     /// The region answered. Returns who waited for it.
-    pub fn on_answer(
-        &mut self,
-        ticket: u64,
-        machine: Option<Arc<boot::Machine>>,
-        now: Instant,
-    ) -> Vec<Waiter> {
-        self.settle(ticket, State::Answered(machine), now + ANSWER_KEEP)
+    pub fn on_answer(&mut self, ticket: u64, answer: BootAnswer, now: Instant) -> Vec<Waiter> {
+        let machine = match answer {
+            BootAnswer::Machine(machine) => Some(machine),
+            BootAnswer::Nothing => None,
+            BootAnswer::Busy => {
+                self.refused += 1;
+                return self.settle(ticket, State::Silent, now + SILENCE_KEEP);
+            }
+        };
+        let news = self.news;
+        let lasts = self
+            .entry(ticket)
+            .is_some_and(|entry| entry.news == news && matches!(entry.key.who, Who::Mac(_)));
+        let keep = if lasts {
+            ANSWER_KEEP
+        } else {
+            ANSWER_KEEP_BRIEFLY
+        };
+        self.settle(ticket, State::Answered(machine), now + keep)
+    }
+
+    /// The feed brought something about machines: what was answered before may no longer be so.
+    pub fn on_news(&mut self) {
+        self.news += 1;
+        let is_old = |(_, entry): &(usize, &Entry)| matches!(entry.state, State::Answered(_));
+        let old: Vec<usize> = self
+            .entries
+            .iter()
+            .filter(is_old)
+            .map(|(at, _)| at)
+            .collect();
+        for index in old {
+            self.remove(index);
+        }
     }
 
     /// The call could not be sent.
@@ -207,7 +264,9 @@ impl Queries {
             return Vec::new();
         }
         entry.until = until;
+        let was_stranger = entry.is_stranger && matches!(entry.state, State::Waiting(_));
         let old = std::mem::replace(&mut entry.state, state);
+        self.strangers_waiting -= usize::from(was_stranger);
         self.kept.push_back((until, ticket));
         match old {
             State::Waiting(waiters) => waiters,
@@ -250,7 +309,6 @@ mod tests {
     fn query(mac: u8) -> BootQuery {
         BootQuery {
             mac: Some([2, 0, 0, 0, 0, mac]),
-            uuid: String::new(),
             arch: String::new(),
             address: [10, 0, 0, mac].into(),
             vlan: 0,
@@ -267,30 +325,37 @@ mod tests {
     #[test]
     fn one_call_serves_all_who_wait() {
         let (mut queries, now) = (Queries::default(), Instant::now());
-        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else {
+        let Answer::Ask(ticket) = queries.look_up(&query(1), true, stream(1), now) else {
             panic!()
         };
         assert!(matches!(
-            queries.look_up(&query(1), stream(2), now),
+            queries.look_up(&query(1), true, stream(2), now),
             Answer::Waiting
         ));
         assert!(matches!(
-            queries.look_up(&query(1), stream(2), now),
+            queries.look_up(&query(1), true, stream(2), now),
             Answer::Waiting
         ));
         assert!(matches!(
-            queries.look_up(&query(2), stream(3), now),
+            queries.look_up(&query(2), true, stream(3), now),
             Answer::Ask(_)
         ));
-        assert_eq!(queries.on_answer(ticket, None, now), [stream(1), stream(2)]);
-        assert!(queries.on_answer(ticket, None, now).is_empty());
+        assert_eq!(
+            queries.on_answer(ticket, BootAnswer::Nothing, now),
+            [stream(1), stream(2)]
+        );
+        assert!(
+            queries
+                .on_answer(ticket, BootAnswer::Nothing, now)
+                .is_empty()
+        );
         assert!(matches!(
-            queries.look_up(&query(1), stream(1), now),
+            queries.look_up(&query(1), true, stream(1), now),
             Answer::Nothing
         ));
         let later = now + ANSWER_KEEP;
         assert!(matches!(
-            queries.look_up(&query(1), stream(1), later),
+            queries.look_up(&query(1), true, stream(1), later),
             Answer::Ask(_)
         ));
     }
@@ -298,7 +363,7 @@ mod tests {
     #[test]
     fn silence_ends_the_wait_and_is_not_asked_again_at_once() {
         let (mut queries, now) = (Queries::default(), Instant::now());
-        let Answer::Ask(ticket) = queries.look_up(&query(1), stream(1), now) else {
+        let Answer::Ask(ticket) = queries.look_up(&query(1), true, stream(1), now) else {
             panic!()
         };
         assert!(
@@ -309,13 +374,17 @@ mod tests {
         let later = queries.next_deadline().unwrap();
         assert_eq!(queries.expire(later), [stream(1)]);
         assert!(matches!(
-            queries.look_up(&query(1), stream(1), later),
+            queries.look_up(&query(1), true, stream(1), later),
             Answer::Unavailable
         ));
         // A late answer is still welcome.
-        assert!(queries.on_answer(ticket, None, later).is_empty());
+        assert!(
+            queries
+                .on_answer(ticket, BootAnswer::Nothing, later)
+                .is_empty()
+        );
         assert!(matches!(
-            queries.look_up(&query(1), stream(1), later),
+            queries.look_up(&query(1), true, stream(1), later),
             Answer::Nothing
         ));
         assert_eq!(queries.unanswered, 1);
@@ -324,9 +393,9 @@ mod tests {
     #[test]
     fn everything_has_a_limit() {
         let (mut queries, now) = (Queries::default(), Instant::now());
-        queries.look_up(&query(1), stream(0), now);
+        queries.look_up(&query(1), true, stream(0), now);
         for index in 1..=WAITERS_MAX as u32 {
-            let answer = queries.look_up(&query(1), stream(index), now);
+            let answer = queries.look_up(&query(1), true, stream(index), now);
             assert_eq!(
                 matches!(answer, Answer::Unavailable),
                 index as usize == WAITERS_MAX,
@@ -335,27 +404,130 @@ mod tests {
         }
         let other = |number: usize| BootQuery {
             mac: None,
-            uuid: number.to_string(),
+            arch: number.to_string(),
             ..query(0)
         };
         let mut tickets = Vec::new();
         for number in 1..ENTRIES_MAX {
-            match queries.look_up(&other(number), stream(0), now) {
+            match queries.look_up(&other(number), true, stream(0), now) {
                 Answer::Ask(ticket) => tickets.push(ticket),
                 other => panic!("{other:?}"),
             }
         }
         assert!(matches!(
-            queries.look_up(&other(0), stream(0), now),
+            queries.look_up(&other(0), true, stream(0), now),
             Answer::Unavailable
         ));
-        queries.on_answer(tickets[0], None, now);
+        queries.on_answer(tickets[0], BootAnswer::Nothing, now);
         assert!(matches!(
-            queries.look_up(&other(0), stream(0), now),
+            queries.look_up(&other(0), true, stream(0), now),
             Answer::Ask(_)
         ));
         queries.expire(now + ANSWER_WAIT);
         queries.expire(now + ANSWER_WAIT + SILENCE_KEEP);
         assert!(queries.entries.is_empty() && queries.by_key.is_empty());
+    }
+
+    fn machine(system_id: &str) -> BootAnswer {
+        BootAnswer::Machine(Arc::new(boot::Machine {
+            system_id: system_id.into(),
+            hostname: String::new(),
+            domain: String::new(),
+            macs: vec![],
+            purpose: boot::Purpose::Poweroff,
+            arch: String::new(),
+            subarch: String::new(),
+            osystem: String::new(),
+            release: String::new(),
+            label: String::new(),
+            kernel: String::new(),
+            initrd: String::new(),
+            squashfs: String::new(),
+            extra_options: String::new(),
+            ephemeral_options: String::new(),
+            boot_window: false,
+        }))
+    }
+
+    fn is_asked(queries: &mut Queries, query: &BootQuery, now: Instant) -> Option<u64> {
+        match queries.look_up(query, true, stream(1), now) {
+            Answer::Ask(ticket) => Some(ticket),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn answers_are_dropped_when_the_feed_brings_news() {
+        let (mut queries, now) = (Queries::default(), Instant::now());
+        let ticket = is_asked(&mut queries, &query(1), now).unwrap();
+        queries.on_answer(ticket, machine("a"), now);
+        assert_eq!(is_asked(&mut queries, &query(1), now), None, "kept");
+        queries.on_news();
+        let ticket = is_asked(&mut queries, &query(1), now).expect("dropped");
+        // The region may have answered before the change that the feed has brought meanwhile.
+        queries.on_news();
+        queries.on_answer(ticket, machine("a"), now);
+        assert_eq!(
+            is_asked(&mut queries, &query(1), now),
+            None,
+            "for who waits"
+        );
+        let later = now + ANSWER_KEEP_BRIEFLY;
+        assert!(is_asked(&mut queries, &query(1), later).is_some());
+    }
+
+    #[test]
+    fn what_is_said_of_an_address_is_soon_forgotten() {
+        let (mut queries, now) = (Queries::default(), Instant::now());
+        let of_address = BootQuery {
+            mac: None,
+            ..query(1)
+        };
+        let ticket = is_asked(&mut queries, &of_address, now).unwrap();
+        queries.on_answer(ticket, machine("a"), now);
+        assert_eq!(is_asked(&mut queries, &of_address, now), None);
+        let later = now + ANSWER_KEEP_BRIEFLY;
+        assert!(is_asked(&mut queries, &of_address, later).is_some());
+    }
+
+    #[test]
+    fn a_busy_region_is_no_answer() {
+        let (mut queries, now) = (Queries::default(), Instant::now());
+        let ticket = is_asked(&mut queries, &query(1), now).unwrap();
+        assert_eq!(
+            queries.on_answer(ticket, BootAnswer::Busy, now),
+            [stream(1)]
+        );
+        assert!(matches!(
+            queries.look_up(&query(1), true, stream(1), now),
+            Answer::Unavailable
+        ));
+        assert!(is_asked(&mut queries, &query(1), now + SILENCE_KEEP).is_some());
+    }
+
+    #[test]
+    fn strangers_leave_room_for_those_who_ask_about_their_own_card() {
+        let (mut queries, now) = (Queries::default(), Instant::now());
+        let of_stranger = |number: usize| BootQuery {
+            arch: number.to_string(),
+            ..query(9)
+        };
+        let mut tickets = Vec::new();
+        for number in 0..ENTRIES_MAX {
+            if let Answer::Ask(ticket) =
+                queries.look_up(&of_stranger(number), false, stream(0), now)
+            {
+                tickets.push(ticket);
+            }
+        }
+        assert_eq!(tickets.len(), STRANGERS_WAITING_MAX);
+        assert!(is_asked(&mut queries, &query(1), now).is_some());
+        queries.on_answer(tickets[0], BootAnswer::Nothing, now);
+        assert!(matches!(
+            queries.look_up(&of_stranger(9999), false, stream(0), now),
+            Answer::Ask(_)
+        ));
+        queries.expire(now + ANSWER_WAIT);
+        assert_eq!(queries.strangers_waiting, 0);
     }
 }

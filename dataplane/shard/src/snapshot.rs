@@ -190,6 +190,14 @@ impl Snapshot {
         self.by_id.get(system_id)
     }
 
+    /// Whether both say the same of what machines boot, because one was made from the other and that was left alone.
+    pub fn boots_like(&self, other: &Self) -> bool {
+        self.by_id.ptr_eq(&other.by_id)
+            && self.by_mac.ptr_eq(&other.by_mac)
+            && self.files.ptr_eq(&other.files)
+            && Arc::ptr_eq(&self.settings, &other.settings)
+    }
+
     pub fn machine_count(&self) -> usize {
         self.by_id.len()
     }

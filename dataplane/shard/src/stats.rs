@@ -40,6 +40,8 @@ pub struct Counters {
     /// Calls that got no answer in time, and requests refused because too many wait.
     pub boot_calls_unanswered: u64,
     pub boot_calls_refused: u64,
+    /// TFTP requests from addresses in no subnet of ours.
+    pub tftp_not_served: u64,
     /// Requests answered with 503 because every place, or its source's share of them, was taken.
     pub connections_refused: u64,
     /// Connections that went for another's sake: without a whole head, between requests, and being served.
@@ -57,6 +59,7 @@ pub struct Stats {
     pub dhcp_usage: dhcp::Usage,
     pub tftp: tftp::Counters,
     pub tftp_transfers: usize,
+    pub tftp_unconfirmed: usize,
     pub tftp_pending: usize,
     pub http: images::Counters,
     pub http_connections: usize,

@@ -32,12 +32,14 @@ impl<D: Driver> Host for TftpHost<'_, D> {
     fn send(
         &mut self,
         peer: &Peer,
+        tid: u16,
         train: Train,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), NoSlot> {
         let target = Target::Tftp {
             from: peer.local,
             to: peer.client,
+            tid,
         };
         self.driver.send(&target, train, fill)
     }

@@ -20,6 +20,7 @@ use crate::lookup::Core;
 use crate::mailbox::{ShardMailbox, ToShard};
 use crate::queries::Waiter;
 use crate::snapshot::Snapshot;
+use crate::sources::is_served;
 use crate::stats::{SharedStats, Stats};
 use crate::tftp_side::TftpHost;
 
@@ -70,7 +71,7 @@ impl<D: Driver> Shard<D> {
         let now = driver.now();
         Self {
             dhcp: DhcpSide::new(&config, now),
-            tftp: tftp::Server::new(config.tftp),
+            tftp: tftp::Server::new(config.tftp, config.seed),
             http: HttpSide::new(&config, now),
             core: Core::new(config, shared.load_full(), mail, now),
             driver,
@@ -162,6 +163,9 @@ impl<D: Driver> Shard<D> {
     fn load_snapshot(&mut self) {
         let current = self.shared.load();
         if !Arc::ptr_eq(&current, &self.core.snapshot) {
+            if !current.boots_like(&self.core.snapshot) {
+                self.core.queries.on_news();
+            }
             self.core.snapshot = Arc::clone(&current);
             self.core.wake_waiting();
         }
@@ -186,8 +190,8 @@ impl<D: Driver> Shard<D> {
                 self.dhcp
                     .on_outcome(ticket, outcome, &mut self.core, &mut self.driver);
             }
-            ToShard::Machine { ticket, machine } => {
-                let waiters = self.core.queries.on_answer(ticket, machine, self.core.now);
+            ToShard::Machine { ticket, answer } => {
+                let waiters = self.core.queries.on_answer(ticket, answer, self.core.now);
                 self.core.woken.extend(waiters);
             }
             ToShard::Progress => self.core.wake_waiting(),
@@ -265,7 +269,7 @@ impl<D: Driver> Shard<D> {
                     self.dhcp.on_datagram(&datagram, octets, &mut self.core);
                 }
             }
-            Service::TftpRequest | Service::TftpTransfer => self.on_tftp(&datagram),
+            Service::TftpRequest | Service::TftpTransfer(_) => self.on_tftp(&datagram),
         }
         self.driver.release(datagram.buffer);
     }
@@ -285,6 +289,13 @@ impl<D: Driver> Shard<D> {
         if to_all {
             return;
         }
+        let allowed = &self.core.config.tftp_allow;
+        if datagram.service == Service::TftpRequest
+            && !is_served(datagram.from.ip(), &self.core.snapshot, allowed)
+        {
+            self.core.counters.tftp_not_served += 1;
+            return;
+        }
         let peer = tftp::Peer {
             client: datagram.from,
             local: datagram.local,
@@ -301,8 +312,8 @@ impl<D: Driver> Shard<D> {
             engine,
             driver: &mut self.driver,
         };
-        if datagram.service == Service::TftpTransfer {
-            self.tftp.on_transfer(peer, octets, now, &mut host);
+        if let Service::TftpTransfer(tid) = datagram.service {
+            self.tftp.on_transfer(peer, tid, octets, now, &mut host);
         } else if self.draining.is_none() {
             self.tftp.on_request(peer, mtu, octets, now, &mut host);
         }
@@ -366,6 +377,7 @@ impl<D: Driver> Shard<D> {
             dhcp_usage: self.dhcp.engine.usage(),
             tftp: self.tftp.counters,
             tftp_transfers: self.tftp.transfer_count(),
+            tftp_unconfirmed: self.tftp.unconfirmed_count(),
             tftp_pending: self.tftp.pending_count(),
             http: self.http.counters,
             http_connections: self.http.connection_count(),

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use images::Object;
 use lease::{Block, BlockId, Epoch, Outcome};
 use shard::{
-    Bell, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters, LinkMailbox,
-    LinkSocket, Loader, NoSlot, Service, Shard, SharedStats, Snapshot, StreamId, TO_LINK_MAX,
-    Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes_of,
+    Bell, BootAnswer, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters,
+    LinkMailbox, LinkSocket, Loader, NoSlot, Service, Shard, SharedStats, Snapshot, StreamId,
+    TO_LINK_MAX, Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes_of,
 };
 use wire::dhcp4::{FLAG_BROADCAST, Header, MessageType, OP_REQUEST, View, Writer, code};
 use wire::ethernet::Mac;
@@ -295,11 +295,15 @@ impl Script {
     }
 
     fn arrives(&mut self, service: Service, octets: &[u8]) {
+        self.arrives_from(SocketAddr::from(([10, 99, 0, 9], 2070)), service, octets);
+    }
+
+    fn arrives_from(&mut self, from: SocketAddr, service: Service, octets: &[u8]) {
         let driver = self.shard.driver();
         let buffer = driver.buffer(octets);
         driver.arrived.push_back(Completion::Datagram(Datagram {
             service,
-            from: SocketAddr::from(([10, 99, 0, 9], 2070)),
+            from,
             local: IpAddr::V4(SERVER),
             interface: 7,
             ethernet: None,
@@ -404,7 +408,8 @@ fn tftp_text(left: &[Left]) -> String {
         *target,
         Target::Tftp {
             from: IpAddr::V4(SERVER),
-            to
+            to,
+            tid: 0,
         }
     );
     match Packet::parse(packet) {
@@ -557,7 +562,7 @@ fn a_client_that_asks_without_end_takes_no_leases_place_in_the_mailbox() {
     while script.link.from_shard.pop().is_some() {}
     for _ in 0..TO_LINK_MAX {
         script.read("pxelinux.cfg/01-52-54-00-00-01-05");
-        script.datagram(Service::TftpTransfer, &[0, 5, 0, 0, 0]);
+        script.datagram(Service::TftpTransfer(0), &[0, 5, 0, 0, 0]);
     }
     let mut told = 0;
     while script.link.from_shard.pop().is_some() {
@@ -611,7 +616,7 @@ fn a_known_machine_is_answered_from_the_snapshot() {
     );
     // It leaves the snapshot: the region is asked.
     script.snapshot.store(Arc::new(snapshot()));
-    script.datagram(Service::TftpTransfer, &[0, 5, 0, 0, 0]);
+    script.datagram(Service::TftpTransfer(0), &[0, 5, 0, 0, 0]);
     script.read("/grub/grub.cfg-52:54:00:00:01:05");
     let asked = std::iter::from_fn(|| script.link.from_shard.pop())
         .any(|message| matches!(message, ToLink::BootConfig { .. }));
@@ -638,7 +643,7 @@ fn an_unknown_machine_waits_for_the_region() {
         if answered {
             script.tell(ToShard::Machine {
                 ticket,
-                machine: Some(machine()),
+                answer: BootAnswer::Machine(machine()),
             });
             let left = script.turn();
             assert_eq!(left.len(), 2, "{left:?}");
@@ -668,7 +673,7 @@ fn an_unknown_machine_waits_for_the_region() {
         };
         script.tell(ToShard::Machine {
             ticket,
-            machine: None,
+            answer: BootAnswer::Nothing,
         });
         let left = script.turn();
         let [Left::Datagram(_, packet)] = left.as_slice() else {
@@ -702,7 +707,7 @@ fn a_loader_that_appears_wakes_who_waits() {
             .any(|left| matches!(left, Left::Stream(text) if text.ends_with("\r\n\r\nloader")))
     );
     // Who serves is told when it has arrived.
-    script.datagram(Service::TftpTransfer, &[0, 4, 0, 1]);
+    script.datagram(Service::TftpTransfer(0), &[0, 4, 0, 1]);
     let mut told = Vec::new();
     while !script.link.from_shard.is_empty() {
         told.push(script.event().2);
@@ -832,13 +837,15 @@ fn a_drain_finishes_what_runs() {
     );
     assert!(!script.shard.is_stopped());
     assert_eq!(
-        script.datagram(Service::TftpTransfer, &[0, 4, 0, 1]).len(),
+        script
+            .datagram(Service::TftpTransfer(0), &[0, 4, 0, 1])
+            .len(),
         1
     );
     assert!(!script.shard.is_stopped());
     assert!(
         script
-            .datagram(Service::TftpTransfer, &[0, 4, 0, 2])
+            .datagram(Service::TftpTransfer(0), &[0, 4, 0, 2])
             .is_empty()
     );
     assert!(script.shard.is_stopped());
@@ -964,4 +971,134 @@ fn a_relay_elsewhere_is_answered_only_where_the_operator_trusts_it() {
     let mut script = Script::with(trusting, snapshot());
     script.attach();
     assert_eq!(script.datagram(Service::Dhcp, &octets).len(), 1);
+}
+
+/// An address may be forged: what is in no subnet of ours gets nothing, not even an error.
+#[test]
+fn tftp_answers_no_address_outside_our_subnets() {
+    let mut script = Script::new(snapshot());
+    let mut out = [0; 512];
+    let request = Request {
+        file: b"nothing",
+        mode: Mode::Octet,
+        options: Options::default(),
+    };
+    let length = emit_read(&request, &mut out).unwrap();
+    for (from, answers) in [
+        ([10, 99, 0, 9], 1),
+        ([192, 0, 2, 1], 0),
+        ([10, 99, 0, 255], 0),
+    ] {
+        let from = SocketAddr::from((from, 2070));
+        script.arrives_from(from, Service::TftpRequest, &out[..length]);
+        assert_eq!(script.turn().len(), answers, "{from}");
+    }
+}
+
+const PXELINUX_BY_UUID: &[u8] = b"pxelinux.cfg/03000200-0400-0500-0006-000700080009";
+
+fn asks_by_uuid(script: &mut Script, host: u8, port: u16) -> Vec<Left> {
+    let mut out = [0; 512];
+    let request = Request {
+        file: PXELINUX_BY_UUID,
+        mode: Mode::Octet,
+        options: Options::default(),
+    };
+    let length = emit_read(&request, &mut out).unwrap();
+    let from = SocketAddr::from(([10, 99, 0, host], port));
+    script.arrives_from(from, Service::TftpRequest, &out[..length]);
+    script.turn()
+}
+
+fn text_to(left: &[Left], host: u8) -> String {
+    let mut texts = left.iter().filter_map(|left| match left {
+        Left::Datagram(Target::Tftp { to, .. }, packet)
+            if to.ip() == IpAddr::from([10, 99, 0, host]) =>
+        {
+            Some(String::from_utf8_lossy(&packet[4..]).into_owned())
+        }
+        _ => None,
+    });
+    texts.next().expect("an answer")
+}
+
+fn machine_that(purpose: boot::Purpose, mac: u8) -> Arc<boot::Machine> {
+    let mut machine = (*machine()).clone();
+    machine.purpose = purpose;
+    machine.macs = vec![Mac([0x52, 0x54, 0, 0, 1, mac])];
+    machine.system_id = format!("id{mac}");
+    Arc::new(machine)
+}
+
+/// Boards of one make share their UUID: whose address it is decides.
+#[test]
+fn two_machines_with_one_uuid_each_get_their_own_configuration() {
+    let mut script = Script::new(snapshot());
+    let mut tickets = Vec::new();
+    for host in [9, 10] {
+        assert!(asks_by_uuid(&mut script, host, 2070).is_empty());
+        let ToLink::BootConfig { ticket, query } = script.next_to_link() else {
+            panic!()
+        };
+        assert_eq!((query.mac, query.address), (None, [10, 99, 0, host].into()));
+        tickets.push(ticket);
+    }
+    for (ticket, purpose) in tickets
+        .into_iter()
+        .zip([boot::Purpose::Poweroff, boot::Purpose::Local])
+    {
+        let answer = BootAnswer::Machine(machine_that(purpose, ticket as u8));
+        script.tell(ToShard::Machine { ticket, answer });
+    }
+    let left = script.turn();
+    assert!(text_to(&left, 9).contains("poweroff.c32"), "{left:?}");
+    assert!(text_to(&left, 10).contains("chain.c32"), "{left:?}");
+}
+
+/// Poweroff a moment ago, commissioned since: what was answered is not said again, nor is an answer that is overtaken.
+#[test]
+fn a_boot_answer_is_dropped_when_the_feed_changes_what_it_says() {
+    let mut script = Script::new(snapshot());
+    assert!(asks_by_uuid(&mut script, 9, 2070).is_empty());
+    let ToLink::BootConfig { ticket, .. } = script.next_to_link() else {
+        panic!()
+    };
+    let answer = BootAnswer::Machine(machine_that(boot::Purpose::Poweroff, 5));
+    script.tell(ToShard::Machine { ticket, answer });
+    assert!(text_to(&script.turn(), 9).contains("poweroff.c32"));
+    while script.link.from_shard.pop().is_some() {}
+
+    let mut changed = snapshot();
+    changed.insert_machine(machine_that(boot::Purpose::Local, 5));
+    script.snapshot.store(Arc::new(changed));
+    assert!(asks_by_uuid(&mut script, 9, 2071).is_empty(), "asked anew");
+    let ToLink::BootConfig { ticket, .. } = script.next_to_link() else {
+        panic!()
+    };
+    let answer = BootAnswer::Machine(machine_that(boot::Purpose::Poweroff, 5));
+    script.tell(ToShard::Machine { ticket, answer });
+    assert!(
+        text_to(&script.turn(), 9).contains("chain.c32"),
+        "overtaken"
+    );
+}
+
+/// Events and boot calls are anybody's to cause; half of the mailbox is for leases.
+#[test]
+fn requests_for_random_macs_leave_room_for_leases() {
+    let mut script = Script::new(snapshot());
+    for number in 0..20_000u32 {
+        let mac = number
+            .to_be_bytes()
+            .map(|octet| format!("{octet:02x}"))
+            .join("-");
+        let file = format!("pxelinux.cfg/01-52-54-{mac}");
+        script.read(&file);
+        script.shard.driver().left.clear();
+    }
+    let mut waiting = 0;
+    while script.link.from_shard.pop().is_some() {
+        waiting += 1;
+    }
+    assert!(waiting <= shard::TO_LINK_MAX / 2, "{waiting}");
 }

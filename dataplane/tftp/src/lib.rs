@@ -7,14 +7,17 @@
 //!
 //! Budget per ACK: one hash lookup, one copy of the blocks into the send slot, no allocation.
 
+mod content;
+mod host;
 mod path;
+mod sending;
 mod server;
 mod session;
+mod shares;
 mod terms;
 
+pub use host::{Counters, Ended, Found, Host, Limits, NoSlot, Outcome, Peer, Ticket, Train};
 pub use path::clean_path;
-pub use server::{
-    Counters, Ended, Found, Host, Limits, NoSlot, Outcome, Peer, Server, Ticket, Train,
-};
-pub use session::{ReadSession, Step};
+pub use server::Server;
+pub use session::{Answer, ReadSession, Step};
 pub use terms::{Terms, TermsLimits, negotiate};

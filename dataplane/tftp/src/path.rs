@@ -8,7 +8,7 @@ const PATH_BYTES_MAX: usize = 255;
 /// grub asks with a leading slash, so that is no crime. Backslashes of Windows loaders become slashes.
 /// `scratch` holds the result when something had to be changed.
 pub fn clean_path<'a>(file: &'a [u8], scratch: &'a mut String) -> Option<&'a str> {
-    let name = str::from_utf8(file).ok()?;
+    let name = str::from_utf8(without_tail(file)).ok()?;
     if name.len() > PATH_BYTES_MAX || name.chars().any(char::is_control) {
         return None;
     }
@@ -29,9 +29,36 @@ pub fn clean_path<'a>(file: &'a [u8], scratch: &'a mut String) -> Option<&'a str
     (!climbs && !drive && !name.is_empty()).then_some(name)
 }
 
+/// Without what firmware reads beyond the end of DHCP's option 67: the end option (FF), the code or length of the next
+/// one. No name that anybody gave a file ends in such octets, but one in UTF-8 may end in a letter above 7F.
+fn without_tail(file: &[u8]) -> &[u8] {
+    let is_text = str::from_utf8(file).is_ok();
+    let is_tail = |octet: u8| octet.is_ascii_control() || (!is_text && octet >= 0x80);
+    let end = file.iter().rposition(|octet| !is_tail(*octet));
+    &file[..end.map_or(0, |last| last + 1)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_firmware_reads_behind_the_boot_file_name_is_dropped() {
+        let cases: [(&[u8], Option<&str>); 8] = [
+            (b"bootx64.efi\xff", Some("bootx64.efi")),
+            (b"bootx64.efi\xff\xff\xff", Some("bootx64.efi")),
+            (b"lpxelinux.0\x11", Some("lpxelinux.0")),
+            (b"lpxelinux.0\xd2\x08", Some("lpxelinux.0")),
+            (b"/bootx64.efi\r\n", Some("bootx64.efi")),
+            ("grub/\u{e9}".as_bytes(), Some("grub/\u{e9}")),
+            (b"a\xffb", None),
+            (b"\xff", None),
+        ];
+        for (file, want) in cases {
+            let mut scratch = String::new();
+            assert_eq!(clean_path(file, &mut scratch), want, "{file:?}");
+        }
+    }
 
     #[test]
     fn names() {

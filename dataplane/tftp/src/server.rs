@@ -1,160 +1,51 @@
 //! All transfers of one shard, and who is served next.
 //!
 //! ```text
-//!  RRQ --> pending (bounded) --find--> transfer table (bounded) --ACK/deadline--> ended
+//!  RRQ --> pending --find--> unconfirmed --first ACK--> confirmed --last ACK--> ended
 //!              ^  parked while the Host says Later; `retry` brings it back
 //! ```
-//! Order within one `run`: sends that found no slot, then resends that are due, then new requests while the table has
-//! room. So a full rack finishes what it began; the oldest waiting request is shed and counted when the queue is full.
+//! Each of the three has a limit and a share per address ([`Shares`]); a client's own oldest goes first.
+//!
+//! | full        | who gives way                                                                                  |
+//! |-------------|------------------------------------------------------------------------------------------------|
+//! | pending     | the oldest                                                                                     |
+//! | unconfirmed | the oldest: its client had more time to answer than any other                                  |
+//! | confirmed   | whoever is silent for `stalled_after`; if nobody is, new requests wait, and what runs goes on  |
+//!
+//! Order within one `run`: sends that found no slot, then resends that are due, then new requests. So a full rack
+//! finishes what it began, and a source that only asks takes nothing from those that answer.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slab::Slab;
-use wire::tftp::{
-    CONTROL_BYTES_MAX, DATA_HEADER_BYTES, ErrorCode, Mode, Options, Packet, Request,
-    emit_data_header, emit_error, emit_oack,
-};
+use wire::tftp::{ErrorCode, Mode, Options, Packet, Request};
 
+use crate::content::Content;
+use crate::host::{Counters, Ended, Found, Host, Limits, Outcome, Peer, Ticket};
 use crate::path::clean_path;
-use crate::session::{ReadSession, Step};
-use crate::terms::{Terms, TermsLimits, negotiate};
+use crate::sending::{send_blocks, send_error, send_oack};
+use crate::session::{Answer, ReadSession, Step};
+use crate::shares::Shares;
+use crate::terms::{Terms, negotiate};
 
-/// A larger file is not converted to netascii; nothing that boots asks for it.
-const NETASCII_BYTES_MAX: usize = 1 << 20;
-
-/// The two ends of a transfer. Our port is one for all transfers of the shard, so the client's tells them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Peer {
-    pub client: SocketAddr,
-    /// Our address the client asked; every reply leaves from it.
-    pub local: IpAddr,
-}
-
-/// Names a waiting request; stale once that request is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket {
-    key: u32,
-    serial: u32,
-}
-
-#[derive(Clone, Debug)]
-pub enum Found {
-    File(Bytes),
-    /// The client is told (error 1), so that it goes on to its next name at once.
-    NotFound,
-    /// Not here yet. The host calls [`Server::retry`] with the ticket when it is.
-    Later,
-    /// Say nothing: the client asks again.
-    Silent,
-}
-
-/// One or more datagrams of equal size to one client; the last may be shorter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Train {
-    pub bytes: usize,
-    pub segment_bytes: usize,
-}
-
-/// No send slot is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoSlot;
-
-/// What the server needs from the shard.
-pub trait Host {
-    /// Looks a file up; `file` has no leading slash and does not climb.
-    fn find(&mut self, ticket: Ticket, peer: &Peer, file: &str) -> Found;
-    /// Sends `train.bytes` octets, which `fill` writes, from the transfer port.
-    fn send(
-        &mut self,
-        peer: &Peer,
-        train: Train,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), NoSlot>;
-    /// A transfer is over, one way or the other.
-    fn ended(&mut self, ended: Ended<'_>);
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Ended<'a> {
-    pub peer: &'a Peer,
-    pub file: &'a str,
-    pub file_bytes: u64,
-    pub outcome: Outcome,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Finished,
-    /// The client sent an ERROR. After a size probe that is how firmware says thank you.
-    Aborted,
-    GaveUp,
-    /// The same client port asked for something else: it was power-cycled.
-    Replaced,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub transfers_max: usize,
-    pub pending_max: usize,
-    /// How long a request may wait for a place or a file.
-    pub pending_wait: Duration,
-    /// Largest train handed to the host, in octets.
-    pub train_bytes_max: usize,
-    pub terms: TermsLimits,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            transfers_max: 4096,
-            pending_max: 2048,
-            pending_wait: Duration::from_secs(5),
-            train_bytes_max: 32 * 1024,
-            terms: TermsLimits::default(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    pub requests: u64,
-    pub started: u64,
-    pub finished: u64,
-    pub aborted: u64,
-    pub gave_up: u64,
-    pub replaced: u64,
-    /// DATA packets sent, resends included.
-    pub blocks: u64,
-    /// Windows and OACKs sent again.
-    pub resent: u64,
-    pub not_found: u64,
-    pub refused: u64,
-    pub malformed: u64,
-    /// Packets that belong to no transfer, and packets a server never gets.
-    pub stray: u64,
-    /// Requests that were already waiting or being served.
-    pub repeated: u64,
-    /// The oldest waiting request was dropped because the queue was full.
-    pub shed: u64,
-    /// Requests that waited until their deadline.
-    pub expired: u64,
-    /// Sends that found no slot and wait for the next run.
-    pub no_slot: u64,
-}
+/// A full table is looked through for stalled transfers at most so often.
+const STALLED_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-struct Transfer {
+pub(crate) struct Transfer {
     serial: u32,
-    peer: Peer,
-    file: Bytes,
+    pub peer: Peer,
+    /// Which of the shard's transfer ports is ours.
+    pub tid: u16,
+    pub content: Content,
     name: Box<str>,
-    terms: Terms,
-    oack: Options,
-    session: ReadSession,
+    pub terms: Terms,
+    pub oack: Options,
+    pub session: ReadSession,
     /// What the last step asked for and no slot was free for.
     unsent: Option<Step>,
 }
@@ -181,32 +72,46 @@ enum Place {
 #[derive(Debug)]
 pub struct Server {
     limits: Limits,
+    /// Secret: which port a transfer gets.
+    seed: u64,
     transfers: Slab<Transfer>,
+    confirmed: usize,
     pending: Slab<Pending>,
-    places: HashMap<Peer, Place, foldhash::fast::RandomState>,
+    places: HashMap<Peer, Place, foldhash::quality::RandomState>,
+    shares: Shares,
     /// Requests to be looked up, in order of arrival.
     ready: VecDeque<Ticket>,
     /// All pending in order of arrival, stale tickets among them.
     arrivals: VecDeque<Ticket>,
+    /// All unconfirmed in order of their start, stale tickets among them.
+    unanswered: VecDeque<Ticket>,
     /// One entry per transfer, at or before its deadline; stale ones are skipped.
     deadlines: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Transfers with something unsent.
     blocked: VecDeque<Ticket>,
+    /// When a full table may be looked through again.
+    stalled_at: Option<Instant>,
     serial: u32,
     pub counters: Counters,
 }
 
 impl Server {
-    pub fn new(limits: Limits) -> Self {
+    /// `seed` must be random: it says from which port a client is served.
+    pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
             limits,
-            transfers: Slab::with_capacity(limits.transfers_max),
+            seed,
+            transfers: Slab::with_capacity(limits.transfers_max + limits.unconfirmed_max),
+            confirmed: 0,
             pending: Slab::with_capacity(limits.pending_max),
             places: HashMap::default(),
+            shares: Shares::default(),
             ready: VecDeque::new(),
             arrivals: VecDeque::new(),
+            unanswered: VecDeque::new(),
             deadlines: BinaryHeap::new(),
             blocked: VecDeque::new(),
+            stalled_at: None,
             serial: 0,
             counters: Counters::default(),
         }
@@ -214,6 +119,10 @@ impl Server {
 
     pub fn transfer_count(&self) -> usize {
         self.transfers.len()
+    }
+
+    pub fn unconfirmed_count(&self) -> usize {
+        self.transfers.len() - self.confirmed
     }
 
     pub fn pending_count(&self) -> usize {
@@ -232,54 +141,77 @@ impl Server {
         match Packet::parse(octets) {
             Ok(Packet::Read(request)) => self.on_read(peer, mtu, &request, now, host),
             Ok(Packet::Write(_)) => {
-                self.counters.refused += 1;
-                send_error(
-                    &peer,
-                    ErrorCode::IllegalOperation,
-                    "this server is read only",
-                    host,
-                );
+                let why = "this server is read only";
+                self.refuse(&peer, ErrorCode::IllegalOperation, why, host);
             }
-            Ok(packet) => self.on_packet(peer, packet, now, host),
+            Ok(_) => self.counters.stray += 1,
             Err(why) => {
                 self.counters.malformed += 1;
                 // RFC 1350 §1: most errors end the connection with an error packet.
                 if matches!(octets, [0, 1 | 2, _, _, ..]) {
-                    send_error(&peer, ErrorCode::IllegalOperation, &why.to_string(), host);
+                    let (tid, code) = (self.next_tid(&peer), ErrorCode::IllegalOperation);
+                    send_error(&peer, tid, code, &why.to_string(), host);
                 }
             }
         }
     }
 
-    /// A datagram to the transfer port.
-    pub fn on_transfer(&mut self, peer: Peer, octets: &[u8], now: Instant, host: &mut impl Host) {
-        match Packet::parse(octets) {
-            Ok(packet) => self.on_packet(peer, packet, now, host),
-            Err(_) => self.counters.malformed += 1,
+    /// A datagram to transfer port `tid`.
+    pub fn on_transfer(
+        &mut self,
+        peer: Peer,
+        tid: u16,
+        octets: &[u8],
+        now: Instant,
+        host: &mut impl Host,
+    ) {
+        let Ok(packet) = Packet::parse(octets) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let Some(Place::Transfer(key)) = self.places.get(&peer).copied() else {
+            // A client that aborts while its request still waits has no port of ours to say so to.
+            self.counters.stray += 1;
+            return;
+        };
+        if self.transfers[key as usize].tid != tid {
+            // Whoever was sent something knows the port (RFC 1350 §4). The transfer goes on undisturbed.
+            self.counters.wrong_tid += 1;
+            return;
         }
-    }
-
-    fn on_packet(&mut self, peer: Peer, packet: Packet<'_>, now: Instant, host: &mut impl Host) {
-        let place = self.places.get(&peer).copied();
-        match (packet, place) {
-            (Packet::Ack { block }, Some(Place::Transfer(key))) => {
-                let transfer = &mut self.transfers[key as usize];
-                let step = transfer.session.on_ack(block, now);
-                if step != Step::Wait {
-                    // The answer to what is still unsent would be older than this step.
-                    transfer.unsent = None;
-                }
-                self.take_step(key, step, host);
-            }
-            (Packet::Error { .. }, Some(Place::Transfer(key))) => {
-                self.end(key, Outcome::Aborted, host);
-            }
-            (Packet::Error { .. }, Some(Place::Pending(key))) => {
-                self.counters.aborted += 1;
-                self.forget(key);
-            }
+        match packet {
+            Packet::Ack { block } => self.on_ack(key, block, now, host),
+            Packet::Error { .. } => self.end(key, Outcome::Aborted, host),
             _ => self.counters.stray += 1,
         }
+    }
+
+    fn on_ack(&mut self, key: u32, block: u16, now: Instant, host: &mut impl Host) {
+        let transfer = &self.transfers[key as usize];
+        let answer = transfer.session.answer(block);
+        let is_first = answer != Answer::Nothing && !transfer.session.is_confirmed();
+        let goes_on = matches!(answer, Answer::Progress(_));
+        if is_first && goes_on && !self.make_place(key, now, host) {
+            // The client repeats its ACK, or gives up and asks again.
+            self.counters.no_place += 1;
+            return;
+        }
+        let transfer = &mut self.transfers[key as usize];
+        let step = transfer.session.on_ack(block, now);
+        if step != Step::Wait {
+            // The answer to what is still unsent would be older than this step.
+            transfer.unsent = None;
+        }
+        if is_first {
+            let is_confirmed = transfer.session.is_confirmed();
+            self.confirmed += usize::from(is_confirmed);
+            self.counters.confirmed += u64::from(is_confirmed);
+            if transfer.oack.is_empty() {
+                let client = transfer.peer.client.ip();
+                self.shares.of(client).answered_first_block();
+            }
+        }
+        self.take_step(key, step, host);
     }
 
     fn on_read(
@@ -293,8 +225,7 @@ impl Server {
         self.counters.requests += 1;
         let mut scratch = String::new();
         let Some(name) = clean_path(request.file, &mut scratch) else {
-            self.counters.refused += 1;
-            send_error(&peer, ErrorCode::AccessViolation, "access violation", host);
+            self.refuse(&peer, ErrorCode::AccessViolation, "access violation", host);
             return;
         };
         match self.places.get(&peer).copied() {
@@ -307,23 +238,15 @@ impl Server {
                 self.forget(key);
             }
             Some(Place::Transfer(key)) => {
-                let transfer = &mut self.transfers[key as usize];
-                if *transfer.name == *name
-                    && let Some(step) = transfer.session.on_repeated_request(now)
+                if *self.transfers[key as usize].name == *name && self.repeat_first(key, now, host)
                 {
-                    // Our first packet, or the client's patience, was lost.
-                    self.counters.repeated += 1;
-                    self.counters.resent += 1;
-                    self.take_step(key, step, host);
                     return;
                 }
                 self.end(key, Outcome::Replaced, host);
             }
             None => {}
         }
-        if self.pending.len() >= self.limits.pending_max {
-            self.shed_oldest();
-        }
+        self.make_pending_room(&peer);
         let serial = self.next_serial();
         let key = self.pending.insert(Pending {
             serial,
@@ -337,9 +260,38 @@ impl Server {
         });
         let key = u32::try_from(key).expect("pending_max bounds the slab");
         self.places.insert(peer, Place::Pending(key));
+        self.shares.of(peer.client.ip()).pending.push(key);
         let ticket = Ticket { key, serial };
         self.ready.push_back(ticket);
         self.arrivals.push_back(ticket);
+    }
+
+    /// Our first packet, or the client's patience, was lost. False: it has answered, so this is another boot.
+    fn repeat_first(&mut self, key: u32, now: Instant, host: &mut impl Host) -> bool {
+        let transfer = &mut self.transfers[key as usize];
+        let Some(step) = transfer.session.on_repeated_request(now) else {
+            return false;
+        };
+        self.counters.repeated += 1;
+        let (client, is_block) = (transfer.peer.client.ip(), transfer.oack.is_empty());
+        if is_block && !self.shares.of(client).may_send_first_block(now) {
+            self.counters.rationed += 1;
+            return true;
+        }
+        self.counters.resent += 1;
+        self.take_step(key, step, host);
+        true
+    }
+
+    fn make_pending_room(&mut self, peer: &Peer) {
+        let held = &self.shares.of(peer.client.ip()).pending;
+        if held.len() >= self.limits.pending_per_client.max(1) {
+            let oldest = held[0];
+            self.counters.shed += 1;
+            self.forget(oldest);
+        } else if self.pending.len() >= self.limits.pending_max {
+            self.shed_oldest();
+        }
     }
 
     /// The file of a parked request may be here now; it is looked up in the next `run`.
@@ -420,7 +372,9 @@ impl Server {
     }
 
     fn start_ready(&mut self, now: Instant, host: &mut impl Host) {
-        while self.transfers.len() < self.limits.transfers_max {
+        while !self.ready.is_empty()
+            && (self.confirmed < self.limits.transfers_max || self.end_stalled(now, host))
+        {
             let Some(ticket) = self.ready.pop_front() else {
                 break;
             };
@@ -433,15 +387,12 @@ impl Server {
             pending.queued = false;
             match host.find(ticket, &pending.peer, &pending.name) {
                 Found::Later => {}
-                Found::Silent => self.forget(ticket.key),
+                Found::Silent => drop(self.forget(ticket.key)),
                 Found::NotFound => {
                     self.counters.not_found += 1;
-                    send_error(
-                        &pending.peer,
-                        ErrorCode::FileNotFound,
-                        "file not found",
-                        host,
-                    );
+                    let peer = pending.peer;
+                    let tid = self.next_tid(&peer);
+                    send_error(&peer, tid, ErrorCode::FileNotFound, "file not found", host);
                     self.forget(ticket.key);
                 }
                 Found::File(file) => self.start(ticket.key, file, now, host),
@@ -450,47 +401,52 @@ impl Server {
     }
 
     fn start(&mut self, pending_key: u32, file: Bytes, now: Instant, host: &mut impl Host) {
-        let pending = self.pending.remove(pending_key as usize);
-        self.places.remove(&pending.peer);
-        let file = match pending.mode {
-            Mode::Octet => file,
-            Mode::Netascii if file.len() > NETASCII_BYTES_MAX => {
-                self.counters.refused += 1;
-                send_error(
-                    &pending.peer,
-                    ErrorCode::NotDefined,
-                    "too large for netascii",
-                    host,
-                );
-                return;
-            }
-            Mode::Netascii => to_netascii(&file),
+        let Some(pending) = self.forget(pending_key) else {
+            return;
         };
-        let file_bytes = file.len() as u64;
+        let (peer, client) = (pending.peer, pending.peer.client.ip());
+        let content = match pending.mode {
+            Mode::Octet => Some(Content::Octets(file)),
+            Mode::Netascii => Content::text(file),
+        };
+        let Some(content) = content else {
+            let why = "no short text: ask for it in octet mode";
+            return self.refuse(&peer, ErrorCode::NotDefined, why, host);
+        };
         let (terms, oack) = negotiate(
             &pending.options,
             &self.limits.terms,
             pending.mtu,
-            pending.peer.client.is_ipv6(),
-            file_bytes,
+            peer.client.is_ipv6(),
+            content.bytes(),
         );
-        let (session, step) = ReadSession::start(terms, file_bytes, !oack.is_empty(), now);
-        let serial = self.next_serial();
+        let is_block = oack.is_empty();
+        if is_block && !self.shares.of(client).may_send_first_block(now) {
+            self.counters.rationed += 1;
+            return;
+        }
+        self.make_unconfirmed_room(&peer, host);
+        let (session, step) = ReadSession::start(terms, content.bytes(), !is_block, now);
+        let (serial, tid) = (self.next_serial(), self.next_tid(&peer));
         let deadline = session.deadline();
         let key = self.transfers.insert(Transfer {
             serial,
-            peer: pending.peer,
-            file,
+            peer,
+            tid,
+            content,
             name: pending.name,
             terms,
             oack,
             session,
             unsent: None,
         });
-        let key = u32::try_from(key).expect("transfers_max bounds the slab");
-        self.places.insert(pending.peer, Place::Transfer(key));
+        let key = u32::try_from(key).expect("the limits bound the slab");
+        self.shares.of(client).transfers.push(key);
+        self.places.insert(peer, Place::Transfer(key));
+        self.unanswered.push_back(Ticket { key, serial });
         self.counters.started += 1;
-        if self.deadlines.len() > 2 * self.limits.transfers_max + 1024 {
+        let entries_max = 2 * (self.limits.transfers_max + self.limits.unconfirmed_max) + 1024;
+        if self.deadlines.len() > entries_max {
             self.rebuild_deadlines();
         } else {
             self.deadlines.push(Reverse((deadline, key, serial)));
@@ -498,11 +454,95 @@ impl Server {
         self.take_step(key, step, host);
     }
 
+    /// One more unconfirmed transfer of this client will have its place.
+    fn make_unconfirmed_room(&mut self, peer: &Peer, host: &mut impl Host) {
+        let (mut own, mut oldest) = (0, None);
+        for held in self.shares.held(peer.client.ip()) {
+            if !self.transfers[*held as usize].session.is_confirmed() {
+                own += 1;
+                oldest = oldest.or(Some(*held));
+            }
+        }
+        if own >= self.limits.unconfirmed_per_client.max(1)
+            && let Some(oldest) = oldest
+        {
+            self.counters.displaced_share += 1;
+            self.end(oldest, Outcome::Displaced, host);
+        }
+        while self.unconfirmed_count() >= self.limits.unconfirmed_max.max(1) {
+            let Some(ticket) = self.unanswered.pop_front() else {
+                break;
+            };
+            if self.is_unanswered(ticket) {
+                self.counters.displaced_unconfirmed += 1;
+                self.end(ticket.key, Outcome::Displaced, host);
+            }
+        }
+        // Tickets of those that answered at once pile up behind one that does not.
+        if self.unanswered.len() > 2 * self.limits.unconfirmed_max + 64 {
+            let all = std::mem::take(&mut self.unanswered);
+            let kept = all.into_iter().filter(|ticket| self.is_unanswered(*ticket));
+            self.unanswered = kept.collect();
+        }
+    }
+
+    fn is_unanswered(&self, ticket: Ticket) -> bool {
+        self.transfers
+            .get(ticket.key as usize)
+            .is_some_and(|transfer| {
+                transfer.serial == ticket.serial && !transfer.session.is_confirmed()
+            })
+    }
+
+    /// A place among the confirmed for this transfer, whose client has just answered. False: there is none now.
+    fn make_place(&mut self, key: u32, now: Instant, host: &mut impl Host) -> bool {
+        let client = self.transfers[key as usize].peer.client.ip();
+        let mut own = 0;
+        let mut longest: Option<(Duration, u32)> = None;
+        for held in self.shares.held(client) {
+            let session = &self.transfers[*held as usize].session;
+            if session.is_confirmed() {
+                own += 1;
+                longest = longest.max(Some((session.silence(now), *held)));
+            }
+        }
+        if own >= self.limits.transfers_per_client.max(1)
+            && let Some((_, silent)) = longest
+        {
+            self.counters.displaced_share += 1;
+            self.end(silent, Outcome::Displaced, host);
+        }
+        self.confirmed < self.limits.transfers_max || self.end_stalled(now, host)
+    }
+
+    /// Takes their places from all confirmed transfers that have been silent too long. True: there is a place now.
+    fn end_stalled(&mut self, now: Instant, host: &mut impl Host) -> bool {
+        if self.stalled_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        self.stalled_at = Some(now + STALLED_EVERY);
+        let is_stalled = |transfer: &Transfer| {
+            transfer.session.is_confirmed()
+                && transfer.session.silence(now) >= self.limits.stalled_after
+        };
+        let stalled: Vec<u32> = self
+            .transfers
+            .iter()
+            .filter(|(_, transfer)| is_stalled(transfer))
+            .map(|(key, _)| key as u32) // the limits bound the slab
+            .collect();
+        for key in stalled {
+            self.counters.displaced_stalled += 1;
+            self.end(key, Outcome::Displaced, host);
+        }
+        self.confirmed < self.limits.transfers_max
+    }
+
     /// Long timeouts leave stale entries behind; this drops them all.
     fn rebuild_deadlines(&mut self) {
         self.deadlines.clear();
         for (key, transfer) in &self.transfers {
-            let key = u32::try_from(key).expect("transfers_max bounds the slab");
+            let key = u32::try_from(key).expect("the limits bound the slab");
             self.deadlines
                 .push(Reverse((transfer.session.deadline(), key, transfer.serial)));
         }
@@ -523,13 +563,16 @@ impl Server {
             self.arrivals.pop_front();
         }
         // Tickets of requests that were served at once pile up behind one that waits.
-        if self.arrivals.len() > 2 * self.limits.pending_max {
-            let pending = &self.pending;
-            self.arrivals.retain(|ticket| {
-                pending
-                    .get(ticket.key as usize)
-                    .is_some_and(|waits| waits.serial == ticket.serial)
-            });
+        let pending = &self.pending;
+        let waits = |ticket: &Ticket| {
+            pending
+                .get(ticket.key as usize)
+                .is_some_and(|waits| waits.serial == ticket.serial)
+        };
+        for queue in [&mut self.arrivals, &mut self.ready] {
+            if queue.len() > 2 * self.limits.pending_max {
+                queue.retain(waits);
+            }
         }
     }
 
@@ -544,25 +587,32 @@ impl Server {
         }
     }
 
-    /// Drops a waiting request without a word.
-    fn forget(&mut self, key: u32) {
-        let pending = self.pending.remove(key as usize);
+    fn forget(&mut self, pending_key: u32) -> Option<Pending> {
+        let pending = self.pending.try_remove(pending_key as usize)?;
         self.places.remove(&pending.peer);
+        let client = pending.peer.client.ip();
+        self.shares.drop_pending(client, pending_key);
+        Some(pending)
     }
 
     fn end(&mut self, key: u32, outcome: Outcome, host: &mut impl Host) {
         let transfer = self.transfers.remove(key as usize);
         self.places.remove(&transfer.peer);
+        let client = transfer.peer.client.ip();
+        self.shares.drop_transfer(client, key);
+        // One that ends with its first answer was never among the confirmed.
+        self.confirmed -= usize::from(transfer.session.is_confirmed());
         match outcome {
             Outcome::Finished => self.counters.finished += 1,
             Outcome::Aborted => self.counters.aborted += 1,
             Outcome::GaveUp => self.counters.gave_up += 1,
             Outcome::Replaced => self.counters.replaced += 1,
+            Outcome::Displaced => {} // counted by its reason
         }
         host.ended(Ended {
             peer: &transfer.peer,
             file: &transfer.name,
-            file_bytes: transfer.file.len() as u64,
+            file_bytes: transfer.content.bytes(),
             outcome,
         });
     }
@@ -573,18 +623,7 @@ impl Server {
             Step::Finished => self.end(key, Outcome::Finished, host),
             Step::GaveUp => self.end(key, Outcome::GaveUp, host),
             Step::SendOack { .. } => {
-                let transfer = &mut self.transfers[key as usize];
-                let mut out = [0; CONTROL_BYTES_MAX];
-                let length = emit_oack(&transfer.oack, &mut out)
-                    .expect("four options with decimal values fit");
-                let train = Train {
-                    bytes: length,
-                    segment_bytes: length,
-                };
-                let sent = host.send(&transfer.peer, train, &mut |slot| {
-                    slot.copy_from_slice(&out[..length])
-                });
-                if sent.is_err() {
+                if send_oack(&self.transfers[key as usize], host).is_err() {
                     self.block(key, step);
                 }
             }
@@ -593,7 +632,7 @@ impl Server {
                 last,
                 deadline,
             } => {
-                let transfer = &self.transfers[key as usize];
+                let transfer = &mut self.transfers[key as usize];
                 match send_blocks(transfer, first, last, self.limits.train_bytes_max, host) {
                     Ok(()) => self.counters.blocks += last - first + 1,
                     Err(unsent) => {
@@ -626,95 +665,21 @@ impl Server {
         }
     }
 
+    fn refuse(&mut self, peer: &Peer, code: ErrorCode, why: &str, host: &mut impl Host) {
+        self.counters.refused += 1;
+        let tid = self.next_tid(peer);
+        send_error(peer, tid, code, why, host);
+    }
+
     fn next_serial(&mut self) -> u32 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
     }
-}
 
-/// Sends DATA `first..=last` in trains; `Err` holds the first block that found no slot.
-fn send_blocks(
-    transfer: &Transfer,
-    first: u64,
-    last: u64,
-    train_bytes_max: usize,
-    host: &mut impl Host,
-) -> Result<(), u64> {
-    let block_bytes = usize::from(transfer.terms.block_bytes);
-    let segment_bytes = DATA_HEADER_BYTES + block_bytes;
-    let train_blocks = (train_bytes_max / segment_bytes).max(1) as u64;
-    let mut block = first;
-    while block <= last {
-        let train_last = last.min(block + train_blocks - 1);
-        let (start, _) = block_range(transfer, block);
-        let (_, end) = block_range(transfer, train_last);
-        let headers = (train_last - block + 1) as usize * DATA_HEADER_BYTES;
-        let train = Train {
-            bytes: headers + (end - start),
-            segment_bytes,
-        };
-        let sent = host.send(&transfer.peer, train, &mut |slot| {
-            for (number, segment) in (block..=train_last).zip(slot.chunks_mut(segment_bytes)) {
-                let (start, end) = block_range(transfer, number);
-                let (header, payload) = segment
-                    .split_first_chunk_mut::<DATA_HEADER_BYTES>()
-                    .expect("every segment of the train has a header");
-                emit_data_header(number as u16, header); // the wire carries the low 16 bits
-                payload.copy_from_slice(&transfer.file[start..end]);
-            }
-        });
-        if sent.is_err() {
-            return Err(block);
-        }
-        block = train_last + 1;
-    }
-    Ok(())
-}
-
-/// Where block `number` (from 1) lies in the file.
-fn block_range(transfer: &Transfer, number: u64) -> (usize, usize) {
-    let block_bytes = usize::from(transfer.terms.block_bytes);
-    let start = (number - 1) as usize * block_bytes;
-    (start, transfer.file.len().min(start + block_bytes))
-}
-
-/// Tells the client; if no slot is free it will find out by its own timeout.
-fn send_error(peer: &Peer, code: ErrorCode, message: &str, host: &mut impl Host) {
-    let mut out = [0; 64];
-    let length = emit_error(code, message, &mut out).expect("our messages are short");
-    let train = Train {
-        bytes: length,
-        segment_bytes: length,
-    };
-    let _ = host.send(peer, train, &mut |slot| {
-        slot.copy_from_slice(&out[..length])
-    });
-}
-
-/// LF becomes CR LF, a lone CR becomes CR NUL; CR LF stays (RFC 764).
-fn to_netascii(file: &[u8]) -> Bytes {
-    let mut out = Vec::with_capacity(file.len() + file.len() / 32);
-    let mut octets = file.iter().copied().peekable();
-    while let Some(octet) = octets.next() {
-        match octet {
-            b'\n' => out.extend_from_slice(b"\r\n"),
-            b'\r' if octets.peek() == Some(&b'\n') => {
-                octets.next();
-                out.extend_from_slice(b"\r\n");
-            }
-            b'\r' => out.extend_from_slice(b"\r\0"),
-            other => out.push(other),
-        }
-    }
-    out.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn netascii() {
-        assert_eq!(to_netascii(b"a\nb\r\nc\rd"), &b"a\r\nb\r\nc\r\0d"[..]);
+    /// A port that nobody can tell who does not know the seed.
+    fn next_tid(&mut self, peer: &Peer) -> u16 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, self.next_serial(), peer).hash(&mut hasher);
+        (hasher.finish() % u64::from(self.limits.tids.max(1))) as u16 // below `tids`
     }
 }

@@ -24,6 +24,8 @@ pub struct TermsLimits {
     pub window_blocks_max: u16,
     /// When the client does not ask for a timeout.
     pub retry_after: Duration,
+    /// A longer timeout is not acknowledged (RFC 2349): how long a transfer may be silent is ours to say.
+    pub timeout_secs_max: u8,
     pub retries_max: u8,
 }
 
@@ -33,6 +35,7 @@ impl Default for TermsLimits {
             block_bytes_max: 1468,
             window_blocks_max: 16,
             retry_after: Duration::from_secs(1),
+            timeout_secs_max: 10,
             retries_max: 5,
         }
     }
@@ -62,7 +65,9 @@ pub fn negotiate(
     let block_max = limits.block_bytes_max.min(fits).max(BLOCK_BYTES_MIN);
     let acknowledged = Options {
         block_bytes: asked.block_bytes.map(|bytes| bytes.min(block_max)),
-        timeout_secs: asked.timeout_secs,
+        timeout_secs: asked
+            .timeout_secs
+            .filter(|secs| *secs <= limits.timeout_secs_max),
         transfer_bytes: asked.transfer_bytes.map(|_| file_bytes),
         window_blocks: asked
             .window_blocks
@@ -126,5 +131,20 @@ mod tests {
         assert_eq!(oack.transfer_bytes, Some(3_800_000));
         assert_eq!(oack.timeout_secs, Some(7));
         assert_eq!(terms.retry_after, Duration::from_secs(7));
+    }
+    /// RFC 2349: the value comes back as it was asked, or not at all.
+    #[test]
+    fn a_timeout_beyond_our_limit_is_not_acknowledged() {
+        let limits = TermsLimits::default();
+        for (secs, want) in [(1, Some(1)), (10, Some(10)), (11, None), (255, None)] {
+            let asked = Options {
+                timeout_secs: Some(secs),
+                ..Options::default()
+            };
+            let (terms, oack) = negotiate(&asked, &limits, None, false, 1);
+            assert_eq!(oack.timeout_secs, want);
+            let after = want.map_or(limits.retry_after, |secs| Duration::from_secs(secs.into()));
+            assert_eq!(terms.retry_after, after);
+        }
     }
 }

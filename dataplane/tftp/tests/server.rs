@@ -12,6 +12,8 @@ use wire::tftp::{ErrorCode, Mode, Options, Packet, Request, emit_ack, emit_error
 struct World {
     files: HashMap<String, Found>,
     sent: VecDeque<(Peer, Vec<u8>)>,
+    /// The transfer port of the last packet.
+    tid: u16,
     ended: Vec<(String, Outcome)>,
     later: Vec<Ticket>,
     slots: usize,
@@ -29,6 +31,7 @@ impl Host for World {
     fn send(
         &mut self,
         peer: &Peer,
+        tid: u16,
         train: Train,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), NoSlot> {
@@ -36,6 +39,7 @@ impl Host for World {
             return Err(NoSlot);
         }
         self.slots -= 1;
+        self.tid = tid;
         let mut slot = vec![0; train.bytes];
         fill(&mut slot);
         for segment in slot.chunks(train.segment_bytes) {
@@ -105,7 +109,7 @@ fn error_code(octets: &[u8]) -> ErrorCode {
 fn download(options: Options, bytes: usize, lose: Option<u64>) -> (Vec<u8>, Server) {
     let mut world = world();
     world.files.insert("f".into(), Found::File(content(bytes)));
-    let mut server = Server::new(Limits::default());
+    let mut server = Server::new(Limits::default(), 7);
     let mut now = Instant::now();
     let mut state = 0x9e37_79b9_u64;
     let mut lost = || {
@@ -136,7 +140,7 @@ fn download(options: Options, bytes: usize, lose: Option<u64>) -> (Vec<u8>, Serv
                 if again == request {
                     server.on_request(peer(1000), Some(1500), &again, now, &mut world);
                 } else {
-                    server.on_transfer(peer(1000), &again, now, &mut world);
+                    server.on_transfer(peer(1000), 0, &again, now, &mut world);
                 }
             }
             server.run(now, &mut world);
@@ -150,7 +154,7 @@ fn download(options: Options, bytes: usize, lose: Option<u64>) -> (Vec<u8>, Serv
                 block_bytes = usize::from(agreed.block_bytes.unwrap_or(512));
                 window = usize::from(agreed.window_blocks.unwrap_or(1));
                 if !lost() {
-                    server.on_transfer(peer(1000), &ack(0), now, &mut world);
+                    server.on_transfer(peer(1000), 0, &ack(0), now, &mut world);
                 }
             }
             Packet::Data {
@@ -163,14 +167,14 @@ fn download(options: Options, bytes: usize, lose: Option<u64>) -> (Vec<u8>, Serv
                 if in_window == window || payload.len() < block_bytes {
                     in_window = 0;
                     if !lost() {
-                        server.on_transfer(peer(1000), &ack(block), now, &mut world);
+                        server.on_transfer(peer(1000), 0, &ack(block), now, &mut world);
                     }
                 }
             }
             Packet::Data { .. } => {
                 in_window = 0;
                 if !lost() {
-                    server.on_transfer(peer(1000), &ack(block), now, &mut world);
+                    server.on_transfer(peer(1000), 0, &ack(block), now, &mut world);
                 }
             }
             other => panic!("{other:?}"),
@@ -243,7 +247,7 @@ fn requests_that_get_an_error() {
         ),
     ];
     for (case, octets, want) in cases {
-        let (mut world, mut server) = (world(), Server::new(Limits::default()));
+        let (mut world, mut server) = (world(), Server::new(Limits::default(), 7));
         let now = Instant::now();
         server.on_request(peer(1), None, &octets, now, &mut world);
         server.run(now, &mut world);
@@ -266,7 +270,7 @@ fn what_is_no_request_gets_no_answer() {
         b"\0\x04\0\x01",
         b"\xff\xff\xff\xff",
     ] {
-        let (mut world, mut server) = (world(), Server::new(Limits::default()));
+        let (mut world, mut server) = (world(), Server::new(Limits::default(), 7));
         let now = Instant::now();
         server.on_request(peer(1), None, octets, now, &mut world);
         server.run(now, &mut world);
@@ -277,7 +281,7 @@ fn what_is_no_request_gets_no_answer() {
 /// OVMF asks for the size, gets the OACK, aborts with code 8 and asks again from the same port.
 #[test]
 fn a_size_probe_ends_quietly() {
-    let (mut world, mut server) = (world(), Server::new(Limits::default()));
+    let (mut world, mut server) = (world(), Server::new(Limits::default(), 7));
     let now = Instant::now();
     let probe = Options {
         transfer_bytes: Some(0),
@@ -306,7 +310,7 @@ fn a_size_probe_ends_quietly() {
             &mut out,
         )
         .unwrap();
-        server.on_transfer(peer(1), &out[..length], now, &mut world);
+        server.on_transfer(peer(1), 0, &out[..length], now, &mut world);
         assert!(world.sent.is_empty());
         assert_eq!(server.transfer_count(), 0);
     }
@@ -317,7 +321,7 @@ fn a_size_probe_ends_quietly() {
 /// The same 4-tuple asks again: the first packet is repeated. After progress, or for another file, it is a new boot.
 #[test]
 fn repeated_requests() {
-    let (mut world, mut server) = (world(), Server::new(Limits::default()));
+    let (mut world, mut server) = (world(), Server::new(Limits::default(), 7));
     world.files.insert("g".into(), Found::File(content(3)));
     let now = Instant::now();
     let request = read("f", Options::default());
@@ -329,7 +333,7 @@ fn repeated_requests() {
     }
     assert_eq!((server.transfer_count(), server.counters.repeated), (1, 2));
 
-    server.on_transfer(peer(1), &ack(1), now, &mut world);
+    server.on_transfer(peer(1), 0, &ack(1), now, &mut world);
     assert_eq!(next(&mut world)[..4], [0, 3, 0, 2]);
     server.on_request(peer(1), None, &request, now, &mut world);
     server.run(now, &mut world);
@@ -349,7 +353,7 @@ fn repeated_requests() {
 
 #[test]
 fn a_parked_request_is_served_once_the_file_is_there() {
-    let (mut world, mut server) = (world(), Server::new(Limits::default()));
+    let (mut world, mut server) = (world(), Server::new(Limits::default(), 7));
     world.files.insert("l".into(), Found::Later);
     let now = Instant::now();
     server.on_request(
@@ -403,7 +407,7 @@ fn a_full_table_serves_retries_first_and_sheds_the_oldest_request() {
         pending_max: 3,
         ..Limits::default()
     };
-    let (mut world, mut server) = (world(), Server::new(limits));
+    let (mut world, mut server) = (world(), Server::new(limits, 7));
     let now = Instant::now();
     for port in 1..=2 {
         server.on_request(
@@ -415,6 +419,10 @@ fn a_full_table_serves_retries_first_and_sheds_the_oldest_request() {
         );
     }
     server.run(now, &mut world);
+    // Only those that answer have a place.
+    for port in 1..=2 {
+        server.on_transfer(peer(port), 0, &ack(1), now, &mut world);
+    }
     for port in 3..=7 {
         server.on_request(
             peer(port),
@@ -438,7 +446,7 @@ fn a_full_table_serves_retries_first_and_sheds_the_oldest_request() {
     );
     let mut out = [0; 64];
     let length = emit_error(ErrorCode::NotDefined, "", &mut out).unwrap();
-    server.on_transfer(peer(1), &out[..length], later, &mut world);
+    server.on_transfer(peer(1), 0, &out[..length], later, &mut world);
     server.run(later, &mut world);
     assert_eq!(world.sent.pop_front().unwrap().0, peer(5));
 }
@@ -450,7 +458,7 @@ fn no_slot_delays_but_loses_nothing() {
         train_bytes_max: 1100,
         ..Limits::default()
     };
-    let (mut world, mut server) = (world(), Server::new(limits));
+    let (mut world, mut server) = (world(), Server::new(limits, 7));
     let now = Instant::now();
     world.slots = 0;
     let options = Options {
@@ -467,7 +475,7 @@ fn no_slot_delays_but_loses_nothing() {
         Ok(Packet::Oack(_))
     ));
     world.slots = 1;
-    server.on_transfer(peer(1), &ack(0), now, &mut world);
+    server.on_transfer(peer(1), 0, &ack(0), now, &mut world);
     let mut numbers: Vec<u8> = world.sent.drain(..).map(|(_, octets)| octets[3]).collect();
     assert_eq!(numbers, [1, 2]);
     for _ in 0..3 {

@@ -144,7 +144,8 @@ pub struct Ring {
     /// Sockets for each way out.
     dhcp: Option<u32>,
     proxy_dhcp: Option<u32>,
-    transfer: Option<u32>,
+    /// By their number in [`Service::TftpTransfer`].
+    transfers: Vec<u32>,
     transfer_ipv6: bool,
     /// Sockets whose receive ended and is to be armed again.
     unarmed: Vec<u32>,
@@ -220,7 +221,7 @@ impl Ring {
             uncancelled: Vec::new(),
             dhcp: None,
             proxy_dhcp: None,
-            transfer: None,
+            transfers: Vec::new(),
             transfer_ipv6: false,
             unarmed: Vec::new(),
             trains: true,
@@ -239,9 +240,10 @@ impl Ring {
         if let Some(fd) = sockets.tftp {
             ring.add_socket(fd, Service::TftpRequest, 0);
         }
-        if let Some(fd) = sockets.transfer {
-            ring.transfer_ipv6 = crate::sockets::is_ipv6(&fd);
-            ring.transfer = Some(ring.add_socket(fd, Service::TftpTransfer, 0));
+        for (tid, fd) in (0..).zip(sockets.transfers) {
+            ring.transfer_ipv6 = crate::sockets::is_ipv6(&fd); // they are all of one family
+            let socket = ring.add_socket(fd, Service::TftpTransfer(tid), 0);
+            ring.transfers.push(socket);
         }
         ring.listener = sockets.http.map(|fd| Listener {
             fd,
@@ -318,7 +320,7 @@ impl Ring {
             }
             let set = match socket.service {
                 Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
-                Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
+                Service::TftpRequest | Service::TftpTransfer(_) => SET_TFTP,
             };
             let group = self.memory.sets[set].group();
             let template = &raw const *self.memory.template;
@@ -410,7 +412,8 @@ impl Ring {
 
     /// Sends a slot's train without the kernel's help. The slot is not in flight.
     fn send_split(&mut self, index: u32) {
-        let Some(socket) = self.transfer.and_then(|at| self.sockets.get(at as usize)) else {
+        let at = self.transfers.get(self.memory.large.tid(index));
+        let Some(socket) = at.and_then(|at| self.sockets.get(*at as usize)) else {
             return;
         };
         self.counters.trains_split += 1;
@@ -441,7 +444,7 @@ impl Ring {
         }
         let set_index = match service {
             Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
-            Service::TftpRequest | Service::TftpTransfer => SET_TFTP,
+            Service::TftpRequest | Service::TftpTransfer(_) => SET_TFTP,
         };
         let memory = &mut *self.memory;
         let set = &mut memory.sets[set_index];
@@ -639,7 +642,10 @@ impl Driver for Ring {
             Target::Frame { interface, .. } => (self.links.get(interface).copied(), false),
             Target::Dhcp { .. } => (self.dhcp, false),
             Target::ProxyDhcp { .. } => (self.proxy_dhcp, false),
-            Target::Tftp { .. } => (self.transfer, self.transfer_ipv6),
+            Target::Tftp { tid, .. } => {
+                let at = self.transfers.get(usize::from(*tid)).copied();
+                (at, self.transfer_ipv6)
+            }
         };
         let Some(fd) = socket
             .and_then(|at| self.sockets.get(at as usize))

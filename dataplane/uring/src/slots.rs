@@ -20,6 +20,8 @@ struct Slot {
     /// Octets of the message, and of each datagram of it.
     bytes: usize,
     segment_bytes: usize,
+    /// Which transfer port it leaves from, if it is TFTP's.
+    tid: u16,
     in_flight: bool,
 }
 
@@ -52,6 +54,7 @@ impl Slots {
             octets: vec![0; slot_bytes].into(),
             bytes: 0,
             segment_bytes: 0,
+            tid: 0,
             in_flight: false,
         };
         Self {
@@ -97,7 +100,8 @@ impl Slots {
                 control.source(IpAddr::V4(from), ipv6, 0);
                 put_address(to.into(), ipv6, &mut slot.name.0)
             }
-            Target::Tftp { from, to } => {
+            Target::Tftp { from, to, tid } => {
+                slot.tid = tid;
                 let scope = match to {
                     std::net::SocketAddr::V6(to) => to.scope_id(),
                     std::net::SocketAddr::V4(_) => 0,
@@ -140,6 +144,11 @@ impl Slots {
     pub fn segments(&self, index: u32) -> usize {
         let slot = &self.all[index as usize];
         slot.bytes.div_ceil(slot.segment_bytes)
+    }
+
+    /// The transfer port that a train leaves from.
+    pub fn tid(&self, index: u32) -> usize {
+        usize::from(self.all[index as usize].tid)
     }
 
     /// The completion came, or the slot was never submitted.

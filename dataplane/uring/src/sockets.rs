@@ -6,7 +6,7 @@
 //! | DHCP, rest  | UDP 67, one per shard, reuseport      | filter and group program by chaddr          |
 //! | proxyDHCP   | UDP 4011, one per shard, reuseport    | the kernel's hash of the 4-tuple            |
 //! | TFTP        | UDP 69, one per shard, reuseport      | the kernel's hash of the 4-tuple            |
-//! | TFTP data   | UDP, one port per shard               | the shard that owns the port                |
+//! | TFTP data   | UDP, many ports per shard             | the shard that owns the port                |
 //! | HTTP        | TCP, one listener per shard, reuseport | the kernel's hash of the 4-tuple           |
 //!
 //! UDP 67 is one wildcard socket per shard with packet information, not one per device: a relay's message comes in on
@@ -55,8 +55,9 @@ pub struct ShardSockets {
     pub dhcp: Option<OwnedFd>,
     pub proxy_dhcp: Option<OwnedFd>,
     pub tftp: Option<OwnedFd>,
-    /// The port that all transfers of this shard are sent from.
-    pub transfer: Option<OwnedFd>,
+    /// The ports that transfers of this shard are sent from. A transfer's port is what its client proves to have received
+    /// from us, so there are many.
+    pub transfers: Vec<OwnedFd>,
     pub http: Option<OwnedFd>,
     /// Where the two with a port of their own ended up.
     pub tftp_address: Option<SocketAddr>,
@@ -71,7 +72,11 @@ impl ShardSockets {
             dhcp: again(&self.dhcp)?,
             proxy_dhcp: again(&self.proxy_dhcp)?,
             tftp: again(&self.tftp)?,
-            transfer: again(&self.transfer)?,
+            transfers: self
+                .transfers
+                .iter()
+                .map(OwnedFd::try_clone)
+                .collect::<io::Result<_>>()?,
             http: again(&self.http)?,
             tftp_address: self.tftp_address,
             http_address: self.http_address,
@@ -90,6 +95,12 @@ pub struct SocketError {
 
 /// Octets the kernel keeps of a burst. Without privilege it is cut to net.core.rmem_max.
 const BUFFER_BYTES: usize = 4 << 20;
+/// The same of one transfer port, which has a small part of the transfers.
+const TRANSFER_BUFFER_BYTES: usize = 256 << 10;
+/// Transfer ports of a rack, and at least so many of each shard; never more than this part of all descriptors.
+const TRANSFER_PORTS: u32 = 512;
+const TRANSFER_PORTS_PER_SHARD: u32 = 64;
+const TRANSFER_DESCRIPTORS_PART: u64 = 8;
 const BACKLOG: c_int = 4096;
 /// `TCP_SAVE_SYN`: from the Ethernet header on.
 const SAVE_FRAME: c_int = 2;
@@ -107,7 +118,7 @@ pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketErr
             dhcp: None,
             proxy_dhcp: None,
             tftp: None,
-            transfer: None,
+            transfers: Vec::new(),
             http: None,
             tftp_address: None,
             http_address: None,
@@ -116,16 +127,15 @@ pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketErr
             sockets.dhcp = Some(open_dhcp(place, shard, shards)?.into());
         }
         if let Some(place) = places.proxy_dhcp {
-            sockets.proxy_dhcp = Some(open_datagram(place.into(), true)?.into());
+            sockets.proxy_dhcp = Some(open_datagram(place.into(), true, BUFFER_BYTES)?.into());
         }
         if let Some(place) = tftp_place {
-            let socket = open_datagram(place, true)?;
+            let socket = open_datagram(place, true, BUFFER_BYTES)?;
             let address = local_address(&socket, "tftp")?;
-            let transfer = open_datagram(SocketAddr::new(address.ip(), 0), false)?;
+            sockets.transfers = open_transfers(address.ip(), shards)?;
             tftp_place = Some(address);
             sockets.tftp_address = Some(address);
             sockets.tftp = Some(socket.into());
-            sockets.transfer = Some(transfer.into());
         }
         if let Some(place) = http_place {
             let socket = open_listener(place)?;
@@ -172,7 +182,7 @@ pub fn open_link(interface: u32, shards: u32) -> Result<Vec<LinkSocket>, SocketE
         ] {
             set(&fd, libc::SOL_PACKET, name, &1i32).map_err(fault(action, what()))?;
         }
-        large_buffers(&fd);
+        large_buffers(&fd, BUFFER_BYTES);
         bind_link(&fd, interface, libc::ETH_P_IP)
             .map_err(fault("binding to the device", what()))?;
         let joined = match group {
@@ -316,14 +326,38 @@ fn open_dhcp(place: SocketAddrV4, shard: u32, shards: u32) -> Result<Socket, Soc
         &filter::udp_filter(shard, shards),
     )
     .map_err(fault("attaching the DHCP filter", place))?;
-    large_buffers(&socket);
+    large_buffers(&socket, BUFFER_BYTES);
     socket
         .bind(&SocketAddr::from(place).into())
         .map_err(fault("binding", place))?;
     Ok(socket)
 }
 
-fn open_datagram(place: SocketAddr, shared: bool) -> Result<Socket, SocketError> {
+/// The transfer ports of one shard, each chosen by the kernel at random. With few descriptors there are fewer ports, and
+/// guessing is easier; without any there is no TFTP.
+fn open_transfers(place: IpAddr, shards: u32) -> Result<Vec<OwnedFd>, SocketError> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let count = transfer_ports(shards, limit);
+    let place = SocketAddr::new(place, 0);
+    let open = || open_datagram(place, false, TRANSFER_BUFFER_BYTES).map(OwnedFd::from);
+    (0..count).map(|_| open()).collect()
+}
+
+/// Of one shard, where the process may have so many descriptors (`None`: any number).
+fn transfer_ports(shards: u32, descriptors: Option<u64>) -> u32 {
+    let shards = shards.max(1);
+    let wanted = (TRANSFER_PORTS / shards).max(TRANSFER_PORTS_PER_SHARD);
+    let share = descriptors.map_or(u64::MAX, |limit| {
+        limit / TRANSFER_DESCRIPTORS_PART / u64::from(shards)
+    });
+    wanted.min(u32::try_from(share).unwrap_or(u32::MAX)).max(1)
+}
+
+fn open_datagram(
+    place: SocketAddr,
+    shared: bool,
+    receive_bytes: usize,
+) -> Result<Socket, SocketError> {
     let (socket, place) = open_family(place, Type::DGRAM, Protocol::UDP)?;
     if shared {
         socket
@@ -343,7 +377,7 @@ fn open_datagram(place: SocketAddr, shared: bool) -> Result<Socket, SocketError>
         set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &free)
             .map_err(fault("allowing fragments", place))?;
     }
-    large_buffers(&socket);
+    large_buffers(&socket, receive_bytes);
     socket
         .bind(&place.into())
         .map_err(fault("binding", place))?;
@@ -452,12 +486,12 @@ fn local_address(socket: &Socket, what: &'static str) -> Result<SocketAddr, Sock
 }
 
 /// As much as we may. A smaller one loses more of a burst; a full send buffer sends a datagram through a kernel worker.
-fn large_buffers(fd: &impl AsRawFd) {
-    for (forced, plain) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+fn large_buffers(fd: &impl AsRawFd, receive_bytes: usize) {
+    for (forced, plain, bytes) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive_bytes),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES),
     ] {
-        let bytes = BUFFER_BYTES as c_int;
+        let bytes = bytes as c_int;
         if set(fd, libc::SOL_SOCKET, forced, &bytes).is_err() {
             let _ = set(fd, libc::SOL_SOCKET, plain, &bytes);
         }
@@ -504,6 +538,22 @@ fn fault(action: &'static str, what: impl ToString) -> impl FnOnce(io::Error) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transfer_ports_are_many_and_leave_descriptors_for_all_else() {
+        for (shards, descriptors, want) in [
+            (1, None, 512),
+            (2, None, 256),
+            (31, None, 64),
+            (2, Some(1024), 64),
+            (8, Some(1024), 16),
+            (2, Some(524_288), 256),
+            (64, Some(256), 1),
+        ] {
+            let ports = transfer_ports(shards, descriptors);
+            assert_eq!(ports, want, "{shards} shards, {descriptors:?} descriptors");
+        }
+    }
 
     #[test]
     fn the_source_of_an_ethernet_frame_with_ip_in_it_and_of_nothing_else() {

@@ -123,6 +123,7 @@ fn run(
         // It runs elsewhere then: slower, not wrong.
         tracing::warn!(shard = index, core, %error, "cannot pin the shard to its core");
     }
+    config.tftp.tids = u16::try_from(sockets.transfers.len()).unwrap_or(u16::MAX);
     let ring = sockets
         .try_clone()
         .map_err(RingError::Arm)

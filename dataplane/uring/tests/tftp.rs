@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 
-use shard::{BootQuery, ToLink, ToShard};
+use shard::{BootAnswer, BootQuery, ToLink, ToShard};
 use support::*;
 use wire::ethernet::Mac;
 use wire::tftp::{ErrorCode, Options, Packet};
@@ -227,15 +227,14 @@ fn an_unknown_machine_costs_one_call() {
     });
     let want = BootQuery {
         mac: Some([0x52, 0x54, 0, 0, 1, 0]),
-        uuid: String::new(),
         arch: String::new(),
         address: [127, 0, 0, 1].into(),
         vlan: 0,
     };
     assert_eq!(query, want);
     std::thread::sleep(std::time::Duration::from_millis(100)); // for the second client to wait as well
-    let machine = Some(Arc::new(machine()));
-    rack.tell(0, ToShard::Machine { ticket, machine });
+    let answer = BootAnswer::Machine(Arc::new(machine()));
+    rack.tell(0, ToShard::Machine { ticket, answer });
     let scripts = clients.map(|client| client.join().unwrap().unwrap());
     assert!(!scripts[0].is_empty() && scripts[0] == scripts[1]);
     assert_eq!(ask().unwrap(), scripts[0]);

@@ -50,7 +50,9 @@ const STEPS_MAX: u32 = 300;
 const CLIENTS: u32 = 6;
 const TRAIN_BYTES_MAX: usize = 4096;
 /// Numbers of eight digits: no two blocks are alike, and netascii leaves them as they are.
-const FILE_NUMBERS: u32 = 4_000;
+const FILE_NUMBERS: u32 = 2_000;
+/// The transfer ports.
+const TIDS: u16 = 3;
 
 /// The shard, as the server sees it: checks what leaves.
 struct Shard {
@@ -60,6 +62,8 @@ struct Shard {
     parked: Vec<Ticket>,
     /// File and block size of each client's transfer.
     serves: HashMap<SocketAddr, (Bytes, usize)>,
+    /// Where each client's last packet came from.
+    tids: HashMap<SocketAddr, u16>,
     ended: u64,
 }
 
@@ -86,10 +90,13 @@ impl Host for Shard {
     fn send(
         &mut self,
         peer: &Peer,
+        tid: u16,
         train: Train,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), NoSlot> {
         assert!(train.bytes > 0 && train.segment_bytes > 0);
+        assert!(tid < TIDS);
+        self.tids.insert(peer.client, tid);
         // What finds no slot is looked at all the same: a client may acknowledge an OACK that it never got.
         let mut slot = vec![0xaa; train.bytes];
         fill(&mut slot);
@@ -185,9 +192,13 @@ pub fn tftp_server(input: &[u8]) {
         pending_max: 1 + pick(&mut input, 3) as usize,
         pending_wait: Duration::from_secs(5),
         train_bytes_max: TRAIN_BYTES_MAX,
+        unconfirmed_max: 2,
+        unconfirmed_per_client: 2,
+        tids: TIDS,
         terms: TermsLimits::default(),
+        ..Limits::default()
     };
-    let mut server = Server::new(limits);
+    let mut server = Server::new(limits, 7);
     let mut shard = Shard {
         file: (0..FILE_NUMBERS)
             .flat_map(|n| format!("{n:08}").into_bytes())
@@ -195,6 +206,7 @@ pub fn tftp_server(input: &[u8]) {
         full: 0,
         parked: vec![],
         serves: HashMap::new(),
+        tids: HashMap::new(),
         ended: 0,
     };
     for _ in 0..STEPS_MAX {
@@ -209,7 +221,8 @@ pub fn tftp_server(input: &[u8]) {
             }
             3..=5 => {
                 let (peer, octets) = (peer(&mut input), datagram(&mut input));
-                server.on_transfer(peer, &octets, now, &mut shard);
+                let tid = shard.tids.get(&peer.client).copied().unwrap_or(0);
+                server.on_transfer(peer, tid, &octets, now, &mut shard);
             }
             6 => {
                 let parked = shard.parked.len() as u32;
@@ -225,7 +238,8 @@ pub fn tftp_server(input: &[u8]) {
             }
             _ => run(&mut server, now, &mut shard),
         }
-        assert!(server.transfer_count() <= limits.transfers_max);
+        assert!(server.unconfirmed_count() <= limits.unconfirmed_max);
+        assert!(server.transfer_count() - server.unconfirmed_count() <= limits.transfers_max);
         assert!(server.pending_count() <= limits.pending_max);
         let counted = server.counters;
         assert_eq!(

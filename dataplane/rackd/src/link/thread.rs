@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lease::rack::{Input, Mode};
 use rpc::muster_capnp::{feed_sink, session};
-use shard::{Bucket, LinkSocket, Rate, ToLink, ToShard};
+use shard::{BootAnswer, Bucket, LinkSocket, Rate, ToLink, ToShard};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::boots::{Asked, Boots, Key};
+use super::boots::{self, Ask, Boots, Call, Key};
 use super::clock::Now;
 use super::connect::Endpoint;
 use super::events::{Events, Lane};
@@ -80,7 +80,7 @@ pub(super) enum Happening {
     FeedChanged(Changed),
     Machine {
         key: Key,
-        machine: Option<Arc<boot::Machine>>,
+        answer: BootAnswer,
     },
     /// Every live regiond process, by RPC endpoint and rack HTTP port.
     Regions(Vec<(Endpoint, u16)>),
@@ -358,11 +358,16 @@ impl Thread {
                 self.send_letters();
                 self.tell_status();
             }
-            Happening::Machine { key, machine } => {
-                for (shard, ticket) in self.boots.finish(&key, machine.as_ref()) {
-                    let machine = machine.clone();
-                    self.shards
-                        .send(shard, ToShard::Machine { ticket, machine });
+            Happening::Machine { key, answer } => {
+                let finished = self.boots.finish(&key, &answer, now.instant);
+                for asker in finished.askers {
+                    self.answer_boot(asker, answer.clone());
+                }
+                for asker in finished.late {
+                    self.answer_boot(asker, BootAnswer::Busy);
+                }
+                if let Some(call) = finished.next {
+                    self.call_boot(&call);
                 }
             }
             Happening::Regions(regions) => {
@@ -698,57 +703,67 @@ impl Thread {
     }
 
     fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {
-        let mac = query
-            .mac
-            .or_else(|| self.mac_of(query.address, Instant::now()));
-        let (Some(mac), Some(session)) = (mac, self.session()) else {
-            return self.shards.send(
-                shard,
-                ToShard::Machine {
-                    ticket,
-                    machine: None,
-                },
-            );
+        let (asker, now) = ((shard, ticket), Instant::now());
+        // Outside our subnets no region has anything that boots through this rack.
+        if query.vlan == 0 {
+            return self.answer_boot(asker, BootAnswer::Nothing);
+        }
+        // The neighbour table is asked only where nothing else says whose address it is.
+        let bound = self.attester.bound_mac(query.address, now);
+        let lane = match (query.mac, bound) {
+            (Some(asked), Some(bound)) if asked == bound => boots::Lane::Own,
+            (None, Some(_)) => boots::Lane::Own,
+            _ => boots::Lane::Stranger,
         };
-        let session = session.clone();
+        let mac = query.mac.or(bound);
+        if mac.is_none() && !self.boots.takes_stranger(query.address) {
+            return self.answer_boot(asker, BootAnswer::Busy);
+        }
+        let Some(mac) = mac.or_else(|| self.mac_of(query.address, now)) else {
+            return self.answer_boot(asker, BootAnswer::Nothing);
+        };
         let key = Key {
             mac,
             arch: query.arch.clone(),
             vlan: query.vlan,
         };
-        match self.boots.ask(key.clone(), (shard, ticket)) {
-            Asked::Joined => {}
-            Asked::Refused => self.shards.send(
-                shard,
-                ToShard::Machine {
-                    ticket,
-                    machine: None,
-                },
-            ),
-            Asked::Call => {
-                let shared = Rc::clone(&self.shared);
-                let mut request = session.boot_config_request();
-                wire::put_query(&query, mac, request.get().init_query());
-                self.calls.spawn_local(async move {
-                    let answer = async {
-                        let answer = request.send().promise.await?;
-                        machine::read(answer.get()?.get_machine()?)
-                    };
-                    let machine = match tokio::time::timeout(BOOT_TIME, answer).await {
-                        Ok(Ok(machine)) => Some(Arc::new(machine)),
-                        Ok(Err(error)) => {
-                            static RARELY: Rarely = Rarely::new();
-                            if let Some(left_out) = RARELY.may(Instant::now()) {
-                                tracing::warn!(%error, left_out, "bootConfig");
-                            }
-                            None
-                        }
-                        Err(_) => None,
-                    };
-                    shared.tell(Happening::Machine { key, machine });
-                });
-            }
+        match self.boots.ask(Call { key, query }, lane, asker, now) {
+            Ask::Call(call) => self.call_boot(&call),
+            Ask::Later => {}
+            Ask::Refused => self.answer_boot(asker, BootAnswer::Busy),
         }
+    }
+
+    fn answer_boot(&mut self, (shard, ticket): boots::Asker, answer: BootAnswer) {
+        self.shards.send(shard, ToShard::Machine { ticket, answer });
+    }
+
+    fn call_boot(&mut self, call: &Call) {
+        let (shared, key) = (Rc::clone(&self.shared), call.key.clone());
+        let Some(session) = self.session() else {
+            let answer = BootAnswer::Busy;
+            return shared.tell(Happening::Machine { key, answer });
+        };
+        let mut request = session.boot_config_request();
+        wire::put_query(&call.query, key.mac, request.get().init_query());
+        self.calls.spawn_local(async move {
+            let answer = async {
+                let answer = request.send().promise.await?;
+                machine::read(answer.get()?.get_machine()?)
+            };
+            let answer = match tokio::time::timeout(BOOT_TIME, answer).await {
+                Ok(Ok(machine)) => BootAnswer::Machine(Arc::new(machine)),
+                Ok(Err(error)) => {
+                    static RARELY: Rarely = Rarely::new();
+                    if let Some(left_out) = RARELY.may(Instant::now()) {
+                        tracing::warn!(%error, left_out, "bootConfig");
+                    }
+                    BootAnswer::Busy
+                }
+                Err(_) => BootAnswer::Busy,
+            };
+            shared.tell(Happening::Machine { key, answer });
+        });
     }
 
     fn report(&mut self, batch: Vec<shard::Event>) {

@@ -431,7 +431,6 @@ pub(super) fn put_query(
     mut builder: wire::boot_query::Builder<'_>,
 ) {
     builder.set_mac(&mac);
-    builder.set_uuid(&query.uuid);
     builder.set_arch(&query.arch);
     builder.set_address(&octets(query.address));
     builder.set_vlan(query.vlan);
