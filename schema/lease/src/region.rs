@@ -173,17 +173,13 @@ fn apply(
         .map_or(Time::NEVER, |row| row.quarantined_until)
         .max(block.quarantined_until);
     let holder = row.and_then(|row| row.client.as_ref());
-    let bind = |client: &Client, lease: Duration, by_survivor: bool| {
+    let bind = |client: &Client, lease: Duration| {
         let end = now.plus(2 * lease.min(LEASE_MAX)).max(match row {
             // No write ever shortens an end.
             Some(row) if row.client.as_ref() == Some(client) => row.end,
             _ => Time::NEVER,
         });
-        let mut quarantined_until = row.map_or(Time::NEVER, |row| row.quarantined_until);
-        if by_survivor && guards.stands(Guard::ExtendHolds) {
-            // It may ACK from memory to that end, unknown to the owner, who may hold a RELEASE that is older or forged.
-            quarantined_until = quarantined_until.max(end);
-        }
+        let quarantined_until = row.map_or(Time::NEVER, |row| row.quarantined_until);
         let row = RowState {
             client: Some(client.clone()),
             end,
@@ -197,12 +193,12 @@ fn apply(
             Some(other) if other != client => Err(Refusal::OtherClient),
             // Somebody unknown may hold it; but what was ACKed already is a fact.
             None if quarantined > now && !drained => Err(Refusal::NotEnded),
-            _ => Ok(bind(client, *lease, false)),
+            _ => Ok(bind(client, *lease)),
         },
         WriteKind::Extend { client, lease } => match holder {
-            Some(holder) if holder == client => Ok(bind(client, *lease, true)),
+            Some(holder) if holder == client => Ok(bind(client, *lease)),
             Some(_) => Err(Refusal::OtherClient),
-            None if !guards.stands(Guard::SurvivorNeverAllocates) => Ok(bind(client, *lease, true)),
+            None if !guards.stands(Guard::SurvivorNeverAllocates) => Ok(bind(client, *lease)),
             None => Err(Refusal::NotFound),
         },
         WriteKind::Reclaim { client } => {
@@ -212,9 +208,7 @@ fn apply(
                 Some(holder) if holder != client => return Err(Refusal::OtherClient),
                 Some(_) => {}
             }
-            // The owner asks for a released one only when nobody answered for it.
-            let over = row.released || row.end.plus(TAKE_AWAY_GRACE) < now;
-            let ended = over && quarantined < now;
+            let ended = row.end.plus(TAKE_AWAY_GRACE) < now && quarantined < now;
             if guards.stands(Guard::ReclaimConditional) && !ended {
                 return Err(Refusal::NotEnded);
             }
@@ -432,54 +426,6 @@ mod tests {
         }
     }
 
-    /// Released with so much left; resting for so long.
-    fn released(end_secs: i64, rests_secs: i64) -> RowState {
-        RowState {
-            released: true,
-            quarantined_until: Time(NOW.0 + rests_secs * 1_000_000),
-            ..row(1, end_secs)
-        }
-    }
-
-    /// A RELEASE that came late, or that somebody made up, meets a survivor's promise.
-    #[test]
-    fn what_a_survivor_lengthened_is_not_taken_back_by_a_release() {
-        let peer = BlockState {
-            asker: Asker::Peer,
-            ..block()
-        };
-        let client = client(1);
-        let extend = WriteKind::Extend {
-            client: client.clone(),
-            lease: LEASE,
-        };
-        let (_, effect) = decide(&write(extend), false, Some(&peer), Some(&row(1, 100)), NOW);
-        let Effect::Put(row) = effect else {
-            panic!("{effect:?}")
-        };
-        let release = WriteKind::Release {
-            client: client.clone(),
-        };
-        let (_, effect) = decide(&write(release), false, Some(&block()), Some(&row), NOW);
-        let Effect::Put(row) = effect else {
-            panic!("{effect:?}")
-        };
-        assert!(row.released);
-        let reclaim = |after: u64| {
-            let kind = WriteKind::Reclaim {
-                client: client.clone(),
-            };
-            let later = NOW.plus(Duration::from_secs(after));
-            decide(&write(kind), false, Some(&block()), Some(&row), later).0
-        };
-        assert_eq!(reclaim(1_199), Verdict::Refused(Refusal::NotEnded));
-        assert_eq!(reclaim(1_201), Verdict::Done);
-        // Its own client goes on meanwhile, and is no more released.
-        let (verdict, effect) = decide(&write(grant(1)), false, Some(&block()), Some(&row), NOW);
-        assert!(matches!(verdict, Verdict::Durable { .. }));
-        assert!(matches!(effect, Effect::Put(row) if !row.released));
-    }
-
     fn write(kind: WriteKind) -> Write {
         Write {
             block: BlockId(1),
@@ -579,18 +525,6 @@ mod tests {
                 no(Refusal::OtherClient),
             ),
             ("reclaim of nothing", reclaim(), None, no(Refusal::NotFound)),
-            (
-                "reclaim of a released row",
-                reclaim(),
-                Some(released(900, -1)),
-                Verdict::Done,
-            ),
-            (
-                "reclaim of a released row that rests",
-                reclaim(),
-                Some(released(900, 1)),
-                no(Refusal::NotEnded),
-            ),
         ];
         for (case, kind, row, want) in cases {
             assert_eq!(

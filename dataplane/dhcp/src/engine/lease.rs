@@ -176,22 +176,13 @@ impl Engine {
         binding.writing = None;
         match outcome {
             Outcome::Done => {
-                let probed = binding.ended > now;
                 self.table.free(slot);
-                self.came = true;
-                if probed {
-                    self.table.start_probe(slot);
-                    self.table.end_probe(slot, Some(now));
-                }
             }
             // It may run late: then it finds the row ended, or extended by its own client.
             Outcome::Unknown | Outcome::Durable { .. } => {
                 binding.unknown = true;
                 self.counters.count(Sent::Unknown);
             }
-            // A survivor lengthened it, or the RELEASE never got there: it comes back at its end.
-            Outcome::Refused(Refusal::NotEnded) if binding.ended > now => binding.released = false,
-            Outcome::Refused(Refusal::Mute) if binding.ended > now => {}
             // Extended by a survivor, quarantined, or we are detached: ask again later.
             Outcome::Refused(Refusal::NotEnded | Refusal::Mute) => binding.ended = now,
             Outcome::Refused(refusal) => {
@@ -252,7 +243,6 @@ impl Engine {
                 0
             };
             self.wake_resting(slot, now);
-            self.leave(slot);
             if !self.is_reclaimable(slot, now) {
                 continue;
             }
@@ -317,19 +307,14 @@ impl Engine {
 
     /// Its row has surely ended, by a minute, and its pool needs addresses.
     fn is_reclaimable(&self, slot: u32, now: Ms) -> bool {
-        self.is_wanted(slot) && self.has_ended(slot, now)
-    }
-
-    /// Its pool needs addresses, or it is reserved for somebody else.
-    pub(super) fn is_wanted(&self, slot: u32) -> bool {
         let pool = self.table.pool_of(slot);
         // Strangers that take all they may cost no known machine its address.
-        let low = if self.table.is_strangers(slot) {
+        let wanted = if self.table.is_strangers(slot) {
             pool.is_low_for_strangers(self.known)
         } else {
             pool.is_low()
         };
-        low || self.wanted.contains(&slot)
+        wanted && self.has_ended(slot, now)
     }
 
     fn has_ended(&self, slot: u32, now: Ms) -> bool {
@@ -369,7 +354,7 @@ impl Engine {
     }
 
     /// Asks the region for the address of an ended row. False if there is no room to ask.
-    pub(super) fn reclaim(&mut self, slot: u32, now: Ms, out: &mut Outbox) -> bool {
+    fn reclaim(&mut self, slot: u32, now: Ms, out: &mut Outbox) -> bool {
         if self.serving(now).is_err() || !out.has_item_room(1) {
             return false;
         }

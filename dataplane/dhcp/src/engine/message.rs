@@ -53,9 +53,7 @@ impl Engine {
         let lease = ask.lease(subnet, address).given.min(until_left);
         self.send_offer(ask, address, subnet, lease, out)?;
         // State moves after the reply was written. A binding is kept as it is.
-        if self.table.state(slot) == State::Bound {
-            self.hold_released(slot, ask.now);
-        } else {
+        if self.table.state(slot) != State::Bound {
             self.note_unprobed(slot, ask);
             let until = ask.now.plus(OFFER_HOLD);
             self.table
@@ -187,8 +185,8 @@ impl Engine {
         let lease = ask.lease(subnet, address);
         if let Some(binding) = self.table.binding_mut(slot) {
             let durable_left = binding.durable.left(ask.now);
-            // After a RELEASE only a write says that it is in use again: the address may be about to be taken back.
-            if durable_left >= lease.given && !binding.released {
+            if durable_left >= lease.given {
+                binding.released = false;
                 self.table.set_stranger(slot, stranger);
                 let lease = lease.given.min(until_left);
                 return self.ack_now(ask, address, subnet, lease, true, out);
@@ -420,7 +418,6 @@ impl Engine {
         };
         out.lease(Ticket::UNAWAITED, self.write(slot, kind));
         self.counters.count(Sent::Release);
-        self.leave(slot);
         self.event(EventKind::Release, ask, address, Duration::ZERO, out);
         Ok(())
     }

@@ -36,7 +36,6 @@ impl Engine {
         }
         let slot = self
             .next_urgent(now)
-            .or_else(|| self.next_leaving(config, now))
             .or_else(|| self.next_of_stock(config, now))?;
         self.prober.ask(slot, now);
         self.counters.count(Sent::Probe);
@@ -108,7 +107,6 @@ impl Engine {
             Probed::Unused => {
                 self.table.pool_of_mut(slot).claims = 0;
                 self.end_probe(slot, Some(now));
-                self.take_back(slot, now, out);
             }
             Probed::Unknown => {
                 self.counters.count(Sent::ProbeFailed);
@@ -148,7 +146,6 @@ impl Engine {
     }
 
     fn in_use(&mut self, slot: u32, mac: Mac, now: Ms, out: &mut Outbox) {
-        self.stay(slot);
         let held = matches!(self.table.state(slot), State::Offered | State::Bound);
         if held && self.table.mac(slot) == Some(mac) {
             return; // its client was quick to use it
@@ -186,10 +183,10 @@ impl Engine {
     /// Whether a free address of the subnet that the client may have is being asked for, and nothing else is free.
     pub(super) fn is_probing<C: Config>(&self, ask: &Ask<'_, C>, subnet: u32) -> bool {
         let vlan = ask.link.vlan;
-        let free = self.prober.asked().filter(|slot| self.is_dealable(*slot));
-        free.chain(self.leaving_soon(ask.now)).any(|slot| {
+        self.prober.asked().any(|slot| {
             let address = self.table.address(slot);
             self.table.run(slot).vlan == vlan
+                && self.is_dealable(slot)
                 && self.subnet_of_slot(ask, slot).map(|own| own.id) == Some(subnet)
                 && rules::is_allocatable(ask, address)
         })

@@ -206,13 +206,6 @@ impl Rack {
     /// What an answer says about its address.
     fn learn(&mut self, write: &Write, outcome: Outcome, sent: Boottime, out: &mut Vec<Action>) {
         let grant = matches!(write.kind, WriteKind::Grant { .. });
-        if let WriteKind::Release { client } = &write.kind
-            && outcome == Outcome::Done
-            && let Some(known) = self.addresses.get_mut(&write.address)
-            && matches!(&known.holder, Holder::Bound { client: holder, .. } if holder == client)
-        {
-            known.releasing = known.releasing.saturating_sub(1);
-        }
         let (WriteKind::Grant { client, .. } | WriteKind::Reclaim { client }) = &write.kind else {
             return;
         };
@@ -239,7 +232,7 @@ impl Rack {
             }
             Outcome::Done if !grant => known.holder = Holder::Nobody,
             // Too early; the binding is there as before.
-            Outcome::Refused(Refusal::NotEnded) if !grant => known.released = false,
+            Outcome::Refused(Refusal::NotEnded) if !grant => {}
             _ => {
                 known.holder = Holder::Closed;
                 if outcome == Outcome::Refused(Refusal::OtherClient) {
@@ -543,12 +536,10 @@ impl Rack {
                 u64::try_from(row.remaining_ms.saturating_neg()).unwrap_or(0),
             );
             let end = (sent + left).saturating_sub(past);
-            let known = self.known(row.address);
-            known.holder = Holder::Bound {
+            self.known(row.address).holder = Holder::Bound {
                 client: client.clone(),
                 end,
             };
-            known.released = row.released;
         }
         if !row.quarantine.is_zero() {
             self.quarantine(now, row.address, row.quarantine);

@@ -44,12 +44,9 @@ impl Rack {
             return self.reply(ticket, Outcome::Refused(refusal), now, out);
         }
         match &write.kind {
-            WriteKind::Grant { .. } => {
-                let known = self.known(write.address);
-                (known.locked, known.released) = (true, false);
+            WriteKind::Grant { .. } | WriteKind::Reclaim { .. } => {
+                self.known(write.address).locked = true
             }
-            WriteKind::Reclaim { .. } => self.known(write.address).locked = true,
-            WriteKind::Release { client } => self.release(write.address, client),
             WriteKind::Quarantine { length } => self.quarantine(now, write.address, *length),
             WriteKind::Yield => {
                 // Forgotten before the yield is sent: nothing of this block can follow it.
@@ -59,7 +56,7 @@ impl Rack {
                 }
                 out.push(Action::ForgetBlock(write.block));
             }
-            WriteKind::Extend { .. } => {}
+            WriteKind::Extend { .. } | WriteKind::Release { .. } => {}
         }
         if !self.guards.stands(Guard::CommitBeforeReply)
             && let WriteKind::Grant { lease, .. } = &write.kind
@@ -158,7 +155,7 @@ impl Rack {
                 end = now + (*lease).min(self.until.saturating_sub(now));
                 let client = client.clone();
                 let known = self.known(entry.write.address);
-                (known.locked, known.released) = (true, false);
+                known.locked = true;
                 if !matches!(&known.holder, Holder::Bound { client: holder, .. } if *holder == client)
                 {
                     known.holder = Holder::Asked { client };
@@ -318,11 +315,7 @@ impl Rack {
                     client: holder,
                     end,
                 }) if holder == client => {
-                    // A RELEASE under way may yet run late: after a grant, and before this.
-                    let over = known.is_some_and(|known| {
-                        known.releasing == 0 && (*end <= now || known.released)
-                    });
-                    if !over {
+                    if *end > now {
                         Err(Refusal::NotEnded)
                     } else {
                         Ok(())
@@ -385,20 +378,9 @@ impl Rack {
         let nobody = Known {
             holder: Holder::Nobody,
             quarantined: None,
-            released: false,
-            releasing: 0,
             locked: false,
         };
         self.addresses.entry(address).or_insert(nobody)
-    }
-
-    fn release(&mut self, address: IpAddr, client: &Client) {
-        if let Some(known) = self.addresses.get_mut(&address)
-            && matches!(&known.holder, Holder::Bound { client: holder, .. } if holder == client)
-        {
-            known.released = true;
-            known.releasing += 1;
-        }
     }
 
     pub(super) fn unlock(&mut self, address: IpAddr) {

@@ -47,7 +47,6 @@ impl World {
             bags,
             &world.sites,
             &world.holds,
-            &world.peer,
             &world.used,
             self.met,
             &world.db,
@@ -115,7 +114,6 @@ impl World {
                 session.until = Time(0);
             }
         }
-        self.peer.iter_mut().for_each(|end| *end = ahead(*end, now));
         self.holds
             .iter_mut()
             .for_each(|end| *end = ahead(*end, now));
