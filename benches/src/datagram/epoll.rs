@@ -96,7 +96,8 @@ struct Many {
 impl Default for Many {
     fn default() -> Self {
         Self {
-            octets: vec![[0; DATAGRAM]; IN_FLIGHT],
+            // Not zeros: our driver's DHCP socket takes only what has an address in ciaddr or giaddr.
+            octets: vec![[1; DATAGRAM]; IN_FLIGHT],
             lengths: Vec::with_capacity(IN_FLIGHT),
             peers: Vec::with_capacity(IN_FLIGHT),
         }

@@ -100,7 +100,7 @@ const TRANSFER_BUFFER_BYTES: usize = 256 << 10;
 /// Transfer ports of a rack, and at least so many of each shard; never more than this part of all descriptors.
 const TRANSFER_PORTS: u32 = 512;
 const TRANSFER_PORTS_PER_SHARD: u32 = 64;
-const TRANSFER_DESCRIPTORS_PART: u64 = 8;
+const TRANSFER_DESCRIPTORS_PART: u64 = 16;
 const BACKLOG: c_int = 4096;
 /// `TCP_SAVE_SYN`: from the Ethernet header on.
 const SAVE_FRAME: c_int = 2;
