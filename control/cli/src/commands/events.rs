@@ -87,7 +87,10 @@ impl Events {
             complain(format_args!("older ones: --before {}", id_of(oldest)));
         }
         let mut newest = page.last().map(id_of).or(self.after);
-        while self.watch {
+        if !self.watch {
+            return Ok(());
+        }
+        loop {
             tokio::time::sleep(WATCH_EVERY).await;
             let mut query = filters.clone();
             query.extend(newest.map(|id| ("after", id.to_string())));
@@ -96,7 +99,6 @@ impl Events {
                 newest = Some(id_of(&event));
             }
         }
-        Ok(())
     }
 }
 
