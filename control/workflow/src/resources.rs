@@ -25,6 +25,24 @@ const MEMORY_MIB_MAX: i64 = 1 << 30;
 /// MHz.
 const CPU_SPEED_MAX: i32 = 1_000_000;
 
+/// The lists of the parts.
+const LISTS: [(&str, &str); 4] = [
+    ("cpu", "sockets"),
+    ("memory", "nodes"),
+    ("network", "cards"),
+    ("storage", "disks"),
+];
+
+/// UUIDs that makers put into every board, besides those of one octet.
+const NO_UUIDS: [&str; 6] = [
+    "03000200-0400-0500-0006-000700080009",
+    "00020003-0004-0005-0006-000700080009",
+    "12345678-1234-5678-90ab-cddeefaabbcc",
+    "01020304-0506-0708-090a-0b0c0d0e0f10",
+    "00112233-4455-6677-8899-aabbccddeeff",
+    "4c4c4544-0000-2010-8020-80c04f202020",
+];
+
 /// MAAS's `hardware_info` keys, and where their values are below `resources`.
 const HARDWARE_INFO: [(&str, &str); 8] = [
     ("system_vendor", "/system/vendor"),
@@ -41,6 +59,8 @@ const HARDWARE_INFO: [(&str, &str); 8] = [
 pub enum ResourcesError {
     #[error("not JSON (line {line}, column {column})")]
     NotJson { line: usize, column: usize },
+    #[error("cut off after {octets} octets: the JSON does not end")]
+    Cut { octets: usize },
     #[error("no resources with a CPU and memory in it")]
     NoResources,
 }
@@ -53,6 +73,12 @@ pub fn parse(output: &[u8]) -> Result<(Inventory, Notes), ResourcesError> {
     for part in ["cpu", "memory", "network", "storage"] {
         if !resources[part].is_object() {
             notes.say(format!("nothing is told of {part}"));
+        }
+    }
+    for (part, list) in LISTS {
+        let list_there = &resources[part][list];
+        if !list_there.is_null() && !list_there.is_array() && !list_there.is_object() {
+            notes.say(format!("{list} of {part} cannot be read"));
         }
     }
     let threads = threads(&resources["cpu"], &mut notes);
@@ -69,24 +95,46 @@ pub fn parse(output: &[u8]) -> Result<(Inventory, Notes), ResourcesError> {
         })
         .collect();
     hardware_info.insert("cpu_model".to_owned(), or_unknown(cpu_model.clone()));
-    let uuid = text(&resources["system"]["uuid"]).to_ascii_lowercase();
     let memory = &resources["memory"];
-    let memory_mib = mib(&memory["total"]);
+    let memory_mib = memory_mib(memory);
     if memory_mib == 0 && memory.is_object() {
         notes.say("how much memory it has cannot be read");
     }
     let inventory = Inventory {
         architecture: architecture(kernel_architecture).to_owned(),
-        cpu_count: as_i32(threads.len()),
+        cpu_count: cpu_count(&resources["cpu"], threads.len(), &mut notes),
         cpu_speed: cpu_speed(&cpu_model, &resources["cpu"]),
         memory_mib,
-        hardware_uuid: is_uuid(&uuid).then_some(uuid),
+        hardware_uuid: uuid(&text(&resources["system"]["uuid"])),
         hardware_info,
         numa_nodes: numa_nodes(memory, &threads, &mut notes),
         disks: disks::disks(&resources["storage"], &mut notes),
         interfaces: cards::interfaces(&resources["network"], &root["networks"], &mut notes),
     };
     Ok((inventory, notes))
+}
+
+/// A kernel without a topology of its processors tells only how many there are.
+fn cpu_count(cpu: &Value, threads: usize, notes: &mut Notes) -> i32 {
+    if threads > 0 {
+        return as_i32(threads);
+    }
+    let total = usize::try_from(number(&cpu["total"])).unwrap_or(0);
+    if total == 0 && cpu.is_object() {
+        notes.say("how many processors it has cannot be read");
+    }
+    as_i32(total.min(THREADS_MAX))
+}
+
+/// What is told in all, or else the sum of what the NUMA nodes have.
+fn memory_mib(memory: &Value) -> i64 {
+    let total = mib(&memory["total"]);
+    if total > 0 {
+        return total;
+    }
+    let nodes = items(&memory["nodes"]).map(|node| mib(&node["total"]));
+    let sum = nodes.fold(0i64, i64::saturating_add);
+    if sum <= MEMORY_MIB_MAX { sum } else { 0 }
 }
 
 /// A logical CPU.
@@ -151,8 +199,9 @@ fn numa_nodes(memory: &Value, threads: &[Thread], notes: &mut Notes) -> Vec<Numa
     };
     for entry in items(&memory["nodes"]) {
         let total = mib(&entry["total"]);
+        // A node named twice, or as -1, takes nothing from the one that has the memory.
         node(small(&entry["numa_node"]).max(0), &mut |node| {
-            node.memory_mib = total
+            node.memory_mib = node.memory_mib.max(total)
         });
     }
     for thread in threads {
@@ -183,8 +232,13 @@ fn architecture(kernel: &str) -> &'static str {
     }
 }
 
-fn is_uuid(text: &str) -> bool {
-    uuid::Uuid::parse_str(text).is_ok_and(|uuid| !uuid.is_nil() && !uuid.is_max())
+/// A machine's own UUID, in the one usual spelling. What makers leave in its place says nothing.
+fn uuid(text: &str) -> Option<String> {
+    let uuid = uuid::Uuid::parse_str(text).ok()?;
+    let octets = uuid.as_bytes();
+    let is_one_octet = octets.iter().all(|octet| *octet == octets[0]);
+    let shown = uuid.hyphenated().to_string();
+    (!is_one_octet && !NO_UUIDS.contains(&shown.as_str())).then_some(shown)
 }
 
 fn or_unknown(text: String) -> String {
@@ -195,8 +249,28 @@ fn or_unknown(text: String) -> String {
     }
 }
 
+/// The members of a list. Some tools write a list of one as that one, and a list of named things as an object.
 fn items(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
+    let found: Vec<&Value> = match value {
+        Value::Array(list) => list.iter().collect(),
+        Value::Object(named) if named.is_empty() => Vec::new(),
+        Value::Object(named) if named.values().all(Value::is_object) => named.values().collect(),
+        Value::Object(_) => vec![value],
+        _ => Vec::new(),
+    };
+    found.into_iter()
+}
+
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Bool(value) => *value,
+        Value::Number(_) => number(value) != 0,
+        Value::String(text) => {
+            let text = text.trim().to_ascii_lowercase();
+            matches!(text.as_str(), "1" | "true" | "yes" | "on")
+        }
+        _ => false,
+    }
 }
 
 /// A text without what PostgreSQL or a terminal can't take. Numbers are taken as text.
@@ -212,9 +286,14 @@ fn text(value: &Value) -> String {
     };
     text.trim()
         .chars()
-        .filter(|c| !c.is_control())
+        .filter(|c| !c.is_control() && !turns_text(*c))
         .take(TEXT_MAX)
         .collect()
+}
+
+/// Characters that change how others are shown, or are not shown.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 fn some_text(value: &Value) -> Option<String> {
@@ -361,18 +440,18 @@ mod tests {
                 "nothing is told of network",
             ),
             (
-                "/resources/memory/total",
-                json!(-5),
+                "/resources/memory",
+                json!({"total": -5}),
                 "how much memory it has cannot be read",
             ),
             (
-                "/resources/memory/total",
-                json!(u64::MAX),
+                "/resources/memory",
+                json!({"total": u64::MAX}),
                 "how much memory it has cannot be read",
             ),
             (
-                "/resources/memory/total",
-                json!("8 GiB"),
+                "/resources/memory",
+                json!({"total": "8 GiB"}),
                 "how much memory it has cannot be read",
             ),
             ("/resources/storage/disks", json!(null), ""),
@@ -407,6 +486,75 @@ mod tests {
         json["resources"]["memory"]["total"] = json!("8589934592");
         let (got, _) = parse(json.to_string().as_bytes()).unwrap();
         assert_eq!(got.memory_mib, 8192, "a number as text");
+    }
+
+    #[test]
+    fn what_is_told_otherwise_is_used() {
+        let with = |place: &str, odd: Value| {
+            let mut json = sample();
+            *json.pointer_mut(place).unwrap() = odd;
+            let (got, notes) = parse(json.to_string().as_bytes()).unwrap();
+            (got, notes.text().unwrap_or_default())
+        };
+        // No topology: how many there are is told all the same.
+        let (got, _) = with("/resources/cpu/sockets", json!([]));
+        assert_eq!(got.cpu_count, 4);
+        let (got, said) = with("/resources/cpu", json!({"sockets": null}));
+        assert_eq!(got.cpu_count, 0);
+        assert!(
+            said.contains("how many processors it has cannot be read"),
+            "{said}"
+        );
+        // No sum: the nodes have it.
+        let (got, said) = with("/resources/memory/total", json!(0));
+        assert_eq!((got.memory_mib, said.contains("memory")), (8192, false));
+        // A node without memory, and one told twice.
+        let (got, _) = with(
+            "/resources/memory/nodes",
+            json!([{"numa_node": 0, "total": 1u64 << 32}, {"numa_node": 2, "total": 0}, {"numa_node": -1, "total": 0}]),
+        );
+        let memory: Vec<(i32, i64)> = got
+            .numa_nodes
+            .iter()
+            .map(|node| (node.index, node.memory_mib))
+            .collect();
+        assert_eq!(memory, [(0, 4096), (1, 0), (2, 0)]);
+        // One in place of a list of one, and a list of named things.
+        let disk = json!({"id": "sda", "size": DISK});
+        for list in [disk.clone(), json!({"sda": disk.clone()})] {
+            let (got, _) = with("/resources/storage/disks", list);
+            assert_eq!(got.disks.len(), 1);
+        }
+        let (got, said) = with("/resources/storage/disks", json!("none"));
+        assert_eq!(got.disks.len(), 0);
+        assert!(said.contains("disks of storage cannot be read"), "{said}");
+    }
+
+    #[test]
+    fn a_uuid_is_a_machines_own_or_none() {
+        for (said, want) in [
+            (
+                "EC2D31C6-0B1A-4B39-9C53-6BBA1DBF7E6D",
+                Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d"),
+            ),
+            (
+                "{ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d}",
+                Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d"),
+            ),
+            (
+                "ec2d31c60b1a4b399c536bba1dbf7e6d",
+                Some("ec2d31c6-0b1a-4b39-9c53-6bba1dbf7e6d"),
+            ),
+            ("00000000-0000-0000-0000-000000000000", None),
+            ("ffffffff-ffff-ffff-ffff-ffffffffffff", None),
+            ("FEFEFEFE-FEFE-FEFE-FEFE-FEFEFEFEFEFE", None),
+            ("03000200-0400-0500-0006-000700080009", None),
+            ("12345678-1234-5678-90AB-CDDEEFAABBCC", None),
+            ("Not Settable", None),
+            ("", None),
+        ] {
+            assert_eq!(uuid(said).as_deref(), want, "{said}");
+        }
     }
 
     #[test]

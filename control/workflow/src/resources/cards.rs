@@ -7,7 +7,7 @@ use serde_json::Value;
 use store::inventory::Interface;
 
 use super::notes::Notes;
-use super::{items, small, some_text, text};
+use super::{is_true, items, small, some_text, text};
 
 /// A hypervisor host with a few hundred virtual functions has them all.
 const INTERFACES_MAX: usize = 1024;
@@ -26,6 +26,12 @@ pub(super) fn interfaces(network: &Value, networks: &Value, notes: &mut Notes) -
             notes.say(format!(
                 "{functions} virtual functions of {card} are not listed"
             ));
+        }
+        // One without a driver, or whose firmware the image has not.
+        if card.is_object() && items(&card["ports"]).next().is_none() {
+            let names = ["product", "vendor", "pci_address"].map(|field| text(&card[field]));
+            let name = names.into_iter().find(|name| !name.is_empty());
+            notes.leave_out("a network card without a port", &name.unwrap_or_default());
         }
         for port in items(&card["ports"]) {
             let name = text(&port["id"]);
@@ -78,7 +84,7 @@ fn read(
     networks: &Value,
     notes: &mut Notes,
 ) -> Interface {
-    let link_connected = port["link_detected"].as_bool().unwrap_or(false);
+    let link_connected = is_true(&port["link_detected"]);
     let link_speed = speed(&port["link_speed"]);
     if link_connected && link_speed.is_none() && !port["link_speed"].is_null() {
         notes.leave_out("a link speed that cannot be", &name);
@@ -174,6 +180,20 @@ mod tests {
             read(json!([port])).1,
             "left out, a link speed that cannot be: eth0"
         );
+    }
+
+    #[test]
+    fn a_card_without_a_driver_is_said_and_a_cable_told_as_text_counts() {
+        let mut notes = Notes::default();
+        let network = json!({"cards": [
+            {"product": "BCM57508", "ports": []}, {"vendor": "Mellanox"}, {},
+            {"ports": {"id": "eth0", "address": "52-54-00-00-00-01", "link_detected": "true", "link_speed": 400_000}},
+        ]});
+        let found = interfaces(&network, &Value::Null, &mut notes);
+        assert_eq!((found.len(), found[0].link_speed), (1, 400_000));
+        assert!(found[0].link_connected);
+        let said = "left out, a network card without a port: BCM57508, Mellanox and 1 more";
+        assert_eq!(notes.text().as_deref(), Some(said));
     }
 
     #[test]

@@ -9,16 +9,18 @@ use serde_json::Value;
 use store::inventory::Disk;
 
 use super::notes::Notes;
-use super::{items, number, small, text};
+use super::{is_true, items, number, small, text};
 
 const DISKS_MAX: usize = 1024;
 /// MAAS's `MIN_BLOCK_DEVICE_SIZE`.
 const BYTES_MIN: i64 = 4 << 20;
+const BLOCK_BYTES_MIN: i32 = 512;
+const BLOCK_BYTES_MAX: i32 = 1 << 20;
 /// An exbibyte: more is a number gone wrong.
 const BYTES_MAX: i64 = 1 << 60;
 
 /// Names of devices that are none: a kernel's own, or a part of another disk.
-const NO_DISKS: [(&str, &str); 21] = [
+const NO_DISKS: [(&str, &str); 24] = [
     ("loop", "a loop device"),
     ("ram", "a RAM disk"),
     ("zram", "a RAM disk"),
@@ -40,10 +42,13 @@ const NO_DISKS: [(&str, &str); 21] = [
     ("st", "a tape"),
     ("nst", "a tape"),
     ("ublkb", "a device of a program"),
+    ("nullb", "a device of a program"),
+    ("rnbd", "a network device"),
+    ("sg", "a device that is no disk"),
 ];
 
 /// What only BMCs call a medium, on any bus; models and links of udev, in small letters with blanks.
-const BMC_MEDIA: [&str; 14] = [
+const BMC_MEDIA: [&str; 15] = [
     "virtual floppy",
     "virtual cdrom",
     "virtual cd",
@@ -58,9 +63,10 @@ const BMC_MEDIA: [&str; 14] = [
     "cimc-mapped",
     "imm remote",
     "rdoc",
+    "ilo lun",
 ];
 /// The same where it is on USB: other hypervisors and arrays have disks of such names elsewhere.
-const BMC_MEDIA_ON_USB: [&str; 7] = [
+const BMC_MEDIA_ON_USB: [&str; 14] = [
     "virtual",
     "oemdrv",
     "secupd",
@@ -68,7 +74,17 @@ const BMC_MEDIA_ON_USB: [&str; 7] = [
     "irmc",
     "emulexrmc",
     "remote disk",
+    "remote media",
+    "openbmc",
+    "pikvm",
+    "jetkvm",
+    "nanokvm",
+    "composite kvm",
+    "avocent",
 ];
+
+/// LUNs by which arrays are managed: they can be read, and nothing can be installed there.
+const ARRAY_DOORS: [&str; 2] = ["universal xport", "lunz"];
 
 pub(super) fn disks(storage: &Value, notes: &mut Notes) -> Vec<Disk> {
     let mut names = BTreeSet::new();
@@ -112,9 +128,10 @@ fn no_disk(name: &str, disk: &Value) -> Option<&'static str> {
     if let Some(why) = no_disk_by_name(name) {
         return Some(why);
     }
-    match disk["type"].as_str().unwrap_or_default() {
-        "cdrom" => return Some("an optical drive"),
+    match text(&disk["type"]).to_ascii_lowercase().as_str() {
+        "cdrom" | "rom" | "optical" => return Some("an optical drive"),
         "floppy" => return Some("a floppy"),
+        "tape" => return Some("a tape"),
         _ => {}
     }
     if is_true(&disk["hidden"]) {
@@ -122,6 +139,9 @@ fn no_disk(name: &str, disk: &Value) -> Option<&'static str> {
     }
     if is_virtual_medium(disk) {
         return Some("a virtual medium of the BMC");
+    }
+    if is_array_door(disk) {
+        return Some("an array's own device");
     }
     match size {
         ..=0 => Some("a drive without a medium"),
@@ -133,14 +153,23 @@ fn no_disk(name: &str, disk: &Value) -> Option<&'static str> {
 }
 
 fn no_disk_by_name(name: &str) -> Option<&'static str> {
+    let past_digits = |text: &'_ str| -> usize {
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len())
+    };
     if let Some(rest) = name.strip_prefix("nvme") {
         // nvme0c1n1: the way over controller 1 to nvme0n1, hidden by the kernel.
-        let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-        return rest.starts_with('c').then_some("a path of another disk");
+        let rest = &rest[past_digits(rest)..];
+        return match rest.strip_prefix('n') {
+            Some(namespace) if past_digits(namespace) == namespace.len() => None,
+            Some(_) => Some("a part of another disk"),
+            None if rest.starts_with('c') => Some("a path of another disk"),
+            None => Some("a device that is no disk"),
+        };
     }
     if let Some(rest) = name.strip_prefix("mmcblk") {
         // mmcblk0boot0, mmcblk0boot1, mmcblk0rpmb, mmcblk0gp0
-        let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let rest = &rest[past_digits(rest)..];
         return (!rest.is_empty()).then_some("a boot partition of eMMC");
     }
     NO_DISKS.iter().find_map(|(prefix, why)| {
@@ -148,6 +177,15 @@ fn no_disk_by_name(name: &str) -> Option<&'static str> {
         let numbered = rest.starts_with(|c: char| c.is_ascii_digit() || c == '_');
         numbered.then_some(*why)
     })
+}
+
+fn is_array_door(disk: &Value) -> bool {
+    let model = text(&disk["model"]).to_lowercase().replace('_', " ");
+    let words: Vec<&str> = model.split_whitespace().collect();
+    let model = words.join(" ");
+    // Hitachi's command devices: "OPEN-V-CM".
+    ARRAY_DOORS.contains(&model.as_str())
+        || model.starts_with("open-") && model.replace(' ', "").ends_with("-cm")
 }
 
 fn is_virtual_medium(disk: &Value) -> bool {
@@ -164,15 +202,6 @@ fn is_virtual_medium(disk: &Value) -> bool {
         || lower("device_path").contains("-usb-");
     BMC_MEDIA.iter().any(|word| said.contains(word))
         || on_usb && BMC_MEDIA_ON_USB.iter().any(|word| said.contains(word))
-}
-
-fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Bool(value) => *value,
-        Value::Number(_) => number(value) != 0,
-        Value::String(text) => matches!(text.trim(), "1" | "true" | "yes"),
-        _ => false,
-    }
 }
 
 /// A disk, and what tells it from others.
@@ -203,8 +232,8 @@ impl Found {
                 serial: disk_text("serial"),
                 size_bytes: number(&disk["size"]),
                 block_bytes: match small(&disk["block_size"]) {
-                    bytes if bytes > 0 => bytes,
-                    _ => 512,
+                    bytes @ BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX if bytes & (bytes - 1) == 0 => bytes,
+                    _ => BLOCK_BYTES_MIN,
                 },
                 rotary: small(&disk["rpm"]) > 0,
                 firmware_version: disk_text("firmware_version"),
@@ -216,19 +245,39 @@ impl Found {
     }
 
     /// Whether both are paths of one disk: the same world-wide name, or, where an array has none, the same serial
-    /// number and LUN in two places. Serials alone do not tell: an array, or a maker, gives one to many.
+    /// number and LUN in two places of a storage network. Serials alone do not tell: an array, a controller or a maker
+    /// gives one to many.
     fn is_same(&self, other: &Found) -> bool {
         let (a, b) = (&self.disk, &other.disk);
-        if a.size_bytes != b.size_bytes || a.model != b.model || a.serial != b.serial {
+        if a.size_bytes != b.size_bytes || a.model != b.model {
+            return false;
+        }
+        // Bridges to USB give every disk their own name, and have one path.
+        if self.is_on_usb() || other.is_on_usb() || self.is_beside(other) {
             return false;
         }
         if is_world_wide(&self.wwn) || is_world_wide(&other.wwn) {
-            return self.wwn == other.wwn;
+            // A path that stands by may not tell the serial number.
+            let one_serial = a.serial == b.serial || a.serial.is_empty() || b.serial.is_empty();
+            return self.wwn == other.wwn && one_serial;
         }
-        is_serial(&a.serial)
+        a.serial == b.serial
+            && is_serial(&a.serial)
             && self.path != other.path
-            && lun(&self.path).is_some()
-            && lun(&self.path) == lun(&other.path)
+            && san_target(&self.path).is_some()
+            && san_target(&self.path) == san_target(&other.path)
+    }
+
+    fn is_on_usb(&self) -> bool {
+        self.path.contains("-usb-") || self.disk.id_path.starts_with("/dev/disk/by-id/usb-")
+    }
+
+    /// Two LUNs of one target, whatever they are called: flash of a board (UFS) gives one name to all of its own.
+    fn is_beside(&self, other: &Found) -> bool {
+        match (target(&self.path), target(&other.path)) {
+            (Some((a, a_lun)), Some((b, b_lun))) => a == b && a_lun != b_lun,
+            _ => false,
+        }
     }
 
     fn add(&mut self, path: Found) {
@@ -256,10 +305,22 @@ fn is_serial(serial: &str) -> bool {
     serial.len() >= 4 && serial.bytes().any(|c| c != serial.as_bytes()[0])
 }
 
-/// The LUN in "pci-0000:03:00.0-fc-0x500a09838d1e1a2b-lun-3".
-fn lun(path: &str) -> Option<&str> {
+/// Target and LUN of a path: "pci-0000:03:00.0-fc-0x500a09838d1e1a2b-lun-3", "platform-1d84000.ufshc-scsi-0:0:0:4".
+fn target(path: &str) -> Option<(&str, &str)> {
+    path.rsplit_once("-lun-").or_else(|| {
+        let (_, address) = path.rsplit_once("-scsi-")?;
+        (address.split(':').count() == 4).then(|| path.rsplit_once(':'))?
+    })
+}
+
+/// What paths to one LUN of an array have in common where it has no name: the LUN, and with iSCSI the target's name
+/// (every server of a kind begins to count anew). Where disks are plugged in directly, each has its own LUN 0.
+fn san_target(path: &str) -> Option<(&str, &str)> {
     let (before, lun) = path.rsplit_once("-lun-")?;
-    (!before.contains("-usb-")).then_some(lun)
+    match before.split_once("-iscsi-") {
+        Some((_, name)) => Some((name, lun)),
+        None => before.contains("-fc-").then_some(("", lun)),
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +345,17 @@ mod tests {
             (json!({"id": "nvme0c0n1"}), "a path of another disk"),
             (json!({"id": "nvme12c3n1"}), "a path of another disk"),
             (json!({"id": "nvme1n1", "hidden": true}), "a path of another disk"),
+            (json!({"id": "nvme0n1p1"}), "a part of another disk"),
+            (json!({"id": "nvme0"}), "a device that is no disk"),
+            (json!({"id": "nvme-subsys0"}), "a device that is no disk"),
+            (json!({"id": "nullb0"}), "a device of a program"),
+            (json!({"id": "sdz", "type": "TAPE"}), "a tape"),
+            (json!({"id": "sdb", "model": "Universal Xport", "size": 20_971_520}), "an array's own device"),
+            (json!({"id": "sdb", "model": "LUNZ", "vendor": "DGC"}), "an array's own device"),
+            (json!({"id": "sdb", "model": "OPEN-V      -CM", "vendor": "HITACHI"}), "an array's own device"),
+            (json!({"id": "sdb", "vendor": "HP iLO", "model": "LUN 00 Media 0"}), "a virtual medium of the BMC"),
+            (json!({"id": "sdb", "model": "OpenBMC_USB_Media", "type": "usb"}), "a virtual medium of the BMC"),
+            (json!({"id": "sdb", "vendor": "PiKVM", "model": "CD-ROM Drive", "type": "usb"}), "a virtual medium of the BMC"),
             (json!({"id": "mmcblk0boot0"}), "a boot partition of eMMC"),
             (json!({"id": "mmcblk0boot1"}), "a boot partition of eMMC"),
             (json!({"id": "mmcblk0rpmb"}), "a boot partition of eMMC"),
@@ -350,6 +422,11 @@ mod tests {
             json!({"id": "mmcblk0"}),
             json!({"id": "nvme10n1"}),
             json!({"id": "dasda"}),
+            json!({"id": "sfdv0n1"}),
+            json!({"id": "rssda"}),
+            json!({"id": "fioa"}),
+            json!({"id": "sda", "model": "OPEN-V", "vendor": "HITACHI"}),
+            json!({"id": "sda", "block_size": 0, "read_only": "0", "removable": "yes"}),
             json!({"id": "cciss!c0d0"}),
             json!({"id": "sda", "size": SIZE.to_string()}),
         ] {
@@ -392,6 +469,21 @@ mod tests {
             [("sda".to_owned(), 2), ("sdc".to_owned(), 2)],
             "two LUNs of one array"
         );
+        // A path that stands by and tells no serial number.
+        let naa_only =
+            |id, target, serial: &str| fc(id, target, 0, json!({"wwn": naa, "serial": serial}));
+        let (found, _) = read(json!([
+            naa_only("sda", 1, "80B1x+Nq"),
+            naa_only("sdb", 2, "")
+        ]));
+        assert_eq!(found, [("sda".to_owned(), 2)]);
+        // One target of iSCSI by two portals.
+        let iscsi = |id: &str, portal: u32| {
+            json!({"id": id, "size": SIZE, "model": "VIRTUAL-DISK", "serial": "beaf11",
+                "device_path": format!("ip-10.0.0.{portal}:3260-iscsi-iqn.2001-05.com.example:a-lun-1")})
+        };
+        let (found, _) = read(json!([iscsi("sda", 1), iscsi("sdb", 2)]));
+        assert_eq!(found, [("sda".to_owned(), 2)]);
         // The link of udev is found whichever path has it.
         let mut notes = Notes::default();
         let linked = fc(
@@ -439,6 +531,26 @@ mod tests {
                 "another size",
                 json!({"wwn": "naa.5000c500a1b2c3d4"}),
                 json!({"wwn": "naa.5000c500a1b2c3d4", "size": 5 << 30}),
+            ),
+            (
+                "a controller that gives its own serial to each",
+                json!({"serial": "PDNLH0BRH7V1", "device_path": "pci-0000:03:00.0-sas-phy0-lun-0"}),
+                json!({"serial": "PDNLH0BRH7V1", "device_path": "pci-0000:03:00.0-sas-phy1-lun-0"}),
+            ),
+            (
+                "two iSCSI servers that both count from 1",
+                json!({"serial": "beaf11", "wwn": "t10.IET     00010001", "device_path": "ip-10.0.0.1:3260-iscsi-iqn.2001-05.com.example:a-lun-1"}),
+                json!({"serial": "beaf11", "wwn": "t10.IET     00010001", "device_path": "ip-10.0.0.2:3260-iscsi-iqn.2001-05.com.example:b-lun-1"}),
+            ),
+            (
+                "two LUNs of flash with one name",
+                json!({"serial": "94LEP3340R", "wwn": "eui.8ce38e0000000000", "device_path": "platform-1d84000.ufshc-scsi-0:0:0:0"}),
+                json!({"serial": "94LEP3340R", "wwn": "eui.8ce38e0000000000", "device_path": "platform-1d84000.ufshc-scsi-0:0:0:4"}),
+            ),
+            (
+                "two bridges to USB of one maker",
+                json!({"serial": "DD564198838B1", "wwn": "naa.5000000000000001", "device_id": "usb-JMicron_DD564198838B1-0:0"}),
+                json!({"serial": "DD564198838B1", "wwn": "naa.5000000000000001", "device_path": "pci-0000:00:14.0-usb-0:2:1.0-scsi-0:0:0:0"}),
             ),
             (
                 "a serial of zeros",

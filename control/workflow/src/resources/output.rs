@@ -8,7 +8,7 @@ use serde_json::{Number, Value};
 use super::ResourcesError;
 use super::notes::Notes;
 
-/// Places where the JSON may begin that are tried: lines that begin with `{`, then any `{`.
+/// Places that are tried in vain: lines that begin with `{`, then any `{`.
 const BEGINNINGS_MAX: usize = 16;
 /// Nested deeper than this a value is taken for nothing. The contract has nine levels, the parser's own limit is 128.
 const DEPTH_MAX: usize = 64;
@@ -19,29 +19,53 @@ const PARTS: [&str; 5] = ["cpu", "memory", "network", "storage", "system"];
 pub(super) fn find(output: &[u8], notes: &mut Notes) -> Result<Value, ResourcesError> {
     let text = decode(output, notes);
     let mut is_json = false;
-    for at in beginnings(&text) {
+    let mut is_cut = false;
+    let mut try_at = |at: usize| {
         let Some(tidied) = tidy(&text[at..]) else {
-            continue;
+            is_cut |= names_a_part(&text[at..]);
+            return Tried::Nothing;
         };
         let Ok(root) = serde_json::from_str::<Value>(&tidied.json) else {
-            continue;
+            return Tried::Nothing;
         };
         is_json = true;
-        if !is_inventory(&root) {
+        match is_inventory(&root) {
+            true => Tried::Inventory(root, at, tidied),
+            false => Tried::Other(at + tidied.end),
+        }
+    };
+    // Lines of JSON that are something else, a driver's or a logger's, cost one look each however many they are.
+    let (mut passed, mut failed, mut found) = (0, 0, None);
+    for at in line_beginnings(&text) {
+        if at < passed || failed == BEGINNINGS_MAX {
             continue;
         }
-        if !text[..at].trim().is_empty() {
-            let lines = text[..at].trim().lines().count();
-            notes.say(format!("{lines} lines before the JSON skipped"));
+        match try_at(at) {
+            Tried::Inventory(root, at, tidied) => {
+                found = Some((root, at, tidied));
+                break;
+            }
+            Tried::Other(end) => passed = end,
+            Tried::Nothing => failed += 1,
         }
-        if !text[at + tidied.end..].trim().is_empty() {
-            notes.say("text after the JSON skipped");
-        }
-        if tidied.mended > 0 {
-            let count = tidied.mended;
-            notes.say(format!("{count} values that JSON does not have skipped"));
-        }
+    }
+    if found.is_none() {
+        let anywhere = text.match_indices('{').map(|(at, _)| at);
+        found = anywhere
+            .take(BEGINNINGS_MAX)
+            .find_map(|at| match try_at(at) {
+                Tried::Inventory(root, at, tidied) => Some((root, at, tidied)),
+                _ => None,
+            });
+    }
+    if let Some((root, at, tidied)) = found {
+        say_what_was_skipped(&text, at, &tidied, notes);
         return Ok(root);
+    }
+    if is_cut {
+        return Err(ResourcesError::Cut {
+            octets: output.len(),
+        });
     }
     match serde_json::from_str::<Value>(&text) {
         Err(error) if !is_json => Err(ResourcesError::NotJson {
@@ -50,6 +74,36 @@ pub(super) fn find(output: &[u8], notes: &mut Notes) -> Result<Value, ResourcesE
         }),
         _ => Err(ResourcesError::NoResources),
     }
+}
+
+/// What begins at a place of the text.
+enum Tried {
+    /// The inventory, where it begins and how it was read.
+    Inventory(Value, usize, Tidied),
+    /// Other JSON, that ends here.
+    Other(usize),
+    Nothing,
+}
+
+fn say_what_was_skipped(text: &str, at: usize, tidied: &Tidied, notes: &mut Notes) {
+    if !text[..at].trim().is_empty() {
+        let lines = text[..at].trim().lines().count();
+        notes.say(format!("{lines} lines before the JSON skipped"));
+    }
+    if !text[at + tidied.end..].trim().is_empty() {
+        notes.say("text after the JSON skipped");
+    }
+    if tidied.mended > 0 {
+        let count = tidied.mended;
+        notes.say(format!("{count} values that JSON does not have skipped"));
+    }
+}
+
+/// Whether an inventory may have begun here. One that does not end would be taken for a machine without the rest.
+fn names_a_part(text: &str) -> bool {
+    PARTS
+        .iter()
+        .any(|part| text.contains(&format!("\"{part}\"")))
 }
 
 /// Where the parts are. Old scripts print them without the frame around them.
@@ -86,20 +140,16 @@ fn decode<'a>(output: &'a [u8], notes: &mut Notes) -> Cow<'a, str> {
     }
 }
 
-fn beginnings(text: &str) -> Vec<usize> {
+fn line_beginnings(text: &str) -> impl Iterator<Item = usize> {
     let is_blank = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
     let mut line_begins = 0;
-    let at_lines = text.split_inclusive('\n').filter_map(|line| {
+    text.split_inclusive('\n').filter_map(move |line| {
         let begins = line_begins;
         line_begins += line.len();
         let rest = line.trim_start_matches(is_blank);
         rest.starts_with('{')
             .then_some(begins + line.len() - rest.len())
-    });
-    let mut places: Vec<usize> = at_lines.take(BEGINNINGS_MAX).collect();
-    let anywhere = text.match_indices('{').map(|(at, _)| at);
-    places.extend(anywhere.take(BEGINNINGS_MAX));
-    places
+    })
 }
 
 struct Tidied {
@@ -109,13 +159,13 @@ struct Tidied {
     mended: usize,
 }
 
-/// The object that `text` begins with, as JSON has it: words that are no values (`NaN`, `Infinity`, `None`), numbers
-/// too great to be any, bare control characters, lone surrogates and unknown escapes are replaced, values nested too
-/// deeply are dropped. `None`: it does not end.
+/// The object that `text` begins with, as JSON has it: words that are no values (`NaN`, `Infinity`, `None`, `N/A`),
+/// numbers too great to be any, bare control characters, lone surrogates and unknown escapes are replaced, commas too
+/// many or too few are set right, values nested too deeply are dropped. `None`: it does not end.
 fn tidy(text: &str) -> Option<Tidied> {
     let octets = text.as_bytes();
-    let mut json = String::new();
-    let (mut at, mut depth, mut mended) = (0, 0usize, 0);
+    let mut out = Tidy::default();
+    let (mut at, mut depth) = (0, 0usize);
     while at < octets.len() {
         let begin = at;
         let shown = depth <= DEPTH_MAX;
@@ -125,68 +175,168 @@ fn tidy(text: &str) -> Option<Tidied> {
                 let (end, changes) = tidy_string(text, at, &mut string)?;
                 at = end;
                 if shown {
-                    json += &string;
-                    mended += changes;
+                    out.value(&string);
+                    out.mended += changes;
                 }
             }
             open @ (b'{' | b'[') => {
                 at += 1;
                 depth += 1;
                 if depth <= DEPTH_MAX {
-                    json.push(char::from(open));
+                    out.open(char::from(open));
                 } else if shown {
-                    json += "null";
-                    mended += 1;
+                    out.value("null");
+                    out.mended += 1;
                 }
             }
             close @ (b'}' | b']') => {
                 at += 1;
                 if shown {
-                    json.push(char::from(close));
+                    out.close(char::from(close));
                 }
                 depth = depth.checked_sub(1)?;
                 if depth == 0 {
                     return Some(Tidied {
-                        json,
+                        json: out.json,
                         end: at,
-                        mended,
+                        mended: out.mended,
                     });
                 }
             }
-            b'+' | b'-' | b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
-                let is_word = |c: &u8| c.is_ascii_alphanumeric() || b"+-._".contains(c);
-                at += octets[at..].iter().take_while(|c| is_word(c)).count();
-                let word = &text[begin..at];
-                let is_value =
-                    matches!(word, "true" | "false" | "null") || word.parse::<Number>().is_ok();
-                if shown && is_value {
-                    json += word;
-                } else if shown {
-                    json += "null";
-                    mended += 1;
+            b',' => {
+                at += 1;
+                if shown {
+                    out.comma();
                 }
             }
-            b',' | b':' if shown => {
-                json.push(char::from(octets[at]));
+            b':' => {
                 at += 1;
-            }
-            // Blanks, control characters, and what the parser will refuse.
-            c if c.is_ascii() => {
-                at += 1;
-                if shown && c > b' ' {
-                    json.push(char::from(c));
+                if shown {
+                    out.colon();
                 }
             }
+            // Blanks and control characters.
+            c if c <= b' ' || c == 0x7f => at += 1,
             _ => {
-                let odd = text[at..].chars().next()?;
-                at += odd.len_utf8();
-                if shown && !odd.is_whitespace() && odd != '\u{feff}' {
-                    json.push(odd);
+                let rest = &text[begin..];
+                let end = rest.find(ends_word).unwrap_or(rest.len());
+                // An odd blank, or a byte order mark in the middle.
+                at += end.max(rest.chars().next()?.len_utf8());
+                if shown && end > 0 {
+                    out.word(&rest[..end]);
                 }
             }
         }
     }
     None
+}
+
+fn ends_word(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || c == '\u{feff}' || "\",:{}[]".contains(c)
+}
+
+/// JSON as it is written down.
+#[derive(Default)]
+struct Tidy {
+    json: String,
+    mended: usize,
+    last: Last,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Last {
+    #[default]
+    Open,
+    Comma,
+    Colon,
+    Value,
+    /// A value without quotes, and where it begins: what follows may belong to it.
+    Word(usize),
+}
+
+impl Tidy {
+    /// A comma before what follows a value.
+    fn separate(&mut self) {
+        if matches!(self.last, Last::Value | Last::Word(_)) {
+            self.json.push(',');
+            self.mended += 1;
+        }
+    }
+
+    fn value(&mut self, json: &str) {
+        self.separate();
+        self.json += json;
+        self.last = Last::Value;
+    }
+
+    fn word(&mut self, word: &str) {
+        // "8 GiB", "12:30": one value, which is none.
+        if let Last::Word(begin) = self.last {
+            return self.spoil(begin);
+        }
+        self.separate();
+        let begin = self.json.len();
+        if matches!(word, "true" | "false" | "null") || word.parse::<Number>().is_ok() {
+            self.json += word;
+            self.last = Last::Word(begin);
+        } else {
+            self.spoil(begin);
+        }
+    }
+
+    fn spoil(&mut self, begin: usize) {
+        if self.json.get(begin..) != Some("null") {
+            self.json.truncate(begin);
+            self.json += "null";
+            self.mended += 1;
+        }
+        self.last = Last::Word(begin);
+    }
+
+    fn open(&mut self, bracket: char) {
+        self.separate();
+        self.json.push(bracket);
+        self.last = Last::Open;
+    }
+
+    fn close(&mut self, bracket: char) {
+        match self.last {
+            Last::Comma => {
+                self.json.pop();
+                self.mended += 1;
+            }
+            Last::Colon => {
+                self.json += "null";
+                self.mended += 1;
+            }
+            _ => {}
+        }
+        self.json.push(bracket);
+        self.last = Last::Value;
+    }
+
+    fn comma(&mut self) {
+        match self.last {
+            Last::Value | Last::Word(_) => self.json.push(','),
+            Last::Colon => {
+                self.json += "null,";
+                self.mended += 1;
+            }
+            Last::Open | Last::Comma => {
+                self.mended += 1;
+                return;
+            }
+        }
+        self.last = Last::Comma;
+    }
+
+    fn colon(&mut self) {
+        if let Last::Word(begin) = self.last {
+            return self.spoil(begin);
+        }
+        self.json.push(':');
+        self.last = Last::Colon;
+    }
 }
 
 /// Copies the string that begins at `at`; its end and how often it was mended.
@@ -326,6 +476,23 @@ mod tests {
             ("1e999", "null"),
             ("007", "null"),
             ("+5", "null"),
+            ("N/A", "null"),
+            ("8 GiB", "null"),
+            ("12:30:00", "null"),
+            ("52:54:00:ab:cd:ef", "null"),
+            ("'single quotes'", "null"),
+            ("100%", "null"),
+            ("<nil>", "null"),
+            ("µ", "null"),
+            ("1,", "1"),
+            ("", "null"),
+            (",", "null"),
+            ("[1, 2,]", "[1, 2]"),
+            ("[1,, 2]", "[1, 2]"),
+            ("[,1]", "[1]"),
+            (r#"[{"a": 1} {"a": 2}]"#, r#"[{"a": 1}, {"a": 2}]"#),
+            (r#"{"a": 1 "b": 2,}"#, r#"{"a": 1, "b": 2}"#),
+            (r#"{"a": , "b":}"#, r#"{"a": null, "b": null}"#),
             (r#""a\x41""#, r#""a\\x41""#),
             (r#""\udcff\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
             (r#""\u12""#, r#""\\u12""#),
@@ -346,6 +513,19 @@ mod tests {
         assert_eq!(root["resources"]["cpu"]["n"], 1, "nested too deeply");
     }
 
+    /// Drivers and loggers that write JSON, too; LXD's own frame around it.
+    #[test]
+    fn other_json_around_the_inventory_does_not_hide_it() {
+        let line = "{\"level\": \"warn\", \"cpu\": {}, \"message\": \"{\"}\n";
+        let (root, notes) = read(format!("{}{GOOD}", line.repeat(500)).as_bytes());
+        assert_eq!(root["resources"]["cpu"]["n"], 1);
+        assert_eq!(notes.as_deref(), Some("500 lines before the JSON skipped"));
+        let lxd = r#"{"type": "sync", "metadata": {"cpu": {"n": 1}, "memory": {}}}"#;
+        assert_eq!(read(lxd.as_bytes()).0["cpu"]["n"], 1);
+        let coloured = format!("\x1b[0m\x1b[32m{GOOD}\x1b[0m");
+        assert_eq!(read(coloured.as_bytes()).0["resources"]["cpu"]["n"], 1);
+    }
+
     /// `serde_json` keeps the last of two keys with one name, as Python does.
     #[test]
     fn good_json_is_read_as_it_is() {
@@ -356,6 +536,16 @@ mod tests {
             let (root, notes) = read(json.as_bytes());
             assert_eq!(root, serde_json::from_str::<Value>(json).unwrap());
             assert_eq!(notes, None);
+        }
+    }
+
+    /// A full disk, or a limit on the way: half an inventory would take the other half of the machine away.
+    #[test]
+    fn an_inventory_that_was_cut_is_refused_with_that_reason() {
+        for cut in 30..GOOD.len() - 1 {
+            let error = find(&GOOD.as_bytes()[..cut], &mut Notes::default()).unwrap_err();
+            let said = format!("cut off after {cut} octets");
+            assert!(error.to_string().contains(&said), "{error}");
         }
     }
 
