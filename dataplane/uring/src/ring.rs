@@ -1,25 +1,31 @@
-//! The ring: sockets and memory behind the queue, datagrams in and out, and `Driver` for the shard.
+//! The ring: sockets and memory behind the queue, datagrams out, and `Driver` for the shard. What is always armed
+//! ([`arm`]), what comes in ([`receive`]) and a ring's end ([`close`]) have files of their own.
+
+mod arm;
+mod close;
+mod receive;
 
 use std::collections::HashMap;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::Object;
-use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 use shard::{
-    Bell, Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
-    StreamId, Target, Train,
+    Bell, Buffer, Close, Completion, Driver, DriverCounters, LinkSocket, NoSlot, Service, StreamId,
+    Target, Train,
 };
 use slab::Slab;
 
+use arm::{Listener, RETRY_AFTER, Retry};
+
 use crate::buffers::Buffers;
-use crate::control::{CONTROL_BYTES, NAME_BYTES, Received, get_address, get_link_address};
+use crate::control::{CONTROL_BYTES, NAME_BYTES};
 use crate::probe::{self, RingError};
 use crate::queue::{Kind, Queue, Reaped, user_data};
 use crate::slots::Slots;
@@ -76,9 +82,6 @@ const DHCP_BUFFER_BYTES: usize = 2048;
 const TFTP_BUFFER_BYTES: usize = 1024;
 const HTTP_BUFFER_BYTES: usize = 4096;
 
-/// How long a drop waits for what is in flight before it gives the memory up instead.
-const DRAIN_WAIT: Duration = Duration::from_secs(2);
-
 /// A datagram socket this shard receives from.
 struct Socket {
     fd: OwnedFd,
@@ -89,31 +92,6 @@ struct Socket {
     /// Cancelled; gone with its last completion.
     leaving: bool,
     retry: Retry,
-}
-
-/// When what ended with an error may be armed again: at once after the first time, later if it goes on.
-#[derive(Clone, Copy, Debug, Default)]
-struct Retry {
-    failures: u32,
-    not_before: Option<Instant>,
-}
-
-/// What fails again and again is tried so often.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
-
-impl Retry {
-    fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = (self.failures > 1).then_some(now + RETRY_AFTER);
-    }
-
-    fn succeeded(&mut self) {
-        *self = Self::default();
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.not_before.is_none_or(|at| at <= now)
-    }
 }
 
 /// The memory that operations in flight point at. `Ring::drop` gives it up if they cannot be ended.
@@ -155,19 +133,6 @@ pub struct Ring {
     limits: RingLimits,
     reaped: Vec<Reaped>,
     counters: DriverCounters,
-}
-
-struct Listener {
-    fd: OwnedFd,
-    armed: bool,
-    leaving: bool,
-    retry: Retry,
-}
-
-impl Listener {
-    fn wants_arming(&self) -> bool {
-        !self.armed && !self.leaving
-    }
 }
 
 impl Ring {
@@ -256,104 +221,6 @@ impl Ring {
         Ok(ring)
     }
 
-    fn add_socket(&mut self, fd: OwnedFd, service: Service, interface: u32) -> u32 {
-        let socket = Socket {
-            fd,
-            service,
-            interface,
-            armed: false,
-            leaving: false,
-            retry: Retry::default(),
-        };
-        let index = self.sockets.insert(socket) as u32; // far fewer sockets than that
-        self.unarmed.push(index);
-        index
-    }
-
-    /// Arms what is not armed: at start, and what ended since the last poll. What finds no room in the queue is armed in
-    /// the next poll; an error is the ring's end.
-    fn arm(&mut self) -> io::Result<()> {
-        match self.try_to_arm() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.counters.arms_failed += 1;
-                Ok(())
-            }
-            result => result,
-        }
-    }
-
-    fn try_to_arm(&mut self) -> io::Result<()> {
-        while let Some(target) = self.uncancelled.last() {
-            self.queue.cancel(*target, user_data(Kind::Cancel, 0))?;
-            self.uncancelled.pop();
-        }
-        if !self.bell_armed && self.bell_retry.is_due(self.now) {
-            let poll = opcode::PollAdd::new(Fd(self.bell.as_raw_fd()), libc::POLLIN as u32)
-                .multi(true)
-                .build()
-                .user_data(user_data(Kind::Bell, 0));
-            self.queue.push_plain(&poll)?;
-            self.bell_armed = true;
-        }
-        if let Some(listener) = &mut self.listener
-            && listener.wants_arming()
-            && listener.retry.is_due(self.now)
-        {
-            let accept = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
-                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
-                .build()
-                .user_data(user_data(Kind::Accept, 0));
-            self.queue.push_plain(&accept)?;
-            listener.armed = true;
-        }
-        let mut later = Vec::new();
-        while let Some(index) = self.unarmed.pop() {
-            let Some(socket) = self.sockets.get_mut(index as usize) else {
-                continue;
-            };
-            if socket.armed || socket.leaving {
-                continue;
-            }
-            if !socket.retry.is_due(self.now) {
-                later.push(index);
-                continue;
-            }
-            let set = match socket.service {
-                Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
-                Service::TftpRequest | Service::TftpTransfer(_) => SET_TFTP,
-            };
-            let group = self.memory.sets[set].group();
-            let template = &raw const *self.memory.template;
-            let receive = opcode::RecvMsgMulti::new(Fd(socket.fd.as_raw_fd()), template, group)
-                .build()
-                .user_data(user_data(Kind::Datagrams, index));
-            // SAFETY: `template` is boxed in `memory`, never written after `new`, and outlives every operation (`drop`).
-            let pushed = unsafe { self.queue.push(&receive) };
-            if let Err(error) = pushed {
-                self.unarmed.push(index);
-                self.unarmed.append(&mut later);
-                return Err(error);
-            }
-            socket.armed = true;
-        }
-        self.unarmed = later;
-        Ok(())
-    }
-
-    fn needs_arming(&self) -> bool {
-        !self.bell_armed
-            || !self.unarmed.is_empty()
-            || !self.uncancelled.is_empty()
-            || self.listener.as_ref().is_some_and(Listener::wants_arming)
-    }
-
-    fn cancel(&mut self, target: u64) {
-        let answer = user_data(Kind::Cancel, 0);
-        if self.queue.cancel(target, answer).is_err() {
-            self.uncancelled.push(target);
-        }
-    }
-
     fn on_reaped(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
         match reaped.kind {
             Kind::Bell => {
@@ -421,151 +288,6 @@ impl Ring {
         self.counters.datagrams_sent += sent as u64;
         self.counters.sends_failed += (self.memory.large.segments(index) - sent) as u64;
     }
-
-    fn on_datagram(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
-        let Some(socket) = self.sockets.get_mut(reaped.index as usize) else {
-            return;
-        };
-        let (service, interface) = (socket.service, socket.interface);
-        if reaped.result >= 0 {
-            socket.retry.succeeded();
-        } else if !matches!(-reaped.result, libc::ENOBUFS | libc::ECANCELED) {
-            // ENETDOWN: the device went down. Whatever it is, it may be so again at once.
-            self.counters.arms_failed += 1;
-            socket.retry.failed(self.now);
-        }
-        if !reaped.goes_on() {
-            socket.armed = false;
-            if socket.leaving {
-                self.sockets.remove(reaped.index as usize);
-            } else {
-                self.unarmed.push(reaped.index);
-            }
-        }
-        let set_index = match service {
-            Service::DhcpFrame | Service::Dhcp | Service::ProxyDhcp => SET_DHCP,
-            Service::TftpRequest | Service::TftpTransfer(_) => SET_TFTP,
-        };
-        let memory = &mut *self.memory;
-        let set = &mut memory.sets[set_index];
-        let Some(index) = reaped.buffer() else {
-            if reaped.result == -libc::ENOBUFS {
-                self.counters.buffers_exhausted += 1;
-            }
-            return;
-        };
-        set.take(index);
-        let datagram = read_datagram(
-            set,
-            index,
-            reaped.result,
-            &memory.template,
-            service,
-            interface,
-        );
-        match datagram {
-            Ok(datagram) => {
-                self.counters.datagrams_received += 1;
-                done.push(Completion::Datagram(datagram));
-            }
-            Err(unusable) => {
-                match unusable {
-                    Unusable::Tagged => self.counters.frames_tagged += 1,
-                    Unusable::Incomplete => self.counters.datagrams_unusable += 1,
-                }
-                set.give_back(index);
-            }
-        }
-    }
-
-    fn on_accept(&mut self, reaped: Reaped, done: &mut Vec<Completion>) {
-        if let Some(listener) = &mut self.listener
-            && !reaped.goes_on()
-        {
-            listener.armed = false;
-            if listener.leaving {
-                self.listener = None;
-            }
-        }
-        if let Some(listener) = &mut self.listener {
-            if reaped.result >= 0 {
-                listener.retry.succeeded();
-            } else {
-                // ECONNABORTED: that client is gone. EMFILE, ENFILE, ENOMEM: it will not be better at once.
-                listener.retry.failed(self.now);
-            }
-        }
-        if reaped.result < 0 {
-            if reaped.result != -libc::ECANCELED {
-                self.counters.accept_failed += 1;
-            }
-            return;
-        }
-        let fd = crate::streams::adopt(reaped.result);
-        if let Some((stream, peer, local)) = self.memory.streams.insert(fd, &mut self.queue) {
-            self.counters.accepted += 1;
-            done.push(Completion::Accepted {
-                stream,
-                peer,
-                local,
-            });
-        }
-    }
-}
-
-enum Unusable {
-    Tagged,
-    Incomplete,
-}
-
-/// The datagram in a buffer just taken.
-fn read_datagram(
-    set: &Buffers,
-    index: u16,
-    result: i32,
-    template: &libc::msghdr,
-    service: Service,
-    interface: u32,
-) -> Result<Datagram, Unusable> {
-    let filled = usize::try_from(result).map_err(|_| Unusable::Incomplete)?;
-    let octets = set.bytes(index).get(..filled).ok_or(Unusable::Incomplete)?;
-    let out = RecvMsgOut::parse(octets, template).map_err(|()| Unusable::Incomplete)?;
-    if out.is_payload_truncated() || out.is_control_data_truncated() {
-        return Err(Unusable::Incomplete);
-    }
-    let start = out.payload_data().as_ptr() as usize - octets.as_ptr() as usize;
-    let buffer = |set: u16| Buffer {
-        set,
-        index,
-        start: start as u32,
-        length: out.payload_data().len() as u32,
-    };
-    let received = Received::parse(out.control_data());
-    if service == Service::DhcpFrame {
-        if received.tagged {
-            return Err(Unusable::Tagged);
-        }
-        return Ok(Datagram {
-            service,
-            from: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            interface,
-            ethernet: get_link_address(out.name_data()),
-            checksum_missing: received.checksum_missing,
-            buffer: buffer(set.group()),
-        });
-    }
-    let from = get_address(out.name_data()).ok_or(Unusable::Incomplete)?;
-    let (local, interface) = received.local.ok_or(Unusable::Incomplete)?;
-    Ok(Datagram {
-        service,
-        from,
-        local,
-        interface,
-        ethernet: None,
-        checksum_missing: false,
-        buffer: buffer(set.group()),
-    })
 }
 
 impl Driver for Ring {
@@ -771,82 +493,6 @@ impl Driver for Ring {
             enters: self.queue.enters(),
             enters_refused: self.queue.refused(),
             ..self.counters
-        }
-    }
-}
-
-impl Drop for Ring {
-    /// Ends everything in flight before its memory goes. What cannot be ended keeps its memory: a leak is harmless.
-    fn drop(&mut self) {
-        let deadline = Instant::now() + DRAIN_WAIT;
-        // Cancellation sees only what was submitted.
-        let _ = self.queue.submit();
-        let _ = self.queue.cancel_all(DRAIN_WAIT);
-        loop {
-            let mut reaped = Vec::new();
-            if self
-                .queue
-                .reap(Duration::from_millis(10), Duration::ZERO, &mut reaped)
-                .is_err()
-            {
-                break;
-            }
-            for completion in reaped {
-                self.on_drained(completion);
-            }
-            let armed = self.sockets.iter().any(|(_, socket)| socket.armed)
-                || self
-                    .listener
-                    .as_ref()
-                    .is_some_and(|listener| listener.armed)
-                || self.bell_armed;
-            let memory = &*self.memory;
-            let in_flight = memory.small.in_flight_count()
-                + memory.large.in_flight_count()
-                + memory.streams.in_flight_count();
-            if !armed && in_flight == 0 {
-                // SAFETY: nothing is in flight, so the kernel no longer uses `memory`; it is not used after this.
-                unsafe { ManuallyDrop::drop(&mut self.memory) };
-                return;
-            }
-            if Instant::now() >= deadline {
-                break;
-            }
-        }
-        // Not drained in time: the memory stays, for the kernel may still write to it.
-        tracing::warn!(
-            "operations of a closed io_uring did not end; their memory is left to the kernel"
-        );
-    }
-}
-
-impl Ring {
-    /// Like `on_reaped`, while everything ends: only what is in flight matters.
-    fn on_drained(&mut self, reaped: Reaped) {
-        if reaped.goes_on() {
-            return;
-        }
-        match reaped.kind {
-            Kind::Bell => self.bell_armed = false,
-            Kind::Datagrams => {
-                if let Some(socket) = self.sockets.get_mut(reaped.index as usize) {
-                    socket.armed = false;
-                }
-            }
-            Kind::Accept => {
-                if let Some(listener) = &mut self.listener {
-                    listener.armed = false;
-                }
-                if reaped.result >= 0 {
-                    drop(crate::streams::adopt(reaped.result));
-                }
-            }
-            Kind::SendSmall => self.memory.small.free(reaped.index),
-            Kind::SendLarge => self.memory.large.free(reaped.index),
-            Kind::StreamReceive | Kind::StreamSend | Kind::StreamWritable | Kind::StreamCancel => {
-                self.memory.streams.on_drained(reaped.index);
-            }
-            Kind::Cancel => {}
         }
     }
 }
