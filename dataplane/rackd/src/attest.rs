@@ -7,8 +7,12 @@
 //! |------------------------------------|--------------------------------------------------------------------------|
 //! | who was given this address?        | a live binding under a MAC, else a reservation for a MAC, else the neighbour table |
 //! | whose connection is this, surely?  | on a link of the rack's own: the neighbour table, with which the frame that opened the connection and the binding or reservation must agree; behind a relay: the binding, or a reservation for a machine's card |
+//!
+//! That the kernel could not be asked, or has not found out yet, is neither "nobody" nor "somebody else": the question is
+//! asked again, and whoever cannot wait is told to come back.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
@@ -16,7 +20,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use shard::{Link, Snapshot};
 
-use crate::neighbour;
+use crate::neighbour::{self, Entry};
 use crate::rarely::Rarely;
 
 /// A network card, and where it is.
@@ -44,23 +48,73 @@ pub type Bindings = Arc<RwLock<HashMap<IpAddr, Binding>>>;
 pub struct Attester {
     bindings: Bindings,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    kernel: Kernel,
 }
+
+/// What is asked of the kernel; the real one but in tests.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) entry: fn(u32, Ipv4Addr) -> io::Result<Entry>,
+    pub(crate) is_direct: fn(u32, Ipv4Addr) -> io::Result<bool>,
+}
+
+impl Kernel {
+    const REAL: Self = Self {
+        entry: neighbour::entry,
+        is_direct: neighbour::is_direct,
+    };
+
+    fn entry(self, device: u32, address: Ipv4Addr) -> io::Result<Entry> {
+        (self.entry)(device, address)
+    }
+
+    fn is_direct(self, device: u32, address: Ipv4Addr) -> io::Result<bool> {
+        (self.is_direct)(device, address)
+    }
+}
+
+/// The kernel could not be asked, or has not found out yet: asked again it may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unclear;
 
 impl Attester {
     pub fn new(bindings: Bindings, snapshot: Arc<ArcSwap<Snapshot>>) -> Self {
-        Self { bindings, snapshot }
+        Self {
+            bindings,
+            snapshot,
+            kernel: Kernel::REAL,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn asking(self, kernel: Kernel) -> Self {
+        Self { kernel, ..self }
     }
 
     /// The card that was given `address`, or that answers for it. No proof: the source of a datagram says nothing.
-    pub fn card(&self, address: IpAddr, now: Instant) -> Option<[u8; 6]> {
+    pub fn card(&self, address: IpAddr, now: Instant) -> Result<Option<[u8; 6]>, Unclear> {
         if let Some(mac) = self.given(address, now) {
-            return Some(mac);
+            return Ok(Some(mac));
         }
         let IpAddr::V4(address) = address.to_canonical() else {
-            return None;
+            return Ok(None);
         };
         let snapshot = self.snapshot.load();
-        neighbour(snapshot.link_by_address(address)?, address)
+        let device = snapshot
+            .link_by_address(address)
+            .and_then(|link| link.index);
+        let Some(device) = device else {
+            return Ok(None);
+        };
+        match self.kernel.entry(device, address) {
+            Ok(Entry::Card(mac)) => Ok(Some(mac)),
+            Ok(Entry::None) => Ok(None),
+            Ok(Entry::Asking) => Err(Unclear),
+            Err(error) => {
+                complain(address, &error);
+                Err(Unclear)
+            }
+        }
     }
 
     /// The card that was given `address`, from memory.
@@ -102,7 +156,7 @@ impl Attester {
         let seen = Seen {
             given: bound.map(|card| card.mac).or(reserved),
             frame,
-            neighbour: neighbour(link, v4),
+            neighbour: self.neighbour(link, v4),
         };
         seen.judge(vlan, |a, b| {
             machine_of(a).is_some() && machine_of(a) == machine_of(b)
@@ -114,18 +168,25 @@ impl Attester {
         self.snapshot.load().machine_by_mac(&card.mac).is_some()
     }
 
-    /// Whom `address` was given to, by lease or reservation; the neighbours are not asked.
-    pub fn bound_mac(&self, address: IpAddr, now: Instant) -> Option<[u8; 6]> {
-        let address = address.to_canonical();
-        if let Some(card) = self.bound(address, now) {
-            return Some(card.mac);
-        }
-        let IpAddr::V4(address) = address else {
-            return None;
+    /// Who answers for the address, as a witness: on a network of the rack's own somebody must.
+    fn neighbour(&self, link: &Link, address: Ipv4Addr) -> Neighbour {
+        let Some(device) = link.index else {
+            return Neighbour::Elsewhere;
         };
-        let snapshot = self.snapshot.load();
-        let vlan = snapshot.link_by_address(address)?.dhcp.vlan;
-        snapshot.reserved_mac(vlan, address).map(|mac| mac.0)
+        let found = match self.kernel.entry(device, address) {
+            Ok(Entry::Card(mac)) => return Neighbour::Card(mac),
+            // A client that has shaken hands over TCP has got frames from here: on this device its card was known.
+            Ok(Entry::Asking | Entry::None) => self.kernel.is_direct(device, address),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(false) => Neighbour::Elsewhere,
+            Ok(true) => Neighbour::Unclear,
+            Err(error) => {
+                complain(address, &error);
+                Neighbour::Unclear
+            }
+        }
     }
 
     fn bound(&self, address: IpAddr, now: Instant) -> Option<Card> {
@@ -144,6 +205,8 @@ pub enum Verdict {
     Card(Card),
     /// Nothing says whose card it is.
     Unknown,
+    /// Not known now whose card it is, and soon it may be: nothing is passed on before it is.
+    Unclear,
     /// The address is another card's: nothing is answered.
     Disputed(Dispute),
 }
@@ -165,36 +228,51 @@ struct Seen {
     /// Whose frame opened the connection.
     frame: Option<[u8; 6]>,
     /// Whom frames to the address are sent to now.
-    neighbour: Option<[u8; 6]>,
+    neighbour: Neighbour,
+}
+
+/// What the neighbour table says of an address on a device of the rack's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Neighbour {
+    Card([u8; 6]),
+    /// No frames are sent to it on this device: it is this host's own, or behind a router.
+    #[default]
+    Elsewhere,
+    /// Somebody's on this very network, and the kernel does not say now whose.
+    Unclear,
 }
 
 impl Seen {
     /// All that speak must name one card, or cards of one known machine: a host with two cards on a network answers
-    /// for both addresses with either. Without a neighbour nothing is proven.
+    /// for both addresses with either. Without a neighbour nothing is proven; where there must be one, it can still be
+    /// seen that the address is another's.
     fn judge(self, vlan: u32, same_machine: impl Fn([u8; 6], [u8; 6]) -> bool) -> Verdict {
-        let Some(neighbour) = self.neighbour else {
-            return Verdict::Unknown;
+        let neighbour = match self.neighbour {
+            Neighbour::Card(mac) => Some(mac),
+            Neighbour::Elsewhere => return Verdict::Unknown,
+            Neighbour::Unclear => None,
         };
-        let rightful = self.given.unwrap_or(neighbour);
-        for seen in [Some(neighbour), self.frame].into_iter().flatten() {
+        let Some(rightful) = self.given.or(neighbour) else {
+            return Verdict::Unclear;
+        };
+        for seen in [neighbour, self.frame].into_iter().flatten() {
             if seen != rightful && !same_machine(seen, rightful) {
                 return Verdict::Disputed(Dispute { rightful, seen });
             }
         }
         let mac = rightful;
-        Verdict::Card(Card { mac, vlan })
+        match neighbour {
+            Some(_) => Verdict::Card(Card { mac, vlan }),
+            None => Verdict::Unclear,
+        }
     }
 }
 
-/// A client that has shaken hands over TCP has got frames that were sent to this card.
-fn neighbour(link: &Link, address: Ipv4Addr) -> Option<[u8; 6]> {
-    neighbour::mac_of(link.index?, address).unwrap_or_else(|error| {
-        static RARELY: Rarely = Rarely::new();
-        if let Some(left_out) = RARELY.may(Instant::now()) {
-            tracing::warn!(%address, %error, left_out, "asking for the neighbour");
-        }
-        None
-    })
+fn complain(address: Ipv4Addr, error: &io::Error) {
+    static RARELY: Rarely = Rarely::new();
+    if let Some(left_out) = RARELY.may(Instant::now()) {
+        tracing::warn!(%address, %error, left_out, "asking for the neighbour");
+    }
 }
 
 #[cfg(test)]
@@ -217,7 +295,7 @@ pub(crate) mod tests {
         link_of("10.99.0.0/24")
     }
 
-    fn link_of(net: &str) -> Link {
+    pub(crate) fn link_of(net: &str) -> Link {
         let subnet = dhcp::Subnet {
             id: 1,
             net: net.parse().unwrap(),
@@ -268,73 +346,103 @@ pub(crate) mod tests {
         let card = |mac| Verdict::Card(Card { mac, vlan: VLAN });
         let disputed = |rightful, seen| Verdict::Disputed(Dispute { rightful, seen });
         let unknown = Verdict::Unknown;
+        let unclear = Verdict::Unclear;
+        let on = Neighbour::Card;
+        let (away, silent) = (Neighbour::Elsewhere, Neighbour::Unclear);
         for (given, frame, neighbour, want, why) in [
-            (Some(A), Some(A), Some(A), card(A), "the holder itself"),
-            (
-                Some(A),
-                None,
-                Some(A),
-                card(A),
-                "a kernel that kept no frame",
-            ),
+            (Some(A), Some(A), on(A), card(A), "the holder itself"),
+            (Some(A), None, on(A), card(A), "a kernel that kept no frame"),
             (
                 None,
                 Some(X),
-                Some(X),
+                on(X),
                 card(X),
                 "no lease of ours: its own card",
             ),
             (
                 Some(A),
                 Some(X),
-                Some(X),
+                on(X),
                 disputed(A, X),
                 "a thief of the address",
             ),
             (
                 Some(A),
                 None,
-                Some(X),
+                on(X),
                 disputed(A, X),
                 "the same, no frame kept",
             ),
             (
                 Some(A),
                 Some(X),
-                Some(A),
+                on(A),
                 disputed(A, X),
                 "a thief that poisons ARP",
             ),
             (
                 None,
                 Some(X),
-                Some(A),
+                on(A),
                 disputed(A, X),
                 "the same, no lease of ours",
             ),
             (
                 Some(A),
                 Some(A),
-                Some(A2),
+                on(A2),
                 card(A),
                 "answers ARP with its second card",
             ),
             (
                 Some(A2),
                 Some(A),
-                Some(A),
+                on(A),
                 card(A2),
                 "talks with its first card",
             ),
-            (Some(A), Some(A), None, unknown, "no neighbour"),
+            (Some(A), Some(A), away, unknown, "behind a router"),
+            (Some(A), Some(X), away, unknown, "the frame is the router's"),
             (
                 Some(A),
                 None,
-                None,
+                away,
                 unknown,
                 "a lease alone attests nothing",
             ),
-            (None, None, None, unknown, "nothing"),
+            (None, None, away, unknown, "nothing"),
+            (Some(A), Some(A), silent, unclear, "its ARP is late"),
+            (
+                Some(A),
+                Some(A2),
+                silent,
+                unclear,
+                "the same, from its second card",
+            ),
+            (
+                Some(A),
+                Some(X),
+                silent,
+                disputed(A, X),
+                "a thief that is silent to ARP",
+            ),
+            (Some(A), None, silent, unclear, "the same, no frame kept"),
+            (
+                None,
+                Some(X),
+                silent,
+                unclear,
+                "a stranger whose ARP is late",
+            ),
+            (None, None, silent, unclear, "nobody that is known"),
+            // The address was leased to A2's machine while X's connection lived on.
+            (
+                Some(A2),
+                Some(X),
+                on(A2),
+                disputed(A2, X),
+                "a connection older than the lease",
+            ),
         ] {
             let seen = Seen {
                 given,
@@ -449,7 +557,8 @@ pub(crate) mod tests {
             let address = IpAddr::from([10, 99, 0, last]);
             bindings.write().unwrap().insert(address, binding);
         }
-        let card = |address: &str, at: Instant| attester.card(address.parse().unwrap(), at);
+        let card =
+            |address: &str, at: Instant| attester.card(address.parse().unwrap(), at).unwrap();
         for (address, at, want, why) in [
             ("10.99.0.5", now, Some([5; 6]), "bound"),
             ("::ffff:10.99.0.5", now, Some([5; 6]), "bound, seen as IPv6"),
@@ -473,6 +582,73 @@ pub(crate) mod tests {
             ("fd00::7", now, None, "no IPv6 links"),
         ] {
             assert_eq!(card(address, at), want, "{address}: {why}");
+        }
+    }
+
+    fn with_kernel(kernel: Kernel) -> Attester {
+        let mut snapshot = Snapshot::default();
+        snapshot.set_links(vec![link()]);
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+        Attester::new(Bindings::default(), snapshot).asking(kernel)
+    }
+
+    /// "No neighbour" would be: attest nobody, and boot nothing.
+    #[test]
+    fn a_neighbour_that_could_not_be_looked_up_is_not_nobody() {
+        let failed = |_: u32, _: Ipv4Addr| Err(io::Error::from(rustix::io::Errno::NOBUFS));
+        let address = IpAddr::from([10, 99, 0, 5]);
+        let now = Instant::now();
+        let nobody: fn(u32, Ipv4Addr) -> io::Result<Entry> = |_, _| Ok(Entry::None);
+        let asking: fn(u32, Ipv4Addr) -> io::Result<Entry> = |_, _| Ok(Entry::Asking);
+        let found: fn(u32, Ipv4Addr) -> io::Result<Entry> = |_, _| Ok(Entry::Card([5; 6]));
+        let straight: fn(u32, Ipv4Addr) -> io::Result<bool> = |_, _| Ok(true);
+        let routed: fn(u32, Ipv4Addr) -> io::Result<bool> = |_, _| Ok(false);
+        let is_card = Verdict::Card(Card {
+            mac: [5; 6],
+            vlan: VLAN,
+        });
+        type Route = fn(u32, Ipv4Addr) -> io::Result<bool>;
+        for (entry, is_direct, card, verdict, why) in [
+            (found, straight, Ok(Some([5; 6])), is_card, "a card"),
+            (
+                asking,
+                straight,
+                Err(Unclear),
+                Verdict::Unclear,
+                "being asked",
+            ),
+            (
+                nobody,
+                straight,
+                Ok(None),
+                Verdict::Unclear,
+                "gone from the table",
+            ),
+            (
+                nobody,
+                routed,
+                Ok(None),
+                Verdict::Unknown,
+                "behind a router",
+            ),
+            (
+                nobody,
+                failed as Route,
+                Ok(None),
+                Verdict::Unclear,
+                "no word of its route",
+            ),
+            (
+                |_, _| Err(rustix::io::Errno::NOBUFS.into()),
+                straight,
+                Err(Unclear),
+                Verdict::Unclear,
+                "no word",
+            ),
+        ] {
+            let attester = with_kernel(Kernel { entry, is_direct });
+            assert_eq!(attester.card(address, now), card, "{why}");
+            assert_eq!(attester.attest(address, None, now), verdict, "{why}");
         }
     }
 }

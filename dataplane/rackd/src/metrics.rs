@@ -288,6 +288,7 @@ fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {
         ("proxy_requests_total", &work.proxy.requests),
         ("proxy_attested_total", &work.proxy.attested),
         ("proxy_disputed_total", &work.proxy.disputed),
+        ("proxy_unclear_total", &work.proxy.unclear),
         ("proxy_refused_total", &work.proxy.refused),
         ("proxy_displaced_total", &work.proxy.displaced),
         ("proxy_slow_total", &work.proxy.slow),

@@ -1,9 +1,9 @@
 //! ARP probes on a real wire: two network namespaces, a host that answers in one of them, the rack's prober and the
 //! DHCP engine in the other.
 
-use std::fs::File;
+mod support;
+
 use std::net::Ipv4Addr;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,84 +11,14 @@ use dhcp::{BootReply, Engine, EventKind, Limits, Out, Outbox, Probed, Received, 
 use lease::{Block, BlockId, Epoch};
 use rackd::work::Counters;
 use rackd::work::arp::{self, Answer, Ask};
-use rustix::fd::AsFd;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use shard::Snapshot;
+use support::{HOST, Wire, enter};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use wire::dhcp4::{Header, MessageType, OP_REQUEST, View, Writer};
 use wire::ethernet::Mac;
 
 const VLAN: u32 = 5001;
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 9);
-
-fn ip(arguments: &str) -> Result<(), String> {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .map_err(|error| format!("ip: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!(
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        )),
-    }
-}
-
-/// A rack's and a host's namespace, joined by a wire. They go with it.
-struct Wire {
-    rack: String,
-    host: String,
-}
-
-impl Wire {
-    fn new() -> Result<Self, String> {
-        let number = std::process::id();
-        let wire = Self {
-            rack: format!("mstarp-r{number}"),
-            host: format!("mstarp-h{number}"),
-        };
-        let (rack, host) = (&wire.rack, &wire.host);
-        for arguments in [
-            format!("netns add {rack}"),
-            format!("netns add {host}"),
-            format!("link add eth0 netns {rack} type veth peer name eth0 netns {host}"),
-            format!("-n {host} address add {HOST}/24 dev eth0"),
-            format!("-n {rack} link set eth0 up"),
-            format!("-n {host} link set eth0 up"),
-        ] {
-            ip(&arguments)?;
-        }
-        Ok(wire)
-    }
-
-    /// The host's hardware address.
-    fn mac(&self) -> Mac {
-        let output = Command::new("ip")
-            .args(["-n", &self.host, "-o", "link", "show", "eth0"])
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let mac = text
-            .split("link/ether ")
-            .nth(1)
-            .expect("an Ethernet device");
-        let octets: Vec<u8> = mac[..17]
-            .split(':')
-            .map(|octet| u8::from_str_radix(octet, 16).unwrap())
-            .collect();
-        Mac(octets.try_into().unwrap())
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for namespace in [&self.rack, &self.host] {
-            let _ = ip(&format!("netns delete {namespace}"));
-        }
-    }
-}
 
 /// Runs `test` on a thread inside the rack's namespace, with a prober beside it. Says why if there can be none.
 fn on_a_wire<F: Future<Output = ()>>(
@@ -96,17 +26,10 @@ fn on_a_wire<F: Future<Output = ()>>(
     + Send
     + 'static,
 ) {
-    let wire = match Wire::new() {
-        Ok(wire) => wire,
-        Err(error) => {
-            eprintln!("skipped: no network namespaces here ({error})");
-            return;
-        }
-    };
-    let (namespace, mac) = (format!("/run/netns/{}", wire.rack), wire.mac());
+    let Some(wire) = Wire::new() else { return };
+    let (namespace, mac) = (wire.rack.clone(), wire.mac());
     let run = move || {
-        let namespace = File::open(namespace).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        enter(&namespace);
         let device = uring::interface_index("eth0").unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

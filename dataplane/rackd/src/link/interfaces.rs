@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use crate::netlink::{attributes, dump, ip, u32_at};
+use crate::netlink::{attributes, dump, ip, malformed, u32_at};
 
 /// One device as the kernel has it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,31 +32,34 @@ const IFA_LOCAL: u16 = 2;
 const LINK_BYTES: usize = 16;
 const ADDR_BYTES: usize = 8;
 
-/// Two dumps; takes some tens of microseconds.
+/// Two dumps; takes some tens of microseconds. An error: what devices there are is not known, which is not "none".
 pub fn read() -> io::Result<Vec<Interface>> {
     let mut links = BTreeMap::new();
-    dump(RTM_GETLINK, &[0; LINK_BYTES], |kind, body| {
+    for (kind, body) in dump(RTM_GETLINK, &[0; LINK_BYTES])? {
         if kind == RTM_NEWLINK
-            && let Some(interface) = link(body)
+            && let Some(interface) = link(&body)?
         {
             links.insert(interface.index, interface);
         }
-    })?;
-    dump(RTM_GETADDR, &[0; ADDR_BYTES], |kind, body| {
+    }
+    for (kind, body) in dump(RTM_GETADDR, &[0; ADDR_BYTES])? {
         if kind == RTM_NEWADDR
-            && let Some((index, address, length)) = address(body)
+            && let Some((index, address, length)) = address(&body)?
             && let Some(interface) = links.get_mut(&index)
         {
             interface.addresses.push((address, length));
         }
-    })?;
+    }
     Ok(links.into_values().collect())
 }
 
-fn link(body: &[u8]) -> Option<Interface> {
-    let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
+/// `None`: a device without a name, or loopback.
+fn link(body: &[u8]) -> io::Result<Option<Interface>> {
+    let cut = || malformed("a device was cut");
+    let index = u32_at(body, 4).ok_or_else(cut)?;
+    let flags = u32_at(body, 8).ok_or_else(cut)?;
     if flags & IFF_LOOPBACK != 0 {
-        return None;
+        return Ok(None);
     }
     let mut interface = Interface {
         index,
@@ -64,35 +67,46 @@ fn link(body: &[u8]) -> Option<Interface> {
         mac: None,
         addresses: Vec::new(),
     };
-    attributes(body.get(LINK_BYTES..)?, |kind, value| match kind {
-        IFLA_ADDRESS => interface.mac = value.try_into().ok(),
-        IFLA_IFNAME => {
-            let end = value
-                .iter()
-                .position(|octet| *octet == 0)
-                .unwrap_or(value.len());
-            interface.name = String::from_utf8_lossy(&value[..end]).into_owned();
-        }
-        _ => {}
-    });
-    (!interface.name.is_empty()).then_some(interface)
+    attributes(
+        body.get(LINK_BYTES..).ok_or_else(cut)?,
+        |kind, value| match kind {
+            IFLA_ADDRESS => interface.mac = value.try_into().ok(), // others are no Ethernet
+            IFLA_IFNAME => {
+                let end = value
+                    .iter()
+                    .position(|octet| *octet == 0)
+                    .unwrap_or(value.len());
+                interface.name = String::from_utf8_lossy(&value[..end]).into_owned();
+            }
+            _ => {}
+        },
+    )?;
+    Ok((!interface.name.is_empty()).then_some(interface))
 }
 
-fn address(body: &[u8]) -> Option<(u32, IpAddr, u8)> {
-    let (length, index) = (*body.get(1)?, u32_at(body, 4)?);
+/// `None`: link-local.
+fn address(body: &[u8]) -> io::Result<Option<(u32, IpAddr, u8)>> {
+    let cut = || malformed("an address was cut");
+    let length = *body.get(1).ok_or_else(cut)?;
+    let index = u32_at(body, 4).ok_or_else(cut)?;
     let (mut peer, mut local) = (None, None);
-    attributes(body.get(ADDR_BYTES..)?, |kind, value| match kind {
-        IFA_ADDRESS => peer = ip(value),
-        IFA_LOCAL => local = ip(value),
-        _ => {}
-    });
+    attributes(
+        body.get(ADDR_BYTES..).ok_or_else(cut)?,
+        |kind, value| match kind {
+            IFA_ADDRESS => peer = ip(value),
+            IFA_LOCAL => local = ip(value),
+            _ => {}
+        },
+    )?;
     // On a point-to-point device IFA_ADDRESS is the other end's.
-    let address = local.or(peer)?;
+    let Some(address) = local.or(peer) else {
+        return Ok(None);
+    };
     let is_link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    (!is_link_local).then_some((index, address, length))
+    Ok((!is_link_local).then_some((index, address, length)))
 }
 
 #[cfg(test)]
@@ -109,19 +123,35 @@ mod tests {
         );
     }
 
+    /// A device or an address that was cut would be one less, and its link's machines without DHCP.
     #[test]
-    fn cut_and_odd_messages_end_quietly() {
-        let mut message = vec![0; 48];
+    fn what_was_cut_is_an_error_and_no_missing_device() {
+        let mut message = vec![0; 28];
         message[4..8].copy_from_slice(&7u32.to_ne_bytes());
         // One attribute: IFLA_IFNAME "eth0".
         let at = LINK_BYTES;
         message[at..at + 2].copy_from_slice(&9u16.to_ne_bytes());
         message[at + 2..at + 4].copy_from_slice(&IFLA_IFNAME.to_ne_bytes());
         message[at + 4..at + 8].copy_from_slice(b"eth0");
-        let seen = link(&message).unwrap();
+        let seen = link(&message).unwrap().unwrap();
         assert_eq!((seen.index, seen.name.as_str()), (7, "eth0"));
+        for cut in 0..at + 9 {
+            let read = link(&message[..cut]);
+            // Whole but without any attribute: a device without a name.
+            assert_eq!(read.is_err(), cut != at, "{cut}");
+        }
+        let mut message = vec![2, 24, 0, 0, 7, 0, 0, 0];
+        message.extend_from_slice(&8u16.to_ne_bytes());
+        message.extend_from_slice(&IFA_LOCAL.to_ne_bytes());
+        message.extend_from_slice(&[10, 0, 0, 1]);
+        let seen = address(&message).unwrap().unwrap();
+        assert_eq!(seen, (7, [10, 0, 0, 1].into(), 24));
         for cut in 0..message.len() {
-            drop((link(&message[..cut]), address(&message[..cut])));
+            assert_eq!(
+                address(&message[..cut]).is_err(),
+                cut != ADDR_BYTES,
+                "{cut}"
+            );
         }
         for length in 0..64u8 {
             let noise: Vec<u8> = (0..length).map(|i| i.wrapping_mul(37)).collect();

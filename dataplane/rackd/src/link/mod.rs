@@ -161,6 +161,8 @@ pub enum LinkFailed {
     Identity(#[from] IdentityError),
     #[error("setting up TLS")]
     Tls(#[source] rustls::Error),
+    #[error("reading this host's network devices")]
+    Interfaces(#[source] io::Error),
     #[error("starting the link thread")]
     Io(#[source] io::Error),
 }

@@ -143,7 +143,8 @@ impl Thread {
         let (told, happenings) = mpsc::unbounded_channel();
         let tls = Arc::new(tls::client_config(&identity).map_err(LinkFailed::Tls)?);
         ports.tls.send_replace(Some(Arc::clone(&tls)));
-        let interfaces = (ports.interfaces)().unwrap_or_default();
+        // Without them the region would be told that this rack has no device, and give it no link.
+        let interfaces = (ports.interfaces)().map_err(LinkFailed::Interfaces)?;
         let attester = Attester::new(Arc::clone(&ports.bindings), Arc::clone(&snapshot));
         let mut feed = Feed::new(snapshot);
         feed.set_interfaces(devices::indexes(&interfaces));

@@ -3,7 +3,8 @@
 //!
 //! The rack says who asks, and only the rack: `X-Muster-Client-Address` is the peer's address, and where
 //! the rack knows whose it is ([`crate::attest`]), `X-Muster-Client-Mac` and `X-Muster-Client-Vlan` attest
-//! the machine. What a client sends under these names is removed. A client that uses another card's address is refused.
+//! the machine. What a client sends under these names is removed. A client that uses another card's address is refused; one
+//! of whom it is not known is told to come back.
 //!
 //! A client's body is here before a region is asked, and a region's answer before the client takes it, both within a
 //! budget ([`memory`]) and a pace (`pace`): a slow client slows nobody else. Connections, memory and requests at the
@@ -84,6 +85,9 @@ const ONE_REGION_TIMEOUT: Duration = Duration::from_secs(8);
 /// Between two rounds of all regions, when none of them answered.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 const RETRY_AFTER_SECS: u64 = 5;
+/// How long, and how often, the kernel is asked whose address it is while it does not know. ARP takes 3 s to give up.
+const UNCLEAR_TIME: Duration = Duration::from_secs(4);
+const UNCLEAR_EVERY: Duration = Duration::from_millis(100);
 
 const DISPUTED: &str =
     "This address is another network card's: nothing is answered to it from this one.\n";
@@ -113,6 +117,8 @@ pub struct Counters {
     pub attested: Counter,
     /// 403: the client uses another card's address.
     pub disputed: Counter,
+    /// 503: not known whose address it is, however often it was asked.
+    pub unclear: Counter,
     pub answered: Counter,
     /// Tries at a further region.
     pub retried: Counter,
@@ -308,13 +314,16 @@ impl Proxy {
             counters.rejected.add(1);
             return plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n");
         }
-        let now = std::time::Instant::now();
-        let card = match self.attester.attest(peer.ip(), frame, now) {
+        let card = match self.verdict(peer.ip(), frame).await {
             Verdict::Card(card) => Some(card),
             Verdict::Unknown => None,
+            Verdict::Unclear => {
+                counters.unclear.add(1);
+                return again_later("Not known now whose address this is. Try again.\n");
+            }
             Verdict::Disputed(dispute) => {
                 counters.disputed.add(1);
-                self.report(peer.ip().to_canonical(), dispute, now);
+                self.report(peer.ip().to_canonical(), dispute);
                 return plain(StatusCode::FORBIDDEN, DISPUTED);
             }
         };
@@ -381,14 +390,28 @@ impl Proxy {
         }
     }
 
+    /// Whose connection this is. What the kernel does not know now is asked again for a while: it asks the network when it
+    /// acknowledges what the client has sent.
+    async fn verdict(&self, address: IpAddr, frame: Option<[u8; 6]>) -> Verdict {
+        let until = Instant::now() + UNCLEAR_TIME;
+        loop {
+            let now = std::time::Instant::now();
+            let verdict = self.attester.attest(address, frame, now);
+            if verdict != Verdict::Unclear || Instant::now() >= until {
+                return verdict;
+            }
+            sleep(UNCLEAR_EVERY).await;
+        }
+    }
+
     /// An event of the card that has the address; where there is no room for it, the counter has to do.
-    fn report(&self, address: IpAddr, dispute: Dispute, now: std::time::Instant) {
+    fn report(&self, address: IpAddr, dispute: Dispute) {
         let event = shard::Event {
             kind: "ADDRESS_DISPUTED",
             mac: Some(dispute.rightful),
             address,
             detail: format!("by {}: refused", Mac(dispute.seen)).into(),
-            at: now,
+            at: std::time::Instant::now(),
         };
         let _ = self.reports.try_send(event);
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use shard::{BootAnswer, Rate, ToShard};
 
 use super::{Happening, REPORT_TIME, Thread};
+use crate::attest::Unclear;
 use crate::link::boots::{self, Ask, Call, Key};
 use crate::link::events::Lane;
 use crate::link::{machine, wire};
@@ -36,7 +37,9 @@ impl Thread {
             false => event.mac,
             true => self.attester.given(event.address, now).or_else(|| {
                 let may = self.neighbours_asked.take(NEIGHBOURS_ASKED, now);
-                may.then(|| self.mac_of(event.address, now)).flatten()
+                let found = may.then(|| self.attester.card(event.address, now));
+                // An event without its card is one all the same.
+                found.and_then(Result::ok).flatten()
             }),
         };
         let is_machine = |mac| self.feed.borrow().snapshot().machine_by_mac(&mac).is_some();
@@ -48,10 +51,6 @@ impl Thread {
         self.events.push(event, lane, now);
     }
 
-    fn mac_of(&self, address: std::net::IpAddr, now: Instant) -> Option<[u8; 6]> {
-        self.attester.card(address, now)
-    }
-
     pub(super) fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {
         let (asker, now) = ((shard, ticket), Instant::now());
         // Outside our subnets no region has anything that boots through this rack.
@@ -59,7 +58,7 @@ impl Thread {
             return self.answer_boot(asker, BootAnswer::Nothing);
         }
         // The neighbour table is asked only where nothing else says whose address it is.
-        let bound = self.attester.bound_mac(query.address, now);
+        let bound = self.attester.given(query.address, now);
         let lane = match (query.mac, bound) {
             (Some(asked), Some(bound)) if asked == bound => boots::Lane::Own,
             (None, Some(_)) => boots::Lane::Own,
@@ -69,8 +68,14 @@ impl Thread {
         if mac.is_none() && !self.boots.takes_stranger(query.address) {
             return self.answer_boot(asker, BootAnswer::Busy);
         }
-        let Some(mac) = mac.or_else(|| self.mac_of(query.address, now)) else {
-            return self.answer_boot(asker, BootAnswer::Nothing);
+        let mac = match mac {
+            Some(mac) => mac,
+            None => match self.attester.card(query.address, now) {
+                Ok(Some(mac)) => mac,
+                Ok(None) => return self.answer_boot(asker, BootAnswer::Nothing),
+                // "Nothing boots there" would be believed, and kept.
+                Err(Unclear) => return self.answer_boot(asker, BootAnswer::Busy),
+            },
         };
         let key = Key {
             mac,

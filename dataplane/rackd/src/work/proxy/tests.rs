@@ -6,8 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
-use crate::attest::tests::relayed;
-use crate::attest::{Binding, Bindings};
+use crate::attest::tests::{link_of, relayed};
+use crate::attest::{Binding, Bindings, Kernel};
+use crate::neighbour::Entry;
 use crate::work::testing::{Authority, TestPool, TestRegion, dead_region, pool};
 
 struct Bench {
@@ -36,21 +37,40 @@ impl Bench {
 
     /// Room for so many connections, for those of one source, and for so many octets of strangers.
     async fn with(connections: usize, per_source: usize, bytes: usize) -> Self {
+        Self::on(relayed("127.0.0.0/8"), None, connections, per_source, bytes).await
+    }
+
+    /// On a link of the rack's own, whose neighbours this kernel knows.
+    async fn among_neighbours(kernel: Kernel) -> Self {
+        Self::on(link_of("127.0.0.0/8"), Some(kernel), 16, 16, 1 << 20).await
+    }
+
+    async fn on(
+        link: shard::Link,
+        kernel: Option<Kernel>,
+        connections: usize,
+        per_source: usize,
+        bytes: usize,
+    ) -> Self {
         let authority = Authority::new();
         let region = TestRegion::start(&authority).await;
         let links = pool(&authority, std::slice::from_ref(&region.region));
         let bindings = Bindings::default();
         let counters = Arc::new(WorkCounters::default());
         let mut snapshot = shard::Snapshot::default();
-        snapshot.set_links(vec![relayed("127.0.0.0/8")]);
+        snapshot.set_links(vec![link]);
         let snapshot = Arc::new(snapshot);
+        let attester = Attester::new(bindings.clone(), Arc::new(snapshot.into()));
         let (mailbox, inbox) = mpsc::channel(16);
         let proxy = Arc::new(Proxy {
             pool: links.pool.clone(),
             machines: Memory::new(1 << 20, 1 << 20),
             strangers: Memory::new(bytes, 512 << 10),
             turns: Turns::new(ASKING_PER_SOURCE),
-            attester: Attester::new(bindings.clone(), Arc::new(snapshot.into())),
+            attester: match kernel {
+                Some(kernel) => attester.asking(kernel),
+                None => attester,
+            },
             reports: mpsc::channel(1).0,
             metrics: Arc::new(|ends| {
                 // As the rack's own: of this host's loopback only 127.0.0.9 is a stranger here.
@@ -208,6 +228,63 @@ async fn an_ended_or_unknown_binding_attests_nothing() {
         .insert("127.0.0.1".parse().unwrap(), binding);
     let text = bench.ask(&get("/MAAS/a")).await;
     assert!(!text.contains("client-mac") && text.contains("x-muster-client-address: 127.0.0.1"));
+}
+
+/// "No neighbour" would go to the region unattested, and a preseed would be refused for good.
+#[tokio::test]
+async fn a_client_whose_neighbour_is_not_known_now_waits_and_is_told_to_come_back() {
+    static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let late = Kernel {
+        entry: |_, _| match ASKED.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(rustix::io::Errno::NOBUFS.into()),
+            1 => Ok(Entry::Asking),
+            2 => Ok(Entry::None),
+            _ => Ok(Entry::Card([0x52, 0x54, 0, 0, 1, 7])),
+        },
+        is_direct: |_, _| Ok(true),
+    };
+    let bench = Bench::among_neighbours(late).await;
+    let text = bench.ask(&get("/MAAS/a")).await;
+    assert!(
+        text.contains("x-muster-client-mac: 52:54:00:00:01:07"),
+        "{text}"
+    );
+    assert_eq!(ASKED.load(Ordering::Relaxed), 4);
+    let silent = Kernel {
+        entry: |_, _| Ok(Entry::None),
+        is_direct: |_, _| Ok(true),
+    };
+    let bench = Bench::among_neighbours(silent).await;
+    let text = bench.ask(&get("/MAAS/a")).await.to_lowercase();
+    assert!(
+        text.starts_with("http/1.1 503 ") && text.contains("retry-after: "),
+        "{text}"
+    );
+    assert_eq!(bench.region.behaviour.requests.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.counters().unclear.get(), 1);
+}
+
+/// The address is another's now: whoever still talks from it, over a connection of before, is that other.
+#[tokio::test]
+async fn a_connection_that_outlives_its_lease_is_disputed() {
+    let kernel = Kernel {
+        entry: |_, _| Ok(Entry::Card([0x52, 0x54, 0, 0, 1, 7])),
+        is_direct: |_, _| Ok(true),
+    };
+    let bench = Bench::among_neighbours(kernel).await;
+    let mut client = bench.connect(b"GET /MAAS/a HTTP/1.1\r\n").await;
+    let binding = Binding {
+        mac: [0x52, 0x54, 0, 0, 1, 8],
+        vlan: 5_001,
+        end: std::time::Instant::now() + Duration::from_secs(60),
+    };
+    let address = "127.0.0.1".parse().unwrap();
+    bench.bindings.write().unwrap().insert(address, binding);
+    client.write_all(b"Host: h\r\n\r\n").await.unwrap();
+    let text = answer(&mut client).await;
+    assert!(text.starts_with("HTTP/1.1 403 "), "{text}");
+    assert_eq!(bench.region.behaviour.requests.load(Ordering::Relaxed), 0);
+    assert_eq!(bench.counters().disputed.get(), 1);
 }
 
 #[tokio::test]
