@@ -104,13 +104,21 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Writes one option, if there is a value for it.
+    /// What option 67 says, as it is sent: empty for none.
+    pub fn boot_name(&self) -> &'a [u8] {
+        match self.scopes.find(code::BOOTFILE) {
+            Some(option) => &option.value,
+            None => self.boot.file.as_bytes(),
+        }
+    }
+
+    /// Writes one option, if there is a value for it. Not 67, which comes last: [`Self::boot_name`].
     pub fn write(&self, code: u8, writer: &mut Writer<'_>) -> Result<(), WriteError> {
         if let Some(option) = self.scopes.find(code) {
-            return if option.value.is_empty() {
-                Ok(()) // left out, whatever a wider scope says
-            } else {
-                writer.option(code, &option.value)
+            return match (code, &option.value[..]) {
+                (_, []) => Ok(()), // left out, whatever a wider scope says
+                (code::TFTP_SERVER, name) => writer.name(code, name),
+                (_, octets) => writer.option(code, octets),
             };
         }
         let (subnet, boot) = (self.subnet, self.boot);
@@ -138,10 +146,9 @@ impl<'a> Values<'a> {
             code::VENDOR_OPTIONS => text(writer, boot.vendor_options.unwrap_or_default()),
             code::VENDOR_CLASS => text(writer, boot.vendor_class.unwrap_or_default()),
             code::TFTP_SERVER => match boot.next_server {
-                Some(server) => writer.option(code, dotted(server, &mut [0; 15])),
+                Some(server) => writer.name(code, dotted(server, &mut [0; 15])),
                 None => Ok(()),
             },
-            code::BOOTFILE => text(writer, boot.file.as_bytes()),
             code::DOMAIN_SEARCH => {
                 let mut labels = [0; 255];
                 match encode_domain(&subnet.domain, &mut labels) {

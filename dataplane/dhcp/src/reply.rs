@@ -1,13 +1,14 @@
 //! Writes OFFER, ACK, NAK and BOOTREPLY: fixed fields and options (RFC 2131 §4.3.1 table 3).
 //!
 //! ```text
-//! 53, 54, 51 58 59, 80, 1 | 60 43 125 210 | as option 55 lists them | what is always sent | 118 97 61 82
+//! 53, 54, 51 58 59, 80, 1 | 60 43 125 210 | as option 55 lists them | what is always sent | 118 97 61 67 0 82
 //! ```
 //!
 //! The mask stands before the router (RFC 2132 §3.3). What the client asks for comes in its order (§9.8), and a short
 //! message loses the end of it: first `sname`, then `file` take what does not fit (option 52), if no name stands
 //! there. The echoes have their room from the start: 97 (RFC 4578 §2.3), 61 (RFC 6842) and, last of the options
-//! field, 82 (RFC 3046 §2.2).
+//! field, 82 (RFC 3046 §2.2). Before it stands the boot file's name with a NUL behind it: firmware that does not look at
+//! an option's length reads on to a NUL, and would ask for `lpxelinux.0a` and a control character.
 
 use std::net::Ipv4Addr;
 
@@ -87,27 +88,44 @@ pub(crate) fn write<'a>(
         true => &[OVERLOAD_SNAME][..],
         false => &[OVERLOAD_SNAME, OVERLOAD_FILE | OVERLOAD_SNAME],
     };
-    let mut tail = Tail::of(query, Some(link));
-    let first = compose(query, terms, &values, &header, &tail, 0, buffer);
-    let (mut written, mut left_out) = match first {
-        Err(Drop::ReplyTooLong) if tail.leave_out_relay(counters) => {
-            compose(query, terms, &values, &header, &tail, 0, buffer)?
-        }
-        first => first?,
+    let mut tail = Tail::of(query, Some(link)).named(sent_name(query, &values, in_field));
+    let attempt = |tail: &Tail<'_>, overload, buffer: &mut [u8]| {
+        compose(query, terms, &values, &header, tail, overload, buffer)
     };
-    let attempt = |overload, buffer: &mut [u8]| {
-        compose(query, terms, &values, &header, &tail, overload, buffer)
-    };
+    let mut first = attempt(&tail, 0, buffer);
+    if matches!(first, Err(Drop::ReplyTooLong)) && tail.leave_out_relay(counters) {
+        first = attempt(&tail, 0, buffer);
+    }
+    let mut lacks_name = false;
+    if matches!(first, Err(Drop::ReplyTooLong)) && in_field {
+        lacks_name = !std::mem::take(&mut tail.boot_name).is_empty();
+        first = attempt(&tail, 0, buffer);
+    }
+    let (mut written, mut left_out) = first?;
     for overload in wider {
         if left_out == 0 {
-            return Ok(written);
+            break;
         }
-        (written, left_out) = attempt(*overload, buffer).or_else(|_| attempt(0, buffer))?;
+        let wide = attempt(&tail, *overload, buffer);
+        (written, left_out) = wide.or_else(|_| attempt(&tail, 0, buffer))?;
     }
-    if left_out > 0 {
+    if left_out > 0 || lacks_name {
         counters.count(Sent::OptionLeftOut);
     }
     Ok(written)
+}
+
+/// What option 67 says: where the field does not hold the name, where the client asks for it, and where an operator has it
+/// sent always.
+fn sent_name<'a>(query: &View<'_>, values: &Values<'a>, in_field: bool) -> &'a [u8] {
+    let is_asked = query
+        .parameter_list()
+        .is_none_or(|list| list.contains(&code::BOOTFILE));
+    let closest = values.scopes.find(code::BOOTFILE);
+    match !in_field || is_asked || closest.is_some_and(|option| option.always) {
+        true => values.boot_name(),
+        false => &[],
+    }
 }
 
 /// One attempt at a message; gives how many options did not fit.
@@ -123,14 +141,7 @@ fn compose(
     let limit = payload_limit(query.message_bytes_max(), values.link.mtu);
     let mut writer =
         Writer::new(buffer, limit, header, terms.kind).map_err(|_| Drop::ReplyTooLong)?;
-    let file = values.boot_file();
-    let in_field = header.file[0] != 0;
     let asked = query.parameter_list();
-    // Its copy in option 67 keeps its room, wherever the client lists it.
-    let copy_bytes = match asked {
-        Some(list) if in_field && list.contains(&code::BOOTFILE) => file.len() + 2,
-        _ => 0,
-    };
 
     let mut must = || -> Result<usize, WriteError> {
         writer.address(code::SERVER_ID, terms.server_id)?;
@@ -149,27 +160,20 @@ fn compose(
         for code in FORCED {
             values.write(code, &mut writer)?;
         }
-        if !in_field {
-            values.write(code::BOOTFILE, &mut writer)?;
-        }
-        writer.reserve(copy_bytes)?;
         Ok(times_at)
     };
     let times_at = must().map_err(|_| Drop::ReplyTooLong)?;
 
     let mut done = Done::default();
-    for code in FORCED.into_iter().chain([code::SUBNET_MASK]) {
+    for code in FORCED
+        .into_iter()
+        .chain([code::SUBNET_MASK, code::BOOTFILE])
+    {
         done.insert(code);
-    }
-    if !in_field {
-        done.insert(code::BOOTFILE);
     }
     let mut left_out = 0;
     let mut may = |code: u8, done: &mut Done, writer: &mut Writer<'_>| {
         if done.insert(code) {
-            if code == code::BOOTFILE {
-                writer.release(copy_bytes);
-            }
             left_out += usize::from(values.write(code, writer).is_err());
         }
     };
@@ -300,9 +304,11 @@ pub(crate) fn answer_header(query: &View<'_>) -> Header {
     header
 }
 
-/// The echoed options. Room for them is kept from the start; the relay's comes last.
+/// The echoed options and the boot file's name. Room for them is kept from the start; the relay's comes last.
 #[derive(Default)]
 pub(crate) struct Tail<'a> {
+    /// Option 67; empty for none.
+    boot_name: &'a [u8],
     subnet_selection: Option<&'a [u8]>,
     machine_uuid: Option<&'a [u8]>,
     client_id: Option<&'a [u8]>,
@@ -320,7 +326,12 @@ impl<'a> Tail<'a> {
                 .filter(|uuid| uuid.len() == 17),
             client_id: query.client_id(),
             relay_info: query.relay_info(),
+            boot_name: &[],
         }
+    }
+
+    pub fn named(self, boot_name: &'a [u8]) -> Self {
+        Self { boot_name, ..self }
     }
 
     /// A reply that cannot hold all of option 82 goes without it (RFC 3046 §2.2). False if there was none.
@@ -332,31 +343,32 @@ impl<'a> Tail<'a> {
         was
     }
 
-    fn options(&self) -> impl Iterator<Item = (u8, &'a [u8])> {
+    fn echoes(&self) -> [(u8, Option<&'a [u8]>); 3] {
         [
             (code::SUBNET_SELECTION, self.subnet_selection),
             (code::MACHINE_UUID, self.machine_uuid),
             (code::CLIENT_ID, self.client_id),
-            (code::RELAY_INFO, self.relay_info),
         ]
-        .into_iter()
-        .filter_map(|(code, octets)| Some((code, octets?)))
     }
 
     /// A long one takes two octets for each part.
     pub fn bytes(&self) -> usize {
-        self.options()
-            .map(|(_, octets)| octets.len() + 2 * octets.len().div_ceil(255).max(1))
-            .sum()
+        let echoes = self.echoes().into_iter().map(|(_, octets)| octets);
+        let options = echoes.chain([self.relay_info]).flatten();
+        let bytes = options.map(|octets| octets.len() + 2 * octets.len().div_ceil(255).max(1));
+        bytes.sum::<usize>() + Writer::name_bytes(self.boot_name)
     }
 
     pub fn write(&self, writer: &mut Writer<'_>) -> Result<(), Drop> {
         writer.release(self.bytes());
-        for (code, octets) in self.options() {
-            writer
-                .option(code, octets)
-                .map_err(|_| Drop::ReplyTooLong)?;
-        }
-        Ok(())
+        let mut put = || -> Result<(), WriteError> {
+            for (code, octets) in self.echoes() {
+                octets.map_or(Ok(()), |octets| writer.option(code, octets))?;
+            }
+            writer.name(code::BOOTFILE, self.boot_name)?;
+            let relay = self.relay_info;
+            relay.map_or(Ok(()), |octets| writer.option(code::RELAY_INFO, octets))
+        };
+        put().map_err(|_| Drop::ReplyTooLong)
     }
 }

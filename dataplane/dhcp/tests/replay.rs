@@ -137,11 +137,11 @@ fn fits(name: &str, query: &[u8], reply: &Seen) {
     assert!(reply.octets.len() + 28 <= usize::from(limit), "{name}");
     let broadcast = reply.destination == Destination::BROADCAST;
     assert_eq!(broadcast, asked.broadcast(), "{name}");
-    // What is asked for and known comes in the order of the list.
+    // What is asked for and known comes in the order of the list, but for the boot file's name, which comes last.
     let list = asked.parameter_list().unwrap_or_default();
     let places: Vec<usize> = given
         .options()
-        .filter(|(code, _)| ![1, 51, 53, 54, 58, 59, 60, 61, 97].contains(code))
+        .filter(|(code, _)| ![1, 51, 53, 54, 58, 59, 60, 61, 67, 97].contains(code))
         .map(|(code, _)| list.iter().position(|asked| *asked == code).unwrap())
         .collect();
     assert!(places.is_sorted(), "{name}: {places:?}");

@@ -138,7 +138,8 @@ impl Engine {
         if boot.file.is_empty() {
             return Err(Drop::NoBootFile);
         }
-        let (mut tail, buffer) = (Tail::of(query, None), out.message_buffer());
+        let mut tail = Tail::of(query, None).named(boot.file.as_bytes());
+        let buffer = out.message_buffer();
         let length = match write(kind, class, query, link, boot, &tail, buffer) {
             Err(Drop::ReplyTooLong) if tail.leave_out_relay(&mut self.counters) => {
                 write(kind, class, query, link, boot, &tail, buffer)?
@@ -193,7 +194,6 @@ fn write(
                 None => writer.option(code::VENDOR_OPTIONS, &BOOT_AT_ONCE)?,
             }
         }
-        writer.option(code::BOOTFILE, boot.file.as_bytes())?;
         match boot.path_prefix {
             Some(prefix) => writer.option(code::PATH_PREFIX, prefix.as_bytes()),
             None => Ok(()),

@@ -3,6 +3,8 @@
 //! Options that do not fit are refused one by one, so a caller writes what must be there first. Long options are
 //! split (RFC 3396 §6). [`Writer::overload`] opens `file` and `sname` as further room (RFC 2132 §9.3). A message is
 //! never shorter than 300 octets: older BOOTP clients drop shorter ones.
+//!
+//! Names that firmware reads to a NUL have one behind them ([`Writer::name`]).
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -232,6 +234,37 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Octets that a name takes with its pad: see [`Self::name`].
+    pub fn name_bytes(octets: &[u8]) -> usize {
+        match octets.len() {
+            0 => 0,
+            length => length + 2 * length.div_ceil(255) + 1,
+        }
+    }
+
+    /// Adds a text that some firmware reads as C does, to a NUL: a pad option (0) stands behind it, in the same field.
+    /// Nothing for none.
+    pub fn name(&mut self, code: u8, octets: &[u8]) -> Result<(), WriteError> {
+        if octets.is_empty() {
+            return Ok(());
+        }
+        let bytes = Self::name_bytes(octets);
+        for room in [&mut self.options, &mut self.sname, &mut self.file] {
+            if room.octets() >= bytes {
+                for part in octets.chunks(255) {
+                    let end = room.at + 2 + part.len();
+                    self.buffer[room.at..room.at + 2].copy_from_slice(&[code, part.len() as u8]); // at most 255
+                    self.buffer[room.at + 2..end].copy_from_slice(part);
+                    room.at = end;
+                }
+                self.buffer[room.at] = code::PAD;
+                room.at += 1;
+                return Ok(());
+            }
+        }
+        Err(WriteError::NoRoom { code })
+    }
+
     pub fn address(&mut self, code: u8, address: Ipv4Addr) -> Result<(), WriteError> {
         self.option(code, &address.octets())
     }
@@ -436,6 +469,37 @@ mod tests {
         let view = View::parse(&buffer[..300]).unwrap();
         assert!(view.is_bootp());
         assert_eq!(view.options().count(), 1);
+    }
+
+    #[test]
+    fn a_name_has_a_nul_behind_it_in_its_own_field() {
+        let mut buffer = [0xaa; 548];
+        let header = Header::new(OP_REPLY);
+        let mut writer = Writer::new(&mut buffer, 300, &header, MessageType::Ack).unwrap();
+        writer.overload(OVERLOAD_SNAME).unwrap();
+        writer.name(66, b"10.0.0.1").unwrap();
+        writer.name(66, b"").unwrap(); // nothing
+        // With its pad it is one octet too long for the options field.
+        let rest = vec![b'x'; writer.room() - 2];
+        writer.name(67, &rest).unwrap();
+        assert!(writer.name(67, &[b'y'; 63]).is_err());
+        writer.option(12, &[7; 4]).unwrap();
+        let length = writer.finish();
+        let view = View::parse(&buffer[..length]).unwrap();
+        assert_eq!(view.option(67), Some(&rest[..]));
+        assert_eq!(view.option(12), Some(&[7; 4][..]));
+        assert_eq!(buffer[246..][..11], *b"\x42\x0810.0.0.1\0");
+        assert_eq!(buffer[44 + 2 + rest.len()], 0);
+        let mut buffer = [0xaa; 1472];
+        let mut writer = Writer::new(&mut buffer, 1472, &header, MessageType::Ack).unwrap();
+        let long = [b'z'; 300];
+        writer.name(67, &long).unwrap();
+        writer.option(12, &[7]).unwrap();
+        let at = 243 + Writer::name_bytes(&long);
+        let length = writer.finish();
+        assert_eq!(buffer[at - 1..at + 3], [0, 12, 1, 7]);
+        let view = View::parse(&buffer[..length]).unwrap();
+        assert_eq!(view.option_joined(67, &mut [0; 400]), Some(&long[..]));
     }
 
     #[test]
