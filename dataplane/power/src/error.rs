@@ -40,6 +40,10 @@ pub enum PowerError {
         bmc: String,
         waiting_for: &'static str,
     },
+    #[error(
+        "BMC {bmc} opens a session and says nothing to {to}: many are silent to a user or privilege level that they do not have"
+    )]
+    Mute { bmc: String, to: &'static str },
     #[error("power parameter {name}: {problem}")]
     Parameters {
         name: &'static str,
@@ -72,11 +76,21 @@ impl PowerError {
             Self::HttpStatus {
                 status: 401 | 403, ..
             } => ErrorClass::Credentials,
+            // Not now: too early, too often, or something behind the service is away.
+            Self::HttpStatus {
+                status: 408 | 423 | 425 | 429 | 502..=504,
+                ..
+            } => ErrorClass::Busy,
             Self::HttpStatus { .. } => ErrorClass::Refused,
-            Self::Timeout { .. } => ErrorClass::Timeout,
+            Self::Mute { .. } | Self::Timeout { .. } => ErrorClass::Timeout,
             Self::Parameters { .. } => ErrorClass::Parameters,
             Self::Busy { .. } => ErrorClass::Busy,
         }
+    }
+
+    /// Whether it is an answer that says nothing, and may say something a moment later.
+    pub fn is_not_now(&self) -> bool {
+        matches!(self.class(), ErrorClass::Refused | ErrorClass::Busy)
     }
 
     /// Whether the same operation may work if tried again, here or from another rack.

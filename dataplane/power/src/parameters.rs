@@ -124,10 +124,12 @@ impl BmcAddress {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b".-:_".contains(&b))
             && (!host.bytes().all(is_number) || host.parse::<std::net::Ipv4Addr>().is_ok());
-        plausible.then(|| Self {
-            host: host.to_owned(),
-            port,
-        })
+        // One BMC, one spelling: at most one operation at a time talks to it.
+        let host = match host.parse::<std::net::IpAddr>() {
+            Ok(address) => address.to_string(),
+            Err(_) => host.trim_end_matches('.').to_ascii_lowercase(),
+        };
+        (plausible && !host.is_empty()).then_some(Self { host, port })
     }
 }
 
@@ -445,6 +447,8 @@ mod tests {
             ("10.0.0.9:6230", Some(("10.0.0.9", 6230))),
             ("bmc-7.example", Some(("bmc-7.example", 623))),
             ("fd00::9", Some(("fd00::9", 623))),
+            ("FD00:0:0::9", Some(("fd00::9", 623))),
+            ("BMC-7.Example.", Some(("bmc-7.example", 623))),
             ("[fd00::9]", Some(("fd00::9", 623))),
             ("[fd00::9]:6230", Some(("fd00::9", 6230))),
             ("", None),

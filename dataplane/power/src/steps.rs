@@ -60,6 +60,8 @@ pub(crate) struct Pace {
     pub send_again: Duration,
     /// Looks at a state that cannot be read before it is left at that.
     pub unknown_max: u32,
+    /// Looks in a row that the BMC refuses before that is its answer.
+    pub refused_max: u32,
 }
 
 impl Default for Pace {
@@ -69,6 +71,7 @@ impl Default for Pace {
             poll_longest: Duration::from_secs(2),
             send_again: Duration::from_secs(10),
             unknown_max: 3,
+            refused_max: 5,
         }
     }
 }
@@ -165,7 +168,7 @@ async fn reach<A: Actuator>(
         PowerState::On => "power on",
         _ => "power off",
     };
-    let mut unknown = 0;
+    let (mut unknown, mut refusals) = (0, 0);
     loop {
         match bmc.switch(switch).await {
             Ok(()) => progress.step(switch.sent()),
@@ -178,8 +181,19 @@ async fn reach<A: Actuator>(
         let again = Instant::now() + pace.send_again;
         let mut pause = pace.poll_first;
         while Instant::now() < again {
-            let state = bmc.state().await?;
+            let looked = bmc.state().await;
             progress.remarks(bmc);
+            let state = match looked {
+                Ok(state) => state,
+                // Many BMCs cannot say while the power changes.
+                Err(error) if error.is_not_now() && refusals < pace.refused_max => {
+                    refusals += 1;
+                    sleep(pause).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            refusals = 0;
             seen(progress, state);
             if state == switch.aim() {
                 return Ok(());
@@ -264,6 +278,7 @@ mod tests {
             poll_longest: Duration::from_millis(1),
             send_again: Duration::from_millis(20),
             unknown_max: 3,
+            refused_max: 3,
         };
         type Case = (
             PowerCommand,
@@ -384,6 +399,7 @@ mod tests {
             poll_longest: Duration::from_millis(5),
             send_again: Duration::from_millis(12),
             unknown_max: 3,
+            refused_max: 3,
         };
         let mut states = vec![PowerState::Off; 12];
         states.push(PowerState::On);

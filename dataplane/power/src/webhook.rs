@@ -1,7 +1,7 @@
 //! The `webhook` driver: power through three URIs of somebody's own service, as MAAS does it.
 //!
 //! Query is a GET whose body is matched against two patterns; on and off are POSTs. Redirects are not
-//! followed: they would carry the credentials elsewhere.
+//! followed and proxies of the environment not used: they would carry the credentials elsewhere.
 
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ impl<'a> Webhook<'a> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
             .redirect(redirect::Policy::none())
+            .no_proxy()
             .timeout(REQUEST_TIMEOUT)
             .tls_danger_accept_invalid_certs(!parameters.verify_ssl)
             .user_agent(concat!("muster/", env!("CARGO_PKG_VERSION")))

@@ -1,92 +1,18 @@
 //! The IPMI driver against a model BMC, well-behaved and not; and the model against `ipmitool` and
 //! `ipmi-rs`, so that it is not only our own idea of a BMC.
 
+mod bench;
 mod model;
 
-use std::net::SocketAddr;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use model::{Account, Faults, MemoryChassis, Model, Seen};
+use bench::{Bench, PASSWORD, USER, class, run};
 use power::ipmi::crypto::Suite;
-use power::{ErrorClass, Operation, PowerCommand, PowerState, Report};
+use power::{ErrorClass, Operation, PowerCommand, PowerState};
 use tokio::net::UdpSocket;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
-
-const USER: &str = "maas";
-const PASSWORD: &str = "secret";
-
-struct Bench {
-    address: SocketAddr,
-    faults: Arc<Faults>,
-    seen: Arc<Seen>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Bench {
-    async fn new(on: bool) -> Self {
-        Self::with(on, &[Suite::Sha256, Suite::Sha1], None).await
-    }
-
-    async fn with(on: bool, suites: &[Suite], k_g: Option<&[u8]>) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let (faults, seen) = (Arc::new(Faults::default()), Arc::new(Seen::default()));
-        let model = Model {
-            account: Account {
-                user: USER.into(),
-                password: PASSWORD.into(),
-                k_g: k_g.map(<[u8]>::to_vec),
-                privilege: 4,
-            },
-            suites: suites.to_vec(),
-            chassis: Arc::new(MemoryChassis::new(on, Duration::from_millis(300))),
-            faults: faults.clone(),
-            seen: seen.clone(),
-        };
-        let task = tokio::spawn(model.serve(socket));
-        Self {
-            address,
-            faults,
-            seen,
-            task,
-        }
-    }
-
-    async fn run(&self, command: PowerCommand, more: &str) -> Report {
-        self.run_for(command, more, Duration::from_secs(20)).await
-    }
-
-    async fn run_for(&self, command: PowerCommand, more: &str, limit: Duration) -> Report {
-        let json = format!(
-            r#"{{"power_address":"{}","power_user":"{USER}","power_pass":"{PASSWORD}"{more}}}"#,
-            self.address
-        );
-        let operation = Operation::parse([0; 16], "ipmi", command, &json).unwrap();
-        run(&operation, limit).await
-    }
-}
-
-/// Runs, and insists that the deadline is kept.
-async fn run(operation: &Operation, limit: Duration) -> Report {
-    let report = power::run(operation, Instant::now() + limit);
-    timeout(limit + Duration::from_millis(500), report)
-        .await
-        .expect("the deadline was kept")
-}
-
-fn class(report: &Report) -> ErrorClass {
-    report.result.as_ref().expect_err("should fail").class()
-}
 
 #[tokio::test]
 async fn both_suites_work_and_the_session_is_closed() {

@@ -196,6 +196,10 @@ async fn statuses_have_classes() {
         (403, ErrorClass::Credentials),
         (302, ErrorClass::Refused),
         (500, ErrorClass::Refused),
+        (429, ErrorClass::Busy),
+        (502, ErrorClass::Busy),
+        (503, ErrorClass::Busy),
+        (504, ErrorClass::Busy),
     ] {
         let bench = Bench::new(Service {
             status: Some(status),

@@ -132,7 +132,14 @@ pub fn is_busy(code: u8) -> bool {
     use completion::*;
     matches!(
         code,
-        NODE_BUSY | TIMEOUT | OUT_OF_SPACE | DUPLICATE_REQUEST | FIRMWARE_UPDATE | INITIALIZING
+        NODE_BUSY
+            | TIMEOUT
+            | OUT_OF_SPACE
+            | NO_RESPONSE
+            | DUPLICATE_REQUEST
+            | FIRMWARE_UPDATE
+            | INITIALIZING
+            | DESTINATION_UNAVAILABLE
     )
 }
 

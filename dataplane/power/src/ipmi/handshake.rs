@@ -118,17 +118,17 @@ impl OpenResponse {
     }
 
     pub fn parse(octets: &[u8]) -> Result<Self, WireError> {
+        if let Some((tag, status)) = refusal(octets) {
+            return Ok(Self {
+                tag,
+                console_id: le32(octets.get(4..8).unwrap_or_default()),
+                outcome: Err(status),
+            });
+        }
         let (header, rest) = octets
             .split_first_chunk::<8>()
             .ok_or(WireError::Truncated)?;
         let (tag, console_id) = (header[0], le32(&header[4..]));
-        if header[1] != status::OK {
-            return Ok(Self {
-                tag,
-                console_id,
-                outcome: Err(header[1]),
-            });
-        }
         let (system_id, rest) = rest.split_first_chunk::<4>().ok_or(WireError::Truncated)?;
         let session = OpenedSession {
             privilege: header[2] & 0x0f,
@@ -236,17 +236,17 @@ impl<'a> Rakp2<'a> {
     }
 
     pub fn parse(octets: &'a [u8]) -> Result<Self, WireError> {
+        if let Some((tag, status)) = refusal(octets) {
+            return Ok(Self {
+                tag,
+                console_id: le32(octets.get(4..8).unwrap_or_default()),
+                outcome: Err(status),
+            });
+        }
         let (header, rest) = octets
             .split_first_chunk::<8>()
             .ok_or(WireError::Truncated)?;
         let (tag, console_id) = (header[0], le32(&header[4..]));
-        if header[1] != status::OK {
-            return Ok(Self {
-                tag,
-                console_id,
-                outcome: Err(header[1]),
-            });
-        }
         let (values, code) = rest.split_first_chunk::<32>().ok_or(WireError::Truncated)?;
         let proof = Rakp2Proof {
             system_random: sixteen(values),
@@ -279,19 +279,29 @@ impl<'a> Rakp34<'a> {
     }
 
     pub fn parse(octets: &'a [u8]) -> Result<Self, WireError> {
+        if let Some((tag, status)) = refusal(octets) {
+            return Ok(Self {
+                tag,
+                session_id: le32(octets.get(4..8).unwrap_or_default()),
+                outcome: Err(status),
+            });
+        }
         let (header, code) = octets
             .split_first_chunk::<8>()
             .ok_or(WireError::Truncated)?;
-        let outcome = if header[1] == status::OK {
-            Ok(code)
-        } else {
-            Err(header[1])
-        };
         Ok(Self {
             tag: header[0],
             session_id: le32(&header[4..]),
-            outcome,
+            outcome: Ok(code),
         })
+    }
+}
+
+/// Tag and status of a message that refuses. Some BMCs send no more than these two octets then.
+fn refusal(octets: &[u8]) -> Option<(u8, u8)> {
+    match octets {
+        [tag, status, ..] if *status != status::OK => Some((*tag, *status)),
+        _ => None,
     }
 }
 
@@ -412,6 +422,13 @@ mod tests {
             assert_eq!(Rakp2::parse(octets).is_ok(), length >= 40);
             assert_eq!(Rakp34::parse(octets).is_ok(), length >= 8);
         }
+        // A refusal may be no more than its tag and its status.
+        let refused = [7, status::UNAUTHORIZED_NAME];
+        let why = Err(status::UNAUTHORIZED_NAME);
+        assert_eq!(OpenResponse::parse(&refused).unwrap().outcome, why);
+        assert_eq!(Rakp2::parse(&refused).unwrap().tag, 7);
+        assert!(Rakp34::parse(&refused).unwrap().outcome.is_err());
+        assert!(Rakp2::parse(&refused[..1]).is_err());
     }
 
     #[test]

@@ -29,6 +29,8 @@ use session::{Fault, Session};
 
 /// Sessions opened for one operation: the first, and again when the BMC forgot it.
 const SESSIONS_MAX: u32 = 4;
+/// Addresses of one host name that are tried.
+const ADDRESSES_MAX: usize = 4;
 /// Tries of a command or handshake that the BMC is too busy for, and the pause between them.
 const BUSY_TRIES_MAX: u32 = 4;
 const BUSY_PAUSE: Duration = Duration::from_millis(750);
@@ -42,6 +44,8 @@ pub(crate) struct Bmc<'a> {
     sessions_opened: u32,
     /// The suite that worked; asked for again without trying others.
     suite: Option<Suite>,
+    /// A session of this operation had the privilege level.
+    had_privilege: bool,
     answered: bool,
     /// Told once each in the operation's steps; those not told yet.
     remarks: Vec<String>,
@@ -72,6 +76,7 @@ impl<'a> Bmc<'a> {
             session: None,
             sessions_opened: 0,
             suite: parameters.suite,
+            had_privilege: false,
             answered: false,
             remarks: Vec::new(),
             remarked: Vec::new(),
@@ -96,9 +101,10 @@ impl<'a> Bmc<'a> {
         self.parameters.address.to_string()
     }
 
-    async fn resolve(&mut self) -> Result<SocketAddr, PowerError> {
+    /// The address that answered, or those that the name has.
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, PowerError> {
         if let Some(address) = self.address {
-            return Ok(address);
+            return Ok(vec![address]);
         }
         let target = (
             self.parameters.address.host.as_str(),
@@ -108,20 +114,35 @@ impl<'a> Bmc<'a> {
             bmc: self.name(),
             source,
         };
-        let mut found = match timeout_at(self.deadline, tokio::net::lookup_host(target)).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => return Err(unreachable(Some(error))),
-            Err(_) => return Err(unreachable(None)),
-        };
-        let address = found.next().ok_or_else(|| unreachable(None))?;
-        self.address = Some(address);
-        Ok(address)
+        match timeout_at(self.deadline, tokio::net::lookup_host(target)).await {
+            Ok(Ok(found)) => Ok(found.take(ADDRESSES_MAX).collect()),
+            Ok(Err(error)) => Err(unreachable(Some(error))),
+            Err(_) => Err(unreachable(None)),
+        }
     }
 
-    /// Opens a session at the wanted privilege. With no suite given: those the BMC lists, best first; if
-    /// it lists none of ours, each of ours (some BMCs answer 17 with silence, some with an error).
+    /// Opens a session at the wanted privilege, at the first address of the BMC's name where one answers: a name may
+    /// have an IPv6 address that leads nowhere.
     async fn open(&mut self) -> Result<(), PowerError> {
-        let address = self.resolve().await?;
+        let mut last = PowerError::Unreachable {
+            bmc: self.name(),
+            source: None,
+        };
+        for address in self.resolve().await? {
+            match self.open_at(address).await {
+                Err(error) if !self.answered && Instant::now() < self.deadline => last = error,
+                opened => {
+                    self.address = Some(address);
+                    return opened;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// With no suite given: those the BMC lists, best first; if it lists none of ours, each of ours (some BMCs answer
+    /// 17 with silence, some with an error).
+    async fn open_at(&mut self, address: SocketAddr) -> Result<(), PowerError> {
         let (suites, others_only) = match self.suite {
             Some(suite) => (vec![suite], false),
             None => {
@@ -139,6 +160,10 @@ impl<'a> Bmc<'a> {
         for suite in suites {
             match self.open_with(address, suite).await {
                 Ok(session) => {
+                    if session.password_is_cut() {
+                        let text = "the BMC keeps only the first 16 octets of its password";
+                        self.remark(text.to_owned());
+                    }
                     self.suite = Some(suite);
                     self.session = Some(session);
                     return self.raise_privilege().await;
@@ -154,6 +179,21 @@ impl<'a> Bmc<'a> {
             }
         }
         Err(last)
+    }
+
+    /// Again after it was lost. A BMC that restarts in the middle of an operation is waited for as long as there is
+    /// time: what was begun is better ended.
+    async fn reopen(&mut self) -> Result<(), PowerError> {
+        loop {
+            match self.open().await {
+                Err(error) if error.is_transient() && Instant::now() < self.deadline => {
+                    tracing::debug!(bmc = %self.parameters.address, %error, "no new session yet");
+                    self.session = None;
+                    sleep(BUSY_PAUSE).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// One suite; a BMC without room for a session is asked again for a while.
@@ -197,7 +237,10 @@ impl<'a> Bmc<'a> {
                 Err(fault) => return Err(self.session_error(fault)),
             };
             match verdict(command.purpose(), code) {
-                Verdict::Done => return Ok(()),
+                Verdict::Done => {
+                    self.had_privilege = true;
+                    return Ok(());
+                }
                 Verdict::Again if tries <= BUSY_TRIES_MAX => {
                     tries += 1;
                     sleep(BUSY_PAUSE).await;
@@ -205,7 +248,15 @@ impl<'a> Bmc<'a> {
                 Verdict::Noted => {
                     let why = Unset::Refused(code);
                     self.remark(format!("{} refused: {why}", command.name));
+                    self.had_privilege = true;
                     return Ok(());
+                }
+                // What this user had a moment ago is not refused for good: the BMC is starting.
+                Verdict::Credentials if self.had_privilege => {
+                    return Err(PowerError::Busy {
+                        bmc: self.name(),
+                        reason: "it refuses the privilege level that it gave before",
+                    });
                 }
                 Verdict::Credentials => {
                     return Err(PowerError::Credentials {
@@ -243,8 +294,11 @@ impl<'a> Bmc<'a> {
                     if self.sessions_opened == SESSIONS_MAX {
                         return Err(self.session_error(Fault::NoAnswer));
                     }
+                    match self.had_privilege {
+                        true => self.reopen().await?,
+                        false => self.open().await?,
+                    }
                     self.sessions_opened += 1;
-                    self.open().await?;
                     continue;
                 }
                 Some(session) => {
@@ -289,6 +343,11 @@ impl<'a> Bmc<'a> {
                 waiting_for: "an answer in mid-operation",
             },
             Fault::NoAnswer => PowerError::Unreachable { bmc, source: None },
+            Fault::Mute(to) => PowerError::Mute { bmc, to },
+            Fault::UserRefused => PowerError::Credentials {
+                bmc,
+                reason: "unknown user, or one without the privilege level",
+            },
             Fault::Io(source) => PowerError::Unreachable {
                 bmc,
                 source: Some(source),

@@ -28,6 +28,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 const SENDS_MAX: u32 = 4;
 /// The suite list is a hint: a BMC that does not know the command costs at most this many sends.
 const SENDS_FOR_SUITES: u32 = 2;
+/// Octets of a password in IPMI 1.5.
+const PASSWORD_BYTES_OLD: usize = 16;
 /// 16 octets each; real BMCs fill one or two.
 const SUITE_PARTS_MAX: u8 = 4;
 /// Close is a courtesy: asked twice, briefly.
@@ -37,9 +39,13 @@ const CLOSE_WAIT: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) enum Fault {
     NoAnswer,
+    /// It opens a session, and then says nothing to this message.
+    Mute(&'static str),
     Io(io::Error),
     /// RMCP+ or RAKP status code.
     Status(u8),
+    /// RAKP 2 refuses who is asking, in words that name no reason.
+    UserRefused,
     /// RAKP 2 does not prove the password.
     WrongPassword,
     /// RAKP 4 does not prove K_g.
@@ -55,8 +61,10 @@ impl Fault {
         matches!(
             self,
             Fault::NoAnswer
+                | Fault::Mute(_)
                 | Fault::OtherSuite
                 | Fault::Malformed
+                | Fault::UserRefused
                 | Fault::Status(
                     status::INVALID_AUTHENTICATION
                         | status::INVALID_INTEGRITY
@@ -64,7 +72,10 @@ impl Fault {
                         | status::NO_INTEGRITY
                         | status::INVALID_CONFIDENTIALITY
                         | status::NO_SUITE
-                        | status::ILLEGAL_PARAMETER,
+                        | status::ILLEGAL_PARAMETER
+                        // Suites may be kept for some privilege levels.
+                        | status::INVALID_ROLE
+                        | status::UNAUTHORIZED_ROLE,
                 )
         )
     }
@@ -88,6 +99,8 @@ pub(super) struct Session {
     request: u8,
     window: Window,
     open: bool,
+    /// The BMC has the first 16 octets of the password and no more.
+    password_is_cut: bool,
 }
 
 /// Binds and connects a socket: the kernel then drops what does not come from the BMC.
@@ -229,8 +242,12 @@ impl Session {
                 })
             },
         )
-        .await?
-        .map_err(Fault::Status)?;
+        .await
+        .map_err(|fault| mute(fault, "RAKP 1"))?
+        .map_err(|code| match code {
+            status::ILLEGAL_PARAMETER => Fault::UserRefused,
+            code => Fault::Status(code),
+        })?;
 
         let rakp = Exchange {
             suite,
@@ -242,12 +259,18 @@ impl Session {
             role,
             user,
         };
-        let password = parameters.password.expose_secret().as_bytes();
+        let mut password = parameters.password.expose_secret().as_bytes();
         let tag = tag.wrapping_add(1);
-        if !rakp
-            .rakp2_code(password)
-            .matches(&code, suite.digest_bytes())
-        {
+        let proves = |password: &[u8]| {
+            rakp.rakp2_code(password)
+                .matches(&code, suite.digest_bytes())
+        };
+        // Passwords of IPMI 1.5 had 16 octets, and some BMCs have kept to that: they drop the rest when it is set.
+        let cut = password.get(..PASSWORD_BYTES_OLD).unwrap_or(password);
+        let password_is_cut = !proves(password) && proves(cut);
+        if password_is_cut {
+            password = cut;
+        } else if !proves(password) {
             // Tell the BMC, so that it frees the session at once (§13.22), and wait for nothing.
             let outcome = Err(status::INVALID_CHECK_VALUE);
             let refusal = Rakp34 {
@@ -277,7 +300,8 @@ impl Session {
                 ours.then(|| rakp4.outcome.map(<[u8]>::to_vec))
             },
         )
-        .await?
+        .await
+        .map_err(|fault| mute(fault, "RAKP 3"))?
         .map_err(Fault::Status)?;
 
         let keys = rakp.keys(parameters.k_g.as_ref().map_or(password, |key| &key.0));
@@ -293,6 +317,7 @@ impl Session {
             request: rand::random::<u8>() & 0x3f,
             window: Window::default(),
             open: true,
+            password_is_cut,
         })
     }
 
@@ -356,6 +381,10 @@ impl Session {
         .await
     }
 
+    pub fn password_is_cut(&self) -> bool {
+        self.password_is_cut
+    }
+
     pub fn suite(&self) -> Suite {
         self.keys.suite()
     }
@@ -409,6 +438,24 @@ fn seal(keys: &SessionKeys, system_id: u32, sequence: &mut u32, message: &[u8]) 
     )
 }
 
+/// Silence after an answer is not the same as none.
+fn mute(fault: Fault, to: &'static str) -> Fault {
+    match fault {
+        Fault::NoAnswer => Fault::Mute(to),
+        fault => fault,
+    }
+}
+
+/// What the network says of an earlier packet. A BMC that restarts, or whose port goes down with its machine's power
+/// because both share it, is back a moment later.
+fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    matches!(
+        error.kind(),
+        ConnectionRefused | HostUnreachable | NetworkUnreachable
+    )
+}
+
 /// The payload of a packet of the handshake.
 fn plain(octets: &[u8], kind: PayloadType) -> Option<&[u8]> {
     match Frame::parse(octets) {
@@ -428,9 +475,8 @@ async fn exchange<T>(
     let mut octets = [0; PACKET_BYTES_MAX + 1];
     let mut wait = RETRY_FIRST;
     for _ in 0..sends {
-        // A refusal is the ICMP answer to an earlier send: a BMC that restarts does that for a while.
         if let Err(error) = socket.send(&packet()).await
-            && error.kind() != io::ErrorKind::ConnectionRefused
+            && !may_pass(&error)
         {
             return Err(error.into());
         }
@@ -441,7 +487,7 @@ async fn exchange<T>(
                     Some(answer) => return Ok(answer),
                     None => tracing::trace!(length, "packet ignored"),
                 },
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) if may_pass(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -74,17 +74,48 @@ pub struct Faults {
     pub power_bits: AtomicU32,
     /// Offer these suites, by id, whatever it has.
     pub lists: Mutex<Vec<u8>>,
+    /// Answer RAKP 1 of these suites with this status; `None`: not at all.
+    pub rakp1: Mutex<HashMap<u8, Option<u8>>>,
+    /// Cut refusals of the handshake to their tag and status.
+    pub short_refusals: AtomicU32,
+    /// Answer these commands, after so many good answers, so many times with this code and no data.
+    pub moods: Mutex<HashMap<(u8, u8), Mood>>,
+    /// After this many commands in a session, once: hear nothing for `outage_ms`, and know no session then.
+    pub outage_after_commands: AtomicU32,
+    pub outage_ms: AtomicU32,
+}
+
+/// A command that is refused for a while.
+#[derive(Clone, Copy)]
+pub struct Mood {
+    pub after: u32,
+    pub times: u32,
+    pub code: u8,
 }
 
 impl Faults {
     fn has(flag: &AtomicU32) -> bool {
         flag.load(Ordering::Relaxed) != 0
     }
+
+    /// The code that a command is refused with now.
+    fn mood(&self, command: (u8, u8)) -> Option<u8> {
+        let mut moods = self.moods.lock().unwrap();
+        let mood = moods.get_mut(&command)?;
+        if mood.after > 0 {
+            mood.after -= 1;
+            return None;
+        }
+        mood.times = mood.times.checked_sub(1)?;
+        Some(mood.code)
+    }
 }
 
 /// What the model saw, for the tests.
 #[derive(Default)]
 pub struct Seen {
+    /// Requests to open a session.
+    pub opens: AtomicU32,
     pub sessions: AtomicU32,
     pub closed: AtomicU32,
     pub controls: Mutex<Vec<u8>>,
@@ -133,6 +164,7 @@ struct Sessions {
     commands: u32,
     /// The answer sent before this one, for `Faults::noise`.
     last: Vec<u8>,
+    deaf_until: Option<Instant>,
 }
 
 impl Model {
@@ -146,7 +178,11 @@ impl Model {
             };
             sessions.received += 1;
             let lose = self.faults.lose_every.load(Ordering::Relaxed);
-            if Faults::has(&self.faults.silent) || (lose != 0 && sessions.received % lose == 0) {
+            let deaf = sessions.deaf_until.is_some_and(|end| Instant::now() < end);
+            if deaf
+                || Faults::has(&self.faults.silent)
+                || (lose != 0 && sessions.received % lose == 0)
+            {
                 continue;
             }
             let Some(answer) = self.answer(&mut sessions, &octets[..length]).await else {
@@ -201,7 +237,10 @@ impl Model {
                     PayloadType::Rakp3 => (PayloadType::Rakp4, self.rakp3(sessions, payload)?),
                     _ => return None,
                 };
-                Some(Plus::emit_plain(kind, &answer))
+                let refused = kind != PayloadType::Ipmi && answer.get(1) != Some(&status::OK);
+                let cut = refused && Faults::has(&self.faults.short_refusals);
+                let length = if cut { 2 } else { answer.len() };
+                Some(Plus::emit_plain(kind, &answer[..length]))
             }
             Frame::Plus(plus) => self.in_session(sessions, &plus).await,
             _ => None,
@@ -245,6 +284,7 @@ impl Model {
 
     fn open(&self, sessions: &mut Sessions, payload: &[u8]) -> Option<Vec<u8>> {
         let request = OpenRequest::parse(payload).ok()?;
+        self.seen.opens.fetch_add(1, Ordering::Relaxed);
         let suite = self
             .suites
             .iter()
@@ -298,6 +338,18 @@ impl Model {
             console_id: half.console_id,
             outcome: Err(code),
         };
+        let odd = self
+            .faults
+            .rakp1
+            .lock()
+            .unwrap()
+            .get(&half.suite.id())
+            .copied();
+        match odd {
+            Some(Some(code)) => return Some(fail(code).emit()),
+            Some(None) => return None,
+            None => {}
+        }
         if message.user != self.account.user.as_bytes() {
             return Some(fail(status::UNAUTHORIZED_NAME).emit());
         }
@@ -414,8 +466,19 @@ impl Model {
             sessions.live.clear();
             return None;
         }
+        let limit = self.faults.outage_after_commands.load(Ordering::Relaxed);
+        if limit != 0 && sessions.commands > limit {
+            self.faults
+                .outage_after_commands
+                .store(0, Ordering::Relaxed);
+            let length = self.faults.outage_ms.load(Ordering::Relaxed);
+            sessions.deaf_until = Some(Instant::now() + Duration::from_millis(length.into()));
+            sessions.live.clear();
+            return None;
+        }
         let key = (request.netfn, request.command);
-        let odd = self.faults.refuse.lock().unwrap().get(&key).copied();
+        let refused = self.faults.refuse.lock().unwrap().get(&key).copied();
+        let odd = self.faults.mood(key).map(Some).or(refused);
         let (code, data) = match odd {
             Some(Some(code)) => (code, Vec::new()),
             Some(None) => return None,
