@@ -149,6 +149,7 @@ struct LeaseWrite {
   durationMs @5 :UInt64;            # grant, extend: the lease (made durable for twice as long); quarantine: its length
   hostname @6 :Text;                # what the client calls itself (option 12), "" if nothing
   drained @7 :Bool;                 # from the spool: ACKed already; the same for all writes of a batch
+  silent @8 :Bool;                  # reclaim: its client has released it and nobody answers for it, so its end is not waited for
 }
 
 enum LeaseWriteKind { grant @0; extend @1; reclaim @2; quarantine @3; release @4; yield @5; }

@@ -190,7 +190,10 @@ fn write(reader: wire::lease_write::Reader<'_>) -> Result<Write, Error> {
             client: client()?,
             lease: duration,
         },
-        K::Reclaim => WriteKind::Reclaim { client: client()? },
+        K::Reclaim => WriteKind::Reclaim {
+            client: client()?,
+            silent: reader.get_silent(),
+        },
         K::Quarantine => WriteKind::Quarantine { length: duration },
         K::Release => WriteKind::Release { client: client()? },
         K::Yield => WriteKind::Yield,

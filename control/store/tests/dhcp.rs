@@ -144,7 +144,14 @@ fn grant(block: &Block, address: &str, n: u8) -> Write {
 }
 
 fn reclaim(block: &Block, address: &str, n: u8) -> Write {
-    write(block, address, WriteKind::Reclaim { client: client(n) })
+    write(
+        block,
+        address,
+        WriteKind::Reclaim {
+            client: client(n),
+            silent: false,
+        },
+    )
 }
 
 #[tokio::test]

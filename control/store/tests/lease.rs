@@ -167,6 +167,7 @@ fn reclaim(block: &Block, address: &str, n: u8) -> Write {
         address,
         WriteKind::Reclaim {
             client: client(block, n),
+            silent: false,
         },
     )
 }

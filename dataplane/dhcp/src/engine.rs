@@ -15,6 +15,7 @@ mod message;
 mod peer;
 mod probes;
 mod proxy;
+mod release;
 mod request;
 mod rules;
 mod sender;
@@ -22,7 +23,7 @@ mod sender;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ::lease::{Block, Client, DECLINE_QUARANTINE, Row, TAKE_AWAY_GRACE, VlanId};
+use ::lease::{Block, Client, DECLINE_QUARANTINE, OFFER_HOLD, Row, TAKE_AWAY_GRACE, VlanId};
 use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
@@ -91,6 +92,8 @@ pub struct Engine {
     cursor: u32,
     /// Held by somebody, and reserved for somebody else.
     wanted: Vec<u32>,
+    /// Released, and to be taken back as soon as nobody answers for them.
+    leaving: Vec<release::Leaving>,
     /// An address has come that somebody may wait for.
     came: bool,
     /// Exhaustion is not told again before then.
@@ -138,6 +141,7 @@ impl Engine {
             last_scan: Ms::PAST,
             cursor: 0,
             wanted: Vec::with_capacity(lease::WANTED_MAX),
+            leaving: Vec::with_capacity(release::LEAVING_MAX),
             came: false,
             exhausted_again: Ms::PAST,
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
@@ -296,6 +300,7 @@ impl Engine {
         self.prober.clear();
         self.wishes.clear();
         self.wanted.clear();
+        self.leaving.clear();
         self.until = None;
         self.next_scan = Ms::NEVER;
         self.cursor = 0;

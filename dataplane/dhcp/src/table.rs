@@ -60,7 +60,10 @@ pub(crate) struct Binding {
     pub rests_until: Ms,
     /// The write that is on its way.
     pub writing: Option<u32>,
+    /// As the region has it: the first to be reclaimed at its end, and ACKed only after a write.
     pub released: bool,
+    /// The RELEASE was heard here, since the attach, and nothing has been heard of the client since.
+    pub gone: bool,
     /// A write was sent and not answered: only this client's, until the next attach.
     pub unknown: bool,
 }
@@ -73,6 +76,7 @@ impl Binding {
         rests_until: Ms::PAST,
         writing: None,
         released: false,
+        gone: false,
         unknown: false,
     };
 

@@ -225,7 +225,13 @@ fn a_reserved_address_comes_back_when_its_lease_has_ended() {
     let step = rack.at(700).tick();
     let (ticket, write) = step.write().clone();
     let client = client(mac(2));
-    assert_eq!(write.kind, WriteKind::Reclaim { client });
+    assert_eq!(
+        write.kind,
+        WriteKind::Reclaim {
+            client,
+            silent: false
+        }
+    );
     rack.outcome(ticket, Outcome::Done);
     assert_eq!(rack.send(&discover(mac(1))).reply(), Some((Offer, ip(103))));
 }

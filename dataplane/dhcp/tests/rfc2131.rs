@@ -424,7 +424,8 @@ fn a_declined_address_rests_and_is_nobodys() {
     assert_eq!(
         write.kind,
         WriteKind::Reclaim {
-            client: client(mac(1))
+            client: client(mac(1)),
+            silent: false,
         }
     );
     assert_eq!(

@@ -61,12 +61,15 @@ impl Region {
                     remaining: row.end - now,
                 }
             }
-            WriteKind::Reclaim { client } => match row {
+            WriteKind::Reclaim { client, silent } => match row {
                 None => Outcome::Refused(Refusal::NotFound),
                 Some(row) if row.client.as_ref() != Some(client) => {
                     Outcome::Refused(Refusal::NotFound)
                 }
-                Some(row) if row.end + TAKE_AWAY_GRACE >= now || row.quarantined_until >= now => {
+                Some(row)
+                    if (row.end + TAKE_AWAY_GRACE >= now && !(*silent && row.released))
+                        || row.quarantined_until >= now =>
+                {
                     Outcome::Refused(Refusal::NotEnded)
                 }
                 Some(_) => {

@@ -5,8 +5,10 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use lease::VlanId;
+
 use crate::message::{Answer, Kind, Query};
-use crate::plan::{Plan, ms};
+use crate::plan::{Plan, ms, vlan_id};
 use crate::rng::Rng;
 use crate::world::{Event, World, note};
 
@@ -482,6 +484,30 @@ impl World<'_> {
         };
         self.clients[index].phase = Phase::Init;
         self.client_timer(index, self.now + wait);
+    }
+
+    /// The client that is on and uses the address.
+    pub fn user_of(&self, vlan: VlanId, address: Ipv4Addr) -> Option<usize> {
+        let uses = |client: &Client| {
+            let on = matches!(
+                client.phase,
+                Phase::Bound | Phase::Renewing | Phase::Rebinding
+            );
+            on && vlan_id(client.vlan) == vlan
+                && (client.held).is_some_and(|held| held.address == address && held.end > self.now)
+        };
+        self.clients.iter().position(uses)
+    }
+
+    /// Nobody answers a probe. In whose name a RELEASE of the address was heard has lost it (decisions/0013): a client that is off
+    /// or cut off, and whose RELEASE was older than its lease. What it would go on with it asks for, or begins anew.
+    pub fn nobody_answers(&mut self, address: Ipv4Addr) {
+        for index in self.oracle.gone(address) {
+            let client = &mut self.clients[index];
+            if client.held.is_some_and(|held| held.address == address) {
+                client.held = None;
+            }
+        }
     }
 
     /// The faults are over: everybody is on, and asks.

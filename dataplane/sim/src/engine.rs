@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use dhcp::{
-    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Peer, Range,
+    BootReply, Config, Destination, Engine, Limits, Link, Mode, Out, Outbox, Peer, Probed, Range,
     RangeKind, Received, Reservation, Sender, Subnet,
 };
 use lease::VlanId;
@@ -18,6 +18,8 @@ use crate::shard::{Ticket, Wish, Word};
 /// Longer than any message the engine writes to a client that does not ask for more.
 const MESSAGE_BYTES: usize = 576;
 const MTU: u16 = 1_500;
+/// Addresses found unused ahead of demand.
+const PROBE_STOCK: usize = 2;
 const CIRCUIT: &[u8] = &[1, 4, b'p', b'o', b'r', b't'];
 
 /// A rack's configuration, and what the feed says of its peer: two VLANs, one of them behind a relay.
@@ -125,8 +127,12 @@ impl EngineShard {
             index: index as u32,
             count: plan.shards as u32,
         };
+        let limits = Limits {
+            probe_stock: if plan.probe > 0 { PROBE_STOCK } else { 0 },
+            ..Limits::default()
+        };
         Self {
-            engine: Engine::new(shard, Limits::default(), seed, base + now),
+            engine: Engine::new(shard, limits, seed, base + now),
             outbox: Outbox::new(8),
             links: Links::new(plan, rack),
             rack,
@@ -178,8 +184,13 @@ impl EngineShard {
                 }
             }
             Word::Lent(lent) => self.engine.take(&lent),
+            Word::Probed { vlan, address, by } => {
+                let probed = by.map_or(Probed::Unused, |by| Probed::InUse(Mac(mac_of(by))));
+                self.engine
+                    .on_probed(vlan, address, probed, at, &mut self.outbox);
+            }
         }
-        self.collect(wishes);
+        self.collect(now, wishes);
     }
 
     pub fn query(&mut self, query: &Query, now: Duration, wishes: &mut Vec<Wish>) {
@@ -206,12 +217,12 @@ impl EngineShard {
         let at = self.base + now;
         self.engine
             .on_message(&view, &received, &boot, &self.links, at, &mut self.outbox);
-        self.collect(wishes);
+        self.collect(now, wishes);
     }
 
     pub fn tick(&mut self, now: Duration, wishes: &mut Vec<Wish>) {
         self.engine.tick(self.base + now, &mut self.outbox);
-        self.collect(wishes);
+        self.collect(now, wishes);
     }
 
     pub fn next_tick(&self) -> Option<Duration> {
@@ -234,7 +245,11 @@ impl EngineShard {
         }
     }
 
-    fn collect(&mut self, wishes: &mut Vec<Wish>) {
+    fn collect(&mut self, now: Duration, wishes: &mut Vec<Wish>) {
+        while let Some(probe) = self.engine.next_probe(&self.links, self.base + now) {
+            let (vlan, address) = (probe.vlan, probe.address);
+            wishes.push(Wish::Probe { vlan, address });
+        }
         while let Some(lack) = self.engine.next_wish() {
             self.pass_on(self.index, 0, lack, wishes);
         }

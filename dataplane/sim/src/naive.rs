@@ -86,7 +86,11 @@ impl NaiveShard {
                     self.outcome(asked, outcome, sent, now, wishes);
                 }
             }
-            Word::Outcome { .. } | Word::Alive(_) | Word::Lacks { .. } | Word::Lent(_) => {}
+            Word::Outcome { .. }
+            | Word::Alive(_)
+            | Word::Lacks { .. }
+            | Word::Lent(_)
+            | Word::Probed { .. } => {}
         }
     }
 
@@ -172,6 +176,7 @@ impl NaiveShard {
         if let Some(bound) = self.bound.get(&address) {
             let kind = WriteKind::Reclaim {
                 client: bound.client.clone(),
+                silent: false,
             };
             self.ask(address, kind, Asked::Reclaim { address }, wishes);
         }
@@ -231,6 +236,7 @@ impl NaiveShard {
             Some(bound) if bound.end <= now => {
                 let kind = WriteKind::Reclaim {
                     client: bound.client.clone(),
+                    silent: false,
                 };
                 self.ask(address, kind, Asked::Reclaim { address }, wishes);
                 if rng.coin() {

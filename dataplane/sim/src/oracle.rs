@@ -3,10 +3,14 @@
 //! A. No two clients hold one address, by the clients' own clocks. B. What an ACK promised is covered, for as long as it promised
 //! and from the moment it left, by the region's row or by a fact on the disk of a rack. C. A reply answers a query.
 //!
+//! Both end where a RELEASE in the client's name was heard and nobody answers a probe for the address afterwards: a RELEASE may be
+//! late, so the rack asks; a client that is off or cut off at that moment has given its address up, as far as anyone can know
+//! (decisions/0013). What is ACKed to it after that is promised as ever.
+//!
 //! B is excused where what covered a promise was destroyed: a spool that was wiped or set back, a database that lost commits.
 //! A never is: that is what quarantine and hold are for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -32,6 +36,8 @@ pub(crate) struct Oracle {
     holds: Vec<Option<Hold>>,
     /// (address, client) to the end of the longest promise, on the database's clock as it went when the ACK left.
     promises: BTreeMap<(Ipv4Addr, usize), Promise>,
+    /// In whose names RELEASEs were heard, since the last ACK.
+    released: BTreeSet<(Ipv4Addr, usize)>,
     /// A row may end so much earlier: the database's clock was set since.
     slack: Duration,
     /// After a database lost commits, promises are not followed until then.
@@ -54,6 +60,7 @@ impl Oracle {
         Self {
             holds: vec![None; plan.clients_in_all()],
             promises: BTreeMap::new(),
+            released: BTreeSet::new(),
             slack: ms(plan.step_ms).min(STEP_MAX) + ms(1),
             blind_until: Duration::ZERO,
             queries: BTreeMap::new(),
@@ -96,6 +103,7 @@ impl Oracle {
         let Some(lease) = answer.lease.filter(|_| answer.kind == Kind::Ack) else {
             return;
         };
+        self.released.remove(&(answer.address, answer.client));
         if now < self.blind_until {
             return;
         }
@@ -110,6 +118,26 @@ impl Oracle {
         promise.end = promise.end.max(end);
         promise.until = promise.until.max(until);
         self.dirty = true;
+    }
+
+    /// A RELEASE has reached a rack.
+    pub fn released(&mut self, address: Ipv4Addr, client: usize) {
+        self.released.insert((address, client));
+    }
+
+    /// Nobody answers for the address: who has lost it.
+    pub fn gone(&mut self, address: Ipv4Addr) -> Vec<usize> {
+        let gone: Vec<usize> = (self.released.iter())
+            .filter(|(of, _)| *of == address)
+            .map(|(_, client)| *client)
+            .collect();
+        for client in &gone {
+            self.promises.remove(&(address, *client));
+            if self.holds[*client].is_some_and(|hold| hold.address == address) {
+                self.holds[*client] = None;
+            }
+        }
+        gone
     }
 
     /// To be called after each step.

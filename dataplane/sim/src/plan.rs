@@ -84,6 +84,8 @@ plan! {
     /// 0: the shards are real DHCP engines. 1: they ask for anything at any time, so that only the lease protocol's own rules
     /// stand between two clients and one address.
     naive = 0;
+    /// 1: the engines ask for addresses by ARP, and clients that are on answer.
+    probe = 0;
     lease_ms = 60_000;
     /// How far a heartbeat moves `until`. The product's is a day.
     until_ms = 600_000;
@@ -227,6 +229,7 @@ impl Plan {
         for weight in plan.weights_mut() {
             *weight *= rng.pick(&[0, 0, 1, 4]);
         }
+        plan.probe = u64::from(rng.coin());
         plan
     }
 

@@ -1,17 +1,18 @@
 //! A rack: the lease machine on its link thread, its shards, its spool, and a process that ends and begins.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use lease::guards::{Guards, unguarded};
 use lease::rack::{Action, Counters, Input, LinkId, Rack};
-use lease::{Write, WriteKind};
+use lease::{VlanId, Write, WriteKind};
 
 use crate::clock::Clock;
 use crate::disk::{Disk, Job};
 use crate::engine::EngineShard;
-use crate::message::{Query, mac_of};
+use crate::message::{Kind, Query, mac_of};
 use crate::naive::NaiveShard;
 use crate::plan::{Plan, ms};
 use crate::region::Call;
@@ -491,6 +492,9 @@ impl World<'_> {
             return;
         }
         self.oracle.asked(rack, query);
+        if let (Kind::Release, Some(address)) = (query.kind, query.ciaddr) {
+            self.oracle.released(address, query.client);
+        }
         let mac = wire::ethernet::Mac(mac_of(query.client));
         let shard = dhcp::shard_of_mac(mac, self.plan.shards as u32) as usize;
         self.with_shard(rack, shard, |shard, now, rng, wishes| {
@@ -546,8 +550,8 @@ impl World<'_> {
                     answer.lease
                 );
                 match answer.kind {
-                    crate::message::Kind::Ack => self.report.acks += 1,
-                    crate::message::Kind::Nak => self.report.naks += 1,
+                    Kind::Ack => self.report.acks += 1,
+                    Kind::Nak => self.report.naks += 1,
                     _ => {}
                 }
                 if let Err(why) = self.oracle.replied(&answer) {
@@ -557,6 +561,20 @@ impl World<'_> {
                 if self.now >= self.racks[rack].isolated_until {
                     self.send_answer(&answer);
                 }
+            }
+            Wish::Probe { vlan, address } => {
+                let life = self.racks[rack].life;
+                let wait = self.rng.between(ms(200), ms(1_500));
+                self.after(
+                    wait,
+                    Event::Probed {
+                        rack,
+                        life,
+                        shard,
+                        vlan,
+                        address,
+                    },
+                );
             }
             Wish::Pass { to, word } => {
                 let (at, life) = self.leaves(rack, shard);
@@ -571,6 +589,9 @@ impl World<'_> {
                 );
             }
             Wish::Write { ticket, write } => {
+                if matches!(write.kind, WriteKind::Reclaim { silent: true, .. }) {
+                    self.report.taken_back += 1;
+                }
                 let (at, life) = self.leaves(rack, shard);
                 self.at(
                     at,
@@ -599,6 +620,30 @@ impl World<'_> {
         if self.lives(rack, life) {
             self.tell_shard(rack, to, word);
         }
+    }
+
+    /// Who uses the address now answers, if the rack is not cut off from it.
+    pub fn on_probed(
+        &mut self,
+        rack: usize,
+        life: u32,
+        shard: usize,
+        vlan: VlanId,
+        address: Ipv4Addr,
+    ) {
+        if !self.lives(rack, life) {
+            return;
+        }
+        let heard = self.now >= self.racks[rack].isolated_until;
+        let by = self.user_of(vlan, address).filter(|_| heard);
+        note!(self, "rack {rack} asked for {address}: {by:?}");
+        if by.is_none() {
+            self.nobody_answers(address);
+        }
+        let word = Word::Probed { vlan, address, by };
+        self.with_shard(rack, shard, |shard, now, _, wishes| {
+            shard.hear(word, now, wishes)
+        });
     }
 
     /// The feed says which racks a region sees; or what it last saw, or what is not so: nothing may depend on it.

@@ -1,8 +1,9 @@
 //! A shard of a rack: the real DHCP engine, or one without any caution.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use lease::{Block, Outcome, Row, Write};
+use lease::{Block, Outcome, Row, VlanId, Write};
 
 use crate::engine::EngineShard;
 use crate::message::{Answer, Query};
@@ -23,6 +24,11 @@ pub(crate) enum Wish {
     Write {
         ticket: Option<Ticket>,
         write: Write,
+    },
+    /// To be asked for by ARP.
+    Probe {
+        vlan: VlanId,
+        address: Ipv4Addr,
     },
     /// For another shard of the rack.
     Pass {
@@ -56,6 +62,13 @@ pub(crate) enum Word {
         lack: dhcp::Wish,
     },
     Lent(Vec<dhcp::Lent>),
+    /// What came of an ARP probe.
+    Probed {
+        vlan: VlanId,
+        address: Ipv4Addr,
+        /// The client that answered.
+        by: Option<usize>,
+    },
 }
 
 pub(crate) enum Shard {

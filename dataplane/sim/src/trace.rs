@@ -18,7 +18,10 @@ pub(crate) fn write(write: &Write) -> String {
     let what = match &write.kind {
         WriteKind::Grant { client: of, .. } => format!("grant to {}", client(of)),
         WriteKind::Extend { client: of, .. } => format!("extend for {}", client(of)),
-        WriteKind::Reclaim { client: of } => format!("reclaim from {}", client(of)),
+        WriteKind::Reclaim { client: of, silent } => {
+            let how = if *silent { "take back" } else { "reclaim" };
+            format!("{how} from {}", client(of))
+        }
         WriteKind::Release { client: of } => format!("release by {}", client(of)),
         WriteKind::Quarantine { length } => format!("quarantine for {length:?}"),
         WriteKind::Yield => "yield".into(),

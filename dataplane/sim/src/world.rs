@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use lease::rack::{Input, LinkId};
-use lease::{DECLINE_QUARANTINE, TAKE_AWAY_GRACE, Write};
+use lease::{DECLINE_QUARANTINE, TAKE_AWAY_GRACE, VlanId, Write};
 
 use crate::Failure;
 use crate::client::Client;
@@ -79,6 +80,14 @@ pub(crate) enum Event {
         life: u32,
         to: usize,
         word: Word,
+    },
+    /// An ARP probe is at its end.
+    Probed {
+        rack: usize,
+        life: u32,
+        shard: usize,
+        vlan: VlanId,
+        address: Ipv4Addr,
     },
     Feed {
         rack: usize,
@@ -174,6 +183,8 @@ pub struct Report {
     pub spooled: u64,
     pub drained_refused: u64,
     pub moves: u64,
+    /// Released addresses asked for because nobody answered for them.
+    pub taken_back: u64,
 }
 
 impl std::ops::AddAssign for Report {
@@ -191,6 +202,7 @@ impl std::ops::AddAssign for Report {
         self.spooled += other.spooled;
         self.drained_refused += other.drained_refused;
         self.moves += other.moves;
+        self.taken_back += other.taken_back;
     }
 }
 
@@ -415,6 +427,13 @@ impl<'p> World<'p> {
                 to,
                 word,
             } => self.on_pass(rack, life, to, word),
+            Event::Probed {
+                rack,
+                life,
+                shard,
+                vlan,
+                address,
+            } => self.on_probed(rack, life, shard, vlan, address),
             Event::Feed { rack, life } => self.on_feed(rack, life),
             Event::Spool { rack, life } => self.on_spool(rack, life),
             Event::Doubt { rack, life } => self.on_doubt(rack, life),
@@ -460,6 +479,7 @@ impl<'p> World<'p> {
             | Event::ToLink { rack, .. }
             | Event::ToShard { rack, .. }
             | Event::Pass { rack, .. }
+            | Event::Probed { rack, .. }
             | Event::Feed { rack, .. }
             | Event::Spool { rack, .. }
             | Event::Doubt { rack, .. }

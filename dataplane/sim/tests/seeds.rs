@@ -106,7 +106,7 @@ fn seeds() {
         );
     }
     assert!(
-        sum.acks > 10 * count && sum.spooled > count,
+        sum.acks > 10 * count && sum.spooled > count && sum.taken_back * 4 > count,
         "the seeds did not get anywhere"
     );
 }

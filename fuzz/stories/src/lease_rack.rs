@@ -398,6 +398,7 @@ fn write(input: &mut Unstructured<'_>, epoch: u64) -> Write {
         },
         9 | 10 => WriteKind::Reclaim {
             client: client(input),
+            silent: input.arbitrary().unwrap_or_default(),
         },
         11 => WriteKind::Quarantine {
             length: length(input),

@@ -223,6 +223,7 @@ fn write(input: &mut Unstructured<'_>) -> Write {
         },
         1 => WriteKind::Reclaim {
             client: client(input),
+            silent: input.arbitrary().unwrap_or_default(),
         },
         2 => WriteKind::Quarantine { length },
         3 => WriteKind::Release {

@@ -43,6 +43,16 @@ pub enum Guard {
     SurvivorNeverAllocates,
     /// A rack whose until has passed forgets its blocks.
     MuteAfterUntil,
+    /// A RELEASE and a reclaim that waits for no end are never under way together.
+    ReleaseAlone,
+    /// What a survivor has lengthened is taken back only at its end, be it released or not.
+    ExtendHolds,
+    /// A client that comes back after its RELEASE is ACKed only after a write. (The shard does it; here only the tests' shard.)
+    #[cfg(any(test, feature = "guards"))]
+    ReleasedAsksAgain,
+    /// A released address is taken back only while nobody answers for it. (Likewise.)
+    #[cfg(any(test, feature = "guards"))]
+    ReleasedIsSilent,
 }
 
 /// Which of them stand.

@@ -173,13 +173,17 @@ fn apply(
         .map_or(Time::NEVER, |row| row.quarantined_until)
         .max(block.quarantined_until);
     let holder = row.and_then(|row| row.client.as_ref());
-    let bind = |client: &Client, lease: Duration| {
+    let bind = |client: &Client, lease: Duration, by_survivor: bool| {
         let end = now.plus(2 * lease.min(LEASE_MAX)).max(match row {
             // No write ever shortens an end.
             Some(row) if row.client.as_ref() == Some(client) => row.end,
             _ => Time::NEVER,
         });
-        let quarantined_until = row.map_or(Time::NEVER, |row| row.quarantined_until);
+        let mut quarantined_until = row.map_or(Time::NEVER, |row| row.quarantined_until);
+        if by_survivor && guards.stands(Guard::ExtendHolds) {
+            // It may ACK from memory to that end, unknown to the owner, who may hold a RELEASE that is older or forged.
+            quarantined_until = quarantined_until.max(end);
+        }
         let row = RowState {
             client: Some(client.clone()),
             end,
@@ -193,15 +197,15 @@ fn apply(
             Some(other) if other != client => Err(Refusal::OtherClient),
             // Somebody unknown may hold it; but what was ACKed already is a fact.
             None if quarantined > now && !drained => Err(Refusal::NotEnded),
-            _ => Ok(bind(client, *lease)),
+            _ => Ok(bind(client, *lease, false)),
         },
         WriteKind::Extend { client, lease } => match holder {
-            Some(holder) if holder == client => Ok(bind(client, *lease)),
+            Some(holder) if holder == client => Ok(bind(client, *lease, true)),
             Some(_) => Err(Refusal::OtherClient),
-            None if !guards.stands(Guard::SurvivorNeverAllocates) => Ok(bind(client, *lease)),
+            None if !guards.stands(Guard::SurvivorNeverAllocates) => Ok(bind(client, *lease, true)),
             None => Err(Refusal::NotFound),
         },
-        WriteKind::Reclaim { client } => {
+        WriteKind::Reclaim { client, silent } => {
             let row = row.ok_or(Refusal::NotFound)?;
             match holder {
                 None => return Err(Refusal::NotFound),
@@ -209,7 +213,9 @@ fn apply(
                 Some(_) => {}
             }
             let ended = row.end.plus(TAKE_AWAY_GRACE) < now && quarantined < now;
-            if guards.stands(Guard::ReclaimConditional) && !ended {
+            // Not on the strength of the mark alone, which may be old: the rack says that it has asked.
+            let given_up = *silent && row.released && quarantined.plus(TAKE_AWAY_GRACE) < now;
+            if guards.stands(Guard::ReclaimConditional) && !ended && !given_up {
                 return Err(Refusal::NotEnded);
             }
             Ok((Verdict::Done, Effect::Delete))
@@ -250,7 +256,7 @@ pub fn client_of(kind: &WriteKind) -> Option<&Client> {
     match kind {
         WriteKind::Grant { client, .. }
         | WriteKind::Extend { client, .. }
-        | WriteKind::Reclaim { client }
+        | WriteKind::Reclaim { client, .. }
         | WriteKind::Release { client } => Some(client),
         WriteKind::Quarantine { .. } | WriteKind::Yield => None,
     }
@@ -426,6 +432,56 @@ mod tests {
         }
     }
 
+    /// Released with so much left; resting for so long.
+    fn released(end_secs: i64, rests_secs: i64) -> RowState {
+        RowState {
+            released: true,
+            quarantined_until: Time(NOW.0 + rests_secs * 1_000_000),
+            ..row(1, end_secs)
+        }
+    }
+
+    /// A RELEASE that came late, or that somebody made up, meets a survivor's promise.
+    #[test]
+    fn what_a_survivor_lengthened_is_not_taken_back_by_a_release() {
+        let peer = BlockState {
+            asker: Asker::Peer,
+            ..block()
+        };
+        let client = client(1);
+        let extend = WriteKind::Extend {
+            client: client.clone(),
+            lease: LEASE,
+        };
+        let (_, effect) = decide(&write(extend), false, Some(&peer), Some(&row(1, 100)), NOW);
+        let Effect::Put(row) = effect else {
+            panic!("{effect:?}")
+        };
+        let release = WriteKind::Release {
+            client: client.clone(),
+        };
+        let (_, effect) = decide(&write(release), false, Some(&block()), Some(&row), NOW);
+        let Effect::Put(row) = effect else {
+            panic!("{effect:?}")
+        };
+        assert!(row.released);
+        let reclaim = |after: u64| {
+            let kind = WriteKind::Reclaim {
+                client: client.clone(),
+                silent: true,
+            };
+            let later = NOW.plus(Duration::from_secs(after));
+            decide(&write(kind), false, Some(&block()), Some(&row), later).0
+        };
+        // And the minute: the survivor's clock, and clients that count from the ACK's arrival.
+        assert_eq!(reclaim(1_259), Verdict::Refused(Refusal::NotEnded));
+        assert_eq!(reclaim(1_261), Verdict::Done);
+        // Its own client goes on meanwhile, and is no more released.
+        let (verdict, effect) = decide(&write(grant(1)), false, Some(&block()), Some(&row), NOW);
+        assert!(matches!(verdict, Verdict::Durable { .. }));
+        assert!(matches!(effect, Effect::Put(row) if !row.released));
+    }
+
     fn write(kind: WriteKind) -> Write {
         Write {
             block: BlockId(1),
@@ -449,7 +505,14 @@ mod tests {
             end: Time(NOW.0 + secs * 1_000_000),
         };
         let no = Verdict::Refused;
-        let reclaim = || WriteKind::Reclaim { client: client(1) };
+        let reclaim = || WriteKind::Reclaim {
+            client: client(1),
+            silent: false,
+        };
+        let take_back = || WriteKind::Reclaim {
+            client: client(1),
+            silent: true,
+        };
         let extend = || WriteKind::Extend {
             client: client(1),
             lease: LEASE,
@@ -525,6 +588,30 @@ mod tests {
                 no(Refusal::OtherClient),
             ),
             ("reclaim of nothing", reclaim(), None, no(Refusal::NotFound)),
+            (
+                "reclaim of a released row that nobody answers for",
+                take_back(),
+                Some(released(900, -61)),
+                Verdict::Done,
+            ),
+            (
+                "the same, and nobody has asked",
+                reclaim(),
+                Some(released(900, -61)),
+                no(Refusal::NotEnded),
+            ),
+            (
+                "nobody answers, but it was not released",
+                take_back(),
+                Some(row(1, 900)),
+                no(Refusal::NotEnded),
+            ),
+            (
+                "reclaim of a released row that rested until a minute ago",
+                take_back(),
+                Some(released(900, -59)),
+                no(Refusal::NotEnded),
+            ),
         ];
         for (case, kind, row, want) in cases {
             assert_eq!(
@@ -545,7 +632,10 @@ mod tests {
             NOW,
         );
         assert_eq!(effect, Effect::Keep);
-        let kind = WriteKind::Reclaim { client: client(1) };
+        let kind = WriteKind::Reclaim {
+            client: client(1),
+            silent: false,
+        };
         let (_, effect) = decide(&write(kind), false, Some(&block()), Some(&row(1, -90)), NOW);
         assert_eq!(effect, Effect::Delete);
     }
@@ -579,7 +669,10 @@ mod tests {
             ),
             (
                 "stale reclaim",
-                WriteKind::Reclaim { client: client(1) },
+                WriteKind::Reclaim {
+                    client: client(1),
+                    silent: false,
+                },
                 &stale,
                 Some(Refusal::StaleEpoch),
             ),
@@ -667,7 +760,10 @@ mod tests {
         )
         .0;
         assert!(matches!(held, Verdict::Durable { .. }));
-        let kind = WriteKind::Reclaim { client: client(1) };
+        let kind = WriteKind::Reclaim {
+            client: client(1),
+            silent: false,
+        };
         assert_eq!(
             decide(&write(kind), false, Some(&resting), Some(&row(1, -90)), NOW).0,
             closed

@@ -269,8 +269,8 @@ fn encode_write(write: &Write, out: &mut Vec<u8>) {
             encode_client(client, out);
             encode_length(*lease, out);
         }
-        WriteKind::Reclaim { client } => {
-            out.push(2);
+        WriteKind::Reclaim { client, silent } => {
+            out.push(if *silent { 6 } else { 2 });
             encode_client(client, out);
         }
         WriteKind::Quarantine { length } => {
@@ -304,8 +304,9 @@ fn decode_write(reader: &mut Reader<'_>) -> Option<Write> {
             client: decode_client(reader)?,
             lease: reader.length()?,
         },
-        2 => WriteKind::Reclaim {
+        kind @ (2 | 6) => WriteKind::Reclaim {
             client: decode_client(reader)?,
+            silent: kind == 6,
         },
         3 => WriteKind::Quarantine {
             length: reader.length()?,
@@ -465,6 +466,11 @@ mod tests {
             },
             WriteKind::Reclaim {
                 client: client.clone(),
+                silent: false,
+            },
+            WriteKind::Reclaim {
+                client: client.clone(),
+                silent: true,
             },
             WriteKind::Quarantine { length: lease },
             WriteKind::Release {

@@ -77,8 +77,9 @@ pub enum WriteKind {
     },
     /// A survivor lengthens a peer's binding; never allocates. Block and epoch are not looked at.
     Extend { client: Client, lease: Duration },
-    /// Takes back an address whose row has ended (by 60 s) and is not quarantined.
-    Reclaim { client: Client },
+    /// Takes back an address whose row has ended (by 60 s) and is not quarantined. `silent`: its client has released it, and
+    /// nobody answers for it, so that its end is not waited for.
+    Reclaim { client: Client, silent: bool },
     /// Keeps the address from everyone (DECLINE: 10 minutes).
     Quarantine { length: Duration },
     /// The client gave it up: reclaim it first. Never shortens the end.

@@ -62,7 +62,13 @@ fn grant(last: u8, n: u8) -> Write {
 }
 
 fn reclaim(last: u8, n: u8) -> Write {
-    write(last, WriteKind::Reclaim { client: client(n) })
+    write(
+        last,
+        WriteKind::Reclaim {
+            client: client(n),
+            silent: false,
+        },
+    )
 }
 
 fn row(last: u8, n: u8, remaining_ms: i64) -> Row {
@@ -1124,7 +1130,7 @@ mod any_order {
                        Step::Ask(address, c, kind) => {
                            let (client, length) = (client(c), LEASE);
                            let kind = match kind {
-                               0 => WriteKind::Reclaim { client },
+                               0 => WriteKind::Reclaim { client, silent: address % 2 == 0 },
                                1 => WriteKind::Quarantine { length },
                                2 => WriteKind::Release { client },
                                3 => WriteKind::Yield,

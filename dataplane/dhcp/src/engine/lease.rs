@@ -94,7 +94,7 @@ impl Engine {
                     Ms::NEVER => now.plus(remaining),
                     ended => ended.max(now.plus(remaining)),
                 };
-                binding.released = false;
+                (binding.released, binding.gone) = (false, false);
                 let durable_left = binding.durable.left(now);
                 self.send_prepared(ack, durable_left, now, out);
             }
@@ -176,13 +176,24 @@ impl Engine {
         binding.writing = None;
         match outcome {
             Outcome::Done => {
+                let probed = binding.ended > now;
+                let is_only = self.table.pool_of(slot).dealable() == 0;
                 self.table.free(slot);
+                self.came = true;
+                // What a probe found unused goes first: this one only where there is no other.
+                if probed && is_only {
+                    self.table.start_probe(slot);
+                    self.table.end_probe(slot, Some(now));
+                }
             }
             // It may run late: then it finds the row ended, or extended by its own client.
             Outcome::Unknown | Outcome::Durable { .. } => {
                 binding.unknown = true;
                 self.counters.count(Sent::Unknown);
             }
+            // A survivor lengthened it, or the RELEASE never got there: it comes back at its end.
+            Outcome::Refused(Refusal::NotEnded) if binding.ended > now => binding.gone = false,
+            Outcome::Refused(Refusal::Mute) if binding.ended > now => {}
             // Extended by a survivor, quarantined, or we are detached: ask again later.
             Outcome::Refused(Refusal::NotEnded | Refusal::Mute) => binding.ended = now,
             Outcome::Refused(refusal) => {
@@ -243,6 +254,7 @@ impl Engine {
                 0
             };
             self.wake_resting(slot, now);
+            self.leave(slot);
             if !self.is_reclaimable(slot, now) {
                 continue;
             }
@@ -252,7 +264,7 @@ impl Engine {
                 .binding(slot)
                 .is_some_and(|binding| binding.released)
             {
-                if reclaims < RECLAIMS_PER_SCAN_MAX && self.reclaim(slot, now, out) {
+                if reclaims < RECLAIMS_PER_SCAN_MAX && self.reclaim(slot, false, now, out) {
                     reclaims += 1;
                 }
             } else if ended_count < RECLAIMS_PER_SCAN_MAX {
@@ -261,7 +273,7 @@ impl Engine {
             }
         }
         for slot in &ended[..ended_count] {
-            if reclaims == RECLAIMS_PER_SCAN_MAX || !self.reclaim(*slot, now, out) {
+            if reclaims == RECLAIMS_PER_SCAN_MAX || !self.reclaim(*slot, false, now, out) {
                 break;
             }
             reclaims += 1;
@@ -307,14 +319,19 @@ impl Engine {
 
     /// Its row has surely ended, by a minute, and its pool needs addresses.
     fn is_reclaimable(&self, slot: u32, now: Ms) -> bool {
+        self.is_wanted(slot) && self.has_ended(slot, now)
+    }
+
+    /// Its pool needs addresses, or it is reserved for somebody else.
+    pub(super) fn is_wanted(&self, slot: u32) -> bool {
         let pool = self.table.pool_of(slot);
         // Strangers that take all they may cost no known machine its address.
-        let wanted = if self.table.is_strangers(slot) {
+        let low = if self.table.is_strangers(slot) {
             pool.is_low_for_strangers(self.known)
         } else {
             pool.is_low()
         };
-        wanted && self.has_ended(slot, now)
+        low || self.wanted.contains(&slot)
     }
 
     fn has_ended(&self, slot: u32, now: Ms) -> bool {
@@ -347,14 +364,15 @@ impl Engine {
                 continue;
             }
             if self.has_ended(slot, now) {
-                self.reclaim(slot, now, out);
+                self.reclaim(slot, false, now, out);
             }
             at += 1;
         }
     }
 
-    /// Asks the region for the address of an ended row. False if there is no room to ask.
-    fn reclaim(&mut self, slot: u32, now: Ms, out: &mut Outbox) -> bool {
+    /// Asks the region for the address of a row that has ended or, `silent`, that nobody needs any more. False if there is
+    /// no room to ask.
+    pub(super) fn reclaim(&mut self, slot: u32, silent: bool, now: Ms, out: &mut Outbox) -> bool {
         if self.serving(now).is_err() || !out.has_item_room(1) {
             return false;
         }
@@ -372,7 +390,7 @@ impl Engine {
             return false;
         };
         binding.writing = Some(index);
-        let write = self.write(slot, WriteKind::Reclaim { client });
+        let write = self.write(slot, WriteKind::Reclaim { client, silent });
         out.lease(ticket, write);
         self.counters.count(Sent::Reclaim);
         true

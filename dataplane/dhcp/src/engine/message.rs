@@ -53,7 +53,9 @@ impl Engine {
         let lease = ask.lease(subnet, address).given.min(until_left);
         self.send_offer(ask, address, subnet, lease, out)?;
         // State moves after the reply was written. A binding is kept as it is.
-        if self.table.state(slot) != State::Bound {
+        if self.table.state(slot) == State::Bound {
+            self.hold_released(slot, ask.now);
+        } else {
             self.note_unprobed(slot, ask);
             let until = ask.now.plus(OFFER_HOLD);
             self.table
@@ -185,8 +187,8 @@ impl Engine {
         let lease = ask.lease(subnet, address);
         if let Some(binding) = self.table.binding_mut(slot) {
             let durable_left = binding.durable.left(ask.now);
-            if durable_left >= lease.given {
-                binding.released = false;
+            // After a RELEASE only a write says that it is in use again: the address may be about to be taken back.
+            if durable_left >= lease.given && !binding.released {
                 self.table.set_stranger(slot, stranger);
                 let lease = lease.given.min(until_left);
                 return self.ack_now(ask, address, subnet, lease, true, out);
@@ -406,8 +408,8 @@ impl Engine {
             .ok_or(Drop::NoRecord)?;
         match self.table.binding_mut(slot) {
             // Said before, or still being granted: that client has changed its mind already.
-            Some(binding) if binding.released || binding.writing.is_some() => return Ok(()),
-            Some(binding) => binding.released = true,
+            Some(binding) if binding.gone || binding.writing.is_some() => return Ok(()),
+            Some(binding) => (binding.released, binding.gone) = (true, true),
             None => {
                 self.table.free(slot);
                 return Ok(());
@@ -418,6 +420,7 @@ impl Engine {
         };
         out.lease(Ticket::UNAWAITED, self.write(slot, kind));
         self.counters.count(Sent::Release);
+        self.leave_anew(slot);
         self.event(EventKind::Release, ask, address, Duration::ZERO, out);
         Ok(())
     }

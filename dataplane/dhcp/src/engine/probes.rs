@@ -36,6 +36,7 @@ impl Engine {
         }
         let slot = self
             .next_urgent(now)
+            .or_else(|| self.next_leaving(config, now))
             .or_else(|| self.next_of_stock(config, now))?;
         self.prober.ask(slot, now);
         self.counters.count(Sent::Probe);
@@ -107,6 +108,7 @@ impl Engine {
             Probed::Unused => {
                 self.table.pool_of_mut(slot).claims = 0;
                 self.end_probe(slot, Some(now));
+                self.take_back(slot, now, out);
             }
             Probed::Unknown => {
                 self.counters.count(Sent::ProbeFailed);
@@ -115,7 +117,10 @@ impl Engine {
             }
             Probed::InUse(mac) => {
                 self.end_probe(slot, None);
-                if self.is_believed(slot, mac, now) {
+                // Its own client: no claim of anybody's, however often somebody sends a RELEASE in its name.
+                if self.is_its_own(slot, mac) {
+                    self.stay(slot);
+                } else if self.is_believed(slot, mac, now) {
                     self.in_use(slot, mac, now, out);
                 } else {
                     self.counters.count(Sent::ProbeFailed);
@@ -145,11 +150,14 @@ impl Engine {
         }
     }
 
-    fn in_use(&mut self, slot: u32, mac: Mac, now: Ms, out: &mut Outbox) {
+    /// Its client was quick to use it, or never stopped.
+    fn is_its_own(&self, slot: u32, mac: Mac) -> bool {
         let held = matches!(self.table.state(slot), State::Offered | State::Bound);
-        if held && self.table.mac(slot) == Some(mac) {
-            return; // its client was quick to use it
-        }
+        held && self.table.mac(slot) == Some(mac)
+    }
+
+    fn in_use(&mut self, slot: u32, mac: Mac, now: Ms, out: &mut Outbox) {
+        self.stay(slot);
         self.counters.count(Sent::AddressInUse);
         if matches!(self.table.state(slot), State::Free | State::Offered) {
             if self.table.pool_of(slot).is_full_of_resting(false) {
@@ -183,10 +191,11 @@ impl Engine {
     /// Whether a free address of the subnet that the client may have is being asked for, and nothing else is free.
     pub(super) fn is_probing<C: Config>(&self, ask: &Ask<'_, C>, subnet: u32) -> bool {
         let vlan = ask.link.vlan;
-        self.prober.asked().any(|slot| {
+        let free = self.prober.asked().filter(|slot| self.is_dealable(*slot));
+        let leaving = self.leaving_soon(ask.now).filter(|_| is_on_link(ask.link));
+        free.chain(leaving).any(|slot| {
             let address = self.table.address(slot);
             self.table.run(slot).vlan == vlan
-                && self.is_dealable(slot)
                 && self.subnet_of_slot(ask, slot).map(|own| own.id) == Some(subnet)
                 && rules::is_allocatable(ask, address)
         })

@@ -464,6 +464,17 @@ impl Rack {
         rack
     }
 
+    /// Attached for a day to a block of `count`, on a wire that is asked for addresses.
+    pub fn probing(config: Fixed, count: u32) -> Self {
+        let limits = Limits {
+            probe_stock: 8,
+            ..Limits::default()
+        };
+        let mut rack = Self::unattached_within(limits, config);
+        rack.attach(count, &[]);
+        rack
+    }
+
     /// One shard of several, attached for a day.
     pub fn sharded(shard: Shard, config: Fixed, count: u32, rows: &[Row]) -> Self {
         let mut rack = Self::unattached_shard(shard, Limits::default(), config);
@@ -621,6 +632,19 @@ impl Rack {
     pub fn outcome(&mut self, ticket: Ticket, outcome: Outcome) -> Step {
         self.engine
             .on_outcome(ticket, outcome, self.now, &mut self.out);
+        self.collect()
+    }
+
+    /// What is to be asked for by ARP now.
+    pub fn probes(&mut self) -> Vec<Ipv4Addr> {
+        std::iter::from_fn(|| self.engine.next_probe(&self.config, self.now))
+            .map(|probe| probe.address)
+            .collect()
+    }
+
+    pub fn probed(&mut self, address: Ipv4Addr, probed: Probed) -> Step {
+        self.engine
+            .on_probed(VLAN, address, probed, self.now, &mut self.out);
         self.collect()
     }
 

@@ -144,7 +144,10 @@ pub(super) fn put_batch(batch: &Batch, mut builder: wire::lease_batch::Builder<'
                 builder.set_duration_ms(millis(*lease));
                 (K::Extend, Some(client))
             }
-            WriteKind::Reclaim { client } => (K::Reclaim, Some(client)),
+            WriteKind::Reclaim { client, silent } => {
+                builder.set_silent(*silent);
+                (K::Reclaim, Some(client))
+            }
             WriteKind::Quarantine { length } => {
                 builder.set_duration_ms(millis(*length));
                 (K::Quarantine, None)

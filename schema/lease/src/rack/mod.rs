@@ -117,6 +117,12 @@ enum Holder {
 struct Known {
     holder: Holder,
     quarantined: Option<Boottime>,
+    /// Its client gave it up, and has not asked for it again: it may be taken back before its end.
+    released: bool,
+    /// RELEASEs that the region has not answered. One that runs late would mark a binding that was renewed since.
+    releasing: u32,
+    /// A reclaim that waits for no end was sent and not answered: a RELEASE from now on would let it run.
+    recalled: bool,
     /// A grant or reclaim of this address is queued, under way or being fsynced.
     locked: bool,
 }

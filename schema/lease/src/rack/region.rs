@@ -206,13 +206,24 @@ impl Rack {
     /// What an answer says about its address.
     fn learn(&mut self, write: &Write, outcome: Outcome, sent: Boottime, out: &mut Vec<Action>) {
         let grant = matches!(write.kind, WriteKind::Grant { .. });
-        let (WriteKind::Grant { client, .. } | WriteKind::Reclaim { client }) = &write.kind else {
+        if let WriteKind::Release { client } = &write.kind
+            && outcome == Outcome::Done
+            && let Some(known) = self.addresses.get_mut(&write.address)
+            && matches!(&known.holder, Holder::Bound { client: holder, .. } if holder == client)
+        {
+            known.releasing = known.releasing.saturating_sub(1);
+        }
+        let (WriteKind::Grant { client, .. } | WriteKind::Reclaim { client, .. }) = &write.kind
+        else {
             return;
         };
         if !self.blocks.contains_key(&write.block) {
             return;
         }
         let known = self.known(write.address);
+        if !grant && outcome != Outcome::Unknown {
+            known.recalled = false;
+        }
         match outcome {
             Outcome::Unknown => return self.outcome_unknown(write),
             Outcome::Durable { remaining } if grant => {
@@ -232,7 +243,7 @@ impl Rack {
             }
             Outcome::Done if !grant => known.holder = Holder::Nobody,
             // Too early; the binding is there as before.
-            Outcome::Refused(Refusal::NotEnded) if !grant => {}
+            Outcome::Refused(Refusal::NotEnded) if !grant => known.released = false,
             _ => {
                 known.holder = Holder::Closed;
                 if outcome == Outcome::Refused(Refusal::OtherClient) {
@@ -536,10 +547,13 @@ impl Rack {
                 u64::try_from(row.remaining_ms.saturating_neg()).unwrap_or(0),
             );
             let end = (sent + left).saturating_sub(past);
-            self.known(row.address).holder = Holder::Bound {
+            let known = self.known(row.address);
+            known.holder = Holder::Bound {
                 client: client.clone(),
                 end,
             };
+            // A mark of an earlier session may be one that its client has refuted since.
+            known.released = false;
         }
         if !row.quarantine.is_zero() {
             self.quarantine(now, row.address, row.quarantine);

@@ -44,8 +44,20 @@ impl Rack {
             return self.reply(ticket, Outcome::Refused(refusal), now, out);
         }
         match &write.kind {
-            WriteKind::Grant { .. } | WriteKind::Reclaim { .. } => {
-                self.known(write.address).locked = true
+            WriteKind::Grant { .. } => {
+                let known = self.known(write.address);
+                (known.locked, known.released) = (true, false);
+            }
+            WriteKind::Reclaim { silent, .. } => {
+                let known = self.known(write.address);
+                known.locked = true;
+                known.recalled |= *silent;
+            }
+            WriteKind::Release { client } => {
+                if !self.release(write.address, client) {
+                    self.counters.releases_dropped += 1;
+                    return self.reply(ticket, Outcome::Done, now, out);
+                }
             }
             WriteKind::Quarantine { length } => self.quarantine(now, write.address, *length),
             WriteKind::Yield => {
@@ -56,7 +68,7 @@ impl Rack {
                 }
                 out.push(Action::ForgetBlock(write.block));
             }
-            WriteKind::Extend { .. } | WriteKind::Release { .. } => {}
+            WriteKind::Extend { .. } => {}
         }
         if !self.guards.stands(Guard::CommitBeforeReply)
             && let WriteKind::Grant { lease, .. } = &write.kind
@@ -83,7 +95,9 @@ impl Rack {
                 self.counters.releases_dropped += 1;
                 self.reply(ticket, Outcome::Done, now, out);
             }
-            WriteKind::Reclaim { client } if !self.guards.stands(Guard::ReclaimWhileAttached) => {
+            WriteKind::Reclaim { client, .. }
+                if !self.guards.stands(Guard::ReclaimWhileAttached) =>
+            {
                 let client = client.clone();
                 let known = self.known(write.address);
                 if matches!(&known.holder, Holder::Bound { client: holder, end } if *holder == client && *end <= now)
@@ -155,7 +169,7 @@ impl Rack {
                 end = now + (*lease).min(self.until.saturating_sub(now));
                 let client = client.clone();
                 let known = self.known(entry.write.address);
-                known.locked = true;
+                (known.locked, known.released) = (true, false);
                 if !matches!(&known.holder, Holder::Bound { client: holder, .. } if *holder == client)
                 {
                     known.holder = Holder::Asked { client };
@@ -310,16 +324,19 @@ impl Rack {
         match &write.kind {
             WriteKind::Grant { .. } | WriteKind::Reclaim { .. } if locked => Err(Refusal::Mute),
             WriteKind::Grant { client, .. } => self.permit_grant(now, known, client),
-            WriteKind::Reclaim { client } => match known.map(|known| &known.holder) {
+            WriteKind::Reclaim { client, silent } => match known.map(|known| &known.holder) {
                 Some(Holder::Bound {
                     client: holder,
                     end,
                 }) if holder == client => {
-                    if *end > now {
-                        Err(Refusal::NotEnded)
-                    } else {
-                        Ok(())
-                    }
+                    // A RELEASE under way may yet run late: after a grant, and before this.
+                    let alone = known.is_some_and(|known| known.releasing == 0)
+                        || !self.guards.stands(Guard::ReleaseAlone);
+                    let over = match silent {
+                        true => alone && known.is_some_and(|known| known.released),
+                        false => *end <= now,
+                    };
+                    if over { Ok(()) } else { Err(Refusal::NotEnded) }
                 }
                 Some(Holder::Bound { .. }) => Err(Refusal::OtherClient),
                 Some(Holder::Asked { .. } | Holder::Closed) => Err(Refusal::NotEnded),
@@ -378,9 +395,28 @@ impl Rack {
         let nobody = Known {
             holder: Holder::Nobody,
             quarantined: None,
+            released: false,
+            releasing: 0,
+            recalled: false,
             locked: false,
         };
         self.addresses.entry(address).or_insert(nobody)
+    }
+
+    /// False: the RELEASE must not be sent, since a reclaim may still run that would make more of it.
+    fn release(&mut self, address: IpAddr, client: &Client) -> bool {
+        let alone = self.guards.stands(Guard::ReleaseAlone);
+        let Some(known) = self.addresses.get_mut(&address) else {
+            return true;
+        };
+        if known.recalled && alone {
+            return false;
+        }
+        if matches!(&known.holder, Holder::Bound { client: holder, .. } if holder == client) {
+            known.released = true;
+            known.releasing += 1;
+        }
+        true
     }
 
     pub(super) fn unlock(&mut self, address: IpAddr) {
@@ -408,7 +444,7 @@ impl Rack {
                 }
             }
             // The row may be gone, so its end says nothing any more.
-            WriteKind::Reclaim { client } => {
+            WriteKind::Reclaim { client, .. } => {
                 let holder = if stays {
                     Holder::Asked {
                         client: client.clone(),

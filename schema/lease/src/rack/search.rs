@@ -70,6 +70,8 @@ struct Bounds {
     held_back: bool,
     /// A peer extends bindings of the block.
     survivor: bool,
+    /// RELEASEs, each of them true, late or forged; and clients go down without a word, and come back.
+    releases: u32,
     /// Time may pass without the rack noticing.
     pauses: bool,
     until: Duration,
@@ -84,6 +86,7 @@ const SMALL: Bounds = Bounds {
     moves: 0,
     held_back: false,
     survivor: false,
+    releases: 0,
     pauses: false,
     until: Duration::from_secs(86_400),
     states_max: 200_000,
@@ -144,6 +147,8 @@ struct Site {
     life: u32,
     /// The shard's memory of the address.
     bound: Option<(usize, Boottime)>,
+    /// Its client has released it, as far as the shard knows.
+    released: bool,
     until: Boottime,
     asked: BTreeMap<Ticket, usize>,
     next_ticket: Ticket,
@@ -160,6 +165,7 @@ struct Used {
     wipes: u32,
     duplicates: u32,
     moves: u32,
+    releases: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -172,6 +178,8 @@ struct World {
     requests: Vec<Request>,
     answers: Vec<Answer>,
     holds: [Duration; 2],
+    /// Until when the survivor ACKs each client from memory.
+    peer: [Duration; 2],
     used: Used,
     /// Heartbeats that are sent now are answered.
     heard: bool,
@@ -212,6 +220,18 @@ enum Act {
     },
     /// The peer extends that client's binding, and ACKs from the answer.
     Survive {
+        client: usize,
+    },
+    /// The survivor ACKs once more, from memory.
+    SurviveAgain {
+        client: usize,
+    },
+    /// A RELEASE in the name of the holder.
+    Release {
+        rack: usize,
+    },
+    /// The client is switched off: it answers no probe, and asks when it is back.
+    Down {
         client: usize,
     },
     Crash {
@@ -354,6 +374,18 @@ const MOVE: Bounds = Bounds {
     ..NO_SECONDS
 };
 
+const RELEASE: Bounds = Bounds {
+    releases: 1,
+    states_max: 2_000_000,
+    ..NO_SECONDS
+};
+
+/// Within the lease that was given up.
+const RELEASE_AT_ONCE: Bounds = Bounds {
+    seconds: 2,
+    ..RELEASE
+};
+
 /// To nobody, and on to one of the two.
 const HANDED: Bounds = Bounds {
     moves: 2,
@@ -413,6 +445,71 @@ fn nothing_breaks_by_a_survivor() {
             ..NO_SECONDS
         },
     );
+}
+
+/// True, late or forged, and whatever the client does: it is up and answers the probe, or it asks before it goes on.
+#[test]
+fn nothing_breaks_by_a_release() {
+    holds("release", RELEASE);
+    holds("release, seconds", RELEASE_AT_ONCE);
+}
+
+#[test]
+fn nothing_breaks_by_a_release_beside_a_survivor() {
+    holds(
+        "release, survivor",
+        Bounds {
+            survivor: true,
+            ..RELEASE
+        },
+    );
+}
+
+#[test]
+fn nothing_breaks_by_a_release_and_a_crash() {
+    holds(
+        "release, crash",
+        Bounds {
+            crashes: 1,
+            ..RELEASE
+        },
+    );
+}
+
+#[test]
+fn nothing_breaks_by_a_release_and_a_duplicate() {
+    holds(
+        "release, duplicate",
+        Bounds {
+            duplicates: 1,
+            ..RELEASE
+        },
+    );
+}
+
+/// A second one, while what the first has caused may still be under way.
+#[test]
+fn nothing_breaks_by_two_releases() {
+    holds(
+        "two releases",
+        Bounds {
+            releases: 2,
+            ..RELEASE
+        },
+    );
+}
+
+/// What makes an early reclaim safe, removed in turn.
+#[test]
+fn a_release_needs_its_guards() {
+    let survivor = Bounds {
+        survivor: true,
+        ..RELEASE
+    };
+    breaks(&[Guard::ExtendHolds], survivor);
+    breaks(&[Guard::ReleasedAsksAgain], RELEASE);
+    breaks(&[Guard::ReleasedIsSilent], RELEASE_AT_ONCE);
+    breaks(&[Guard::ReleaseAlone], RELEASE);
 }
 
 #[test]

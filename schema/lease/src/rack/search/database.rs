@@ -142,7 +142,7 @@ impl World {
                         .as_ref()
                         .map_or(0, |row| row.end.micros_since(now).div_euclid(1_000)),
                     quarantine: length(quarantined, now),
-                    released: false,
+                    released: db.row.as_ref().is_some_and(|row| row.released),
                 });
             }
         }

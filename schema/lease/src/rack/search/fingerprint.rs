@@ -47,6 +47,7 @@ impl World {
             bags,
             &world.sites,
             &world.holds,
+            &world.peer,
             &world.used,
             self.met,
             &world.db,
@@ -114,6 +115,7 @@ impl World {
                 session.until = Time(0);
             }
         }
+        self.peer.iter_mut().for_each(|end| *end = ahead(*end, now));
         self.holds
             .iter_mut()
             .for_each(|end| *end = ahead(*end, now));

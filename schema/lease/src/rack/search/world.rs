@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// In `Site::asked`: grants are 0 and 1, reclaims 2 and 3, releases from here on.
+const RELEASES: usize = 4;
+
 impl World {
     /// Rack 0 owns the block and is attached; rack 1, if there is one, too, with nothing.
     pub(super) fn new(bounds: Bounds, guards: Guards) -> World {
@@ -18,6 +21,7 @@ impl World {
                 ),
                 life: 0,
                 bound: None,
+                released: false,
                 until: Duration::ZERO,
                 asked: BTreeMap::new(),
                 next_ticket: 0,
@@ -45,6 +49,7 @@ impl World {
             requests: vec![],
             answers: vec![],
             holds: [Duration::ZERO; 2],
+            peer: [Duration::ZERO; 2],
             used: Used::default(),
             heard: true,
             met: false,
@@ -72,9 +77,15 @@ impl World {
                     acts.push(Act::Ask { rack, client });
                 }
             }
-            if dealt && site.bound.is_some_and(|(_, end)| end <= self.now) && site.asked.is_empty()
-            {
+            let quiet = site.asked.values().all(|asked| *asked >= RELEASES);
+            let back = site
+                .bound
+                .is_some_and(|(n, end)| end <= self.now || (site.released && self.is_silent(n)));
+            if dealt && back && quiet {
                 acts.push(Act::AskBack { rack });
+            }
+            if site.bound.is_some() && !site.released && used.releases < bounds.releases {
+                acts.push(Act::Release { rack });
             }
             if !site.fsyncs.is_empty() {
                 acts.push(Act::Fsync { rack });
@@ -119,6 +130,14 @@ impl World {
         if bounds.survivor && self.met {
             acts.extend((0..2).map(|client| Act::Survive { client }));
         }
+        for client in 0..2 {
+            if bounds.releases > 0 && self.holds[client] > self.now {
+                acts.push(Act::Down { client });
+            }
+            if self.peer[client] > self.now.max(self.holds[client]) {
+                acts.push(Act::SurviveAgain { client });
+            }
+        }
         if let Some(owner) = self.db.owner
             && owner != self.db.intended
             && may_take_with(
@@ -144,6 +163,9 @@ impl World {
     pub(super) fn act_once(&mut self, act: Act) {
         match act {
             Act::Ask { rack, client: n } => {
+                if !self.guards.stands(Guard::ReleasedAsksAgain) {
+                    self.ack_from_memory(rack, n, true);
+                }
                 let kind = WriteKind::Grant {
                     client: client(n),
                     lease: LEASE,
@@ -155,8 +177,23 @@ impl World {
                 let (n, _) = self.sites[rack]
                     .bound
                     .expect("bound, or it was not enabled");
-                self.ask(rack, n + 2, WriteKind::Reclaim { client: client(n) });
+                let silent = self.sites[rack].released && self.is_silent(n);
+                // No ACK from memory any more, whatever comes of it.
+                if self.guards.stands(Guard::ReleasedAsksAgain) {
+                    let now = self.now;
+                    self.sites[rack].bound = Some((n, now));
+                }
+                let client = client(n);
+                self.ask(rack, n + 2, WriteKind::Reclaim { client, silent });
             }
+            Act::Release { rack } => {
+                self.used.releases += 1;
+                let (n, _) = self.sites[rack].bound.expect("bound");
+                self.sites[rack].released = true;
+                self.ask(rack, n + RELEASES, WriteKind::Release { client: client(n) });
+            }
+            Act::Down { client } => self.holds[client] = Duration::ZERO,
+            Act::SurviveAgain { client } => self.holds[client] = self.peer[client],
             Act::Run { request, again } => {
                 self.used.duplicates += u32::from(again);
                 self.run(request, again);
@@ -202,11 +239,18 @@ impl World {
         }
     }
 
+    /// Nobody answers a probe for the address in that client's name.
+    fn is_silent(&self, n: usize) -> bool {
+        self.holds[n] <= self.now || !self.guards.stands(Guard::ReleasedIsSilent)
+    }
+
     /// What a rack may do with the block once it has attached: another client's row must have ended.
     pub(super) fn grant_by_other(&mut self, n: usize) {
         let now = self.time();
+        let released = self.db.row.as_ref().is_some_and(|row| row.released);
         let kind = WriteKind::Reclaim {
             client: client(1 - n),
+            silent: released && self.is_silent(1 - n),
         };
         let write = |kind| Write {
             block: BLOCK,
@@ -268,6 +312,9 @@ impl World {
         if let (Verdict::Durable { .. }, Effect::Put(row)) = decided {
             self.db.row = Some(row);
             self.holds[n] = self.holds[n].max(self.now + trust(2 * LEASE));
+            if self.bounds.releases > 0 {
+                self.peer[n] = self.holds[n];
+            }
         }
     }
 
@@ -320,6 +367,7 @@ impl World {
         site.machine = Rack::with_guards(start, self.guards);
         site.life += 1;
         (site.bound, site.until) = (None, Duration::ZERO);
+        site.released = false;
         site.asked.clear();
         site.fsyncs.clear();
         self.answers.retain(|answer| answer.rack != rack);
@@ -377,10 +425,11 @@ impl World {
                 };
                 match outcome {
                     Outcome::Durable { remaining } => {
+                        site.released = false;
                         site.bound = Some((what % 2, sent + remaining));
                         self.ack(rack, what % 2);
                     }
-                    Outcome::Done if what >= 2 => site.bound = None,
+                    Outcome::Done if (2..RELEASES).contains(&what) => site.bound = None,
                     _ => {}
                 }
             }
@@ -388,6 +437,7 @@ impl World {
                 rows, sent, until, ..
             } => {
                 site.until = until;
+                site.released = rows.iter().any(|row| row.released);
                 site.bound = rows.iter().find_map(|row| {
                     let left = Duration::from_millis(u64::try_from(row.remaining_ms).unwrap_or(0));
                     row.client
@@ -396,7 +446,10 @@ impl World {
                 });
             }
             Action::Until(until) => site.until = until,
-            Action::Forget => (site.bound, site.until) = (None, Duration::ZERO),
+            Action::Forget => {
+                (site.bound, site.until) = (None, Duration::ZERO);
+                site.released = false;
+            }
             Action::ReplaceSpool => {
                 site.spool_id.0[15] += 1;
                 (site.incarnation, site.disk) = (1, BTreeMap::new());
@@ -418,10 +471,18 @@ impl World {
 
     /// An ACK leaves.
     pub(super) fn ack(&mut self, rack: usize, client: usize) {
+        self.ack_from_memory(rack, client, false);
+    }
+
+    /// `again`: although it was released.
+    fn ack_from_memory(&mut self, rack: usize, client: usize, again: bool) {
         let site = &self.sites[rack];
         let Some((holder, end)) = site.bound else {
             return;
         };
+        if site.released && !again {
+            return;
+        }
         if let Some(length) = ack_length(LEASE, end, site.until, self.now)
             && holder == client
         {
