@@ -18,16 +18,16 @@ pub type Column = (&'static str, fn(&Value) -> String);
 
 impl Output {
     /// Rows of a list.
-    pub fn list(self, rows: &Value, columns: &[Column]) {
+    pub fn list(self, rows: Vec<Value>, columns: &[Column]) {
         let Output::Table = self else {
-            return json(rows);
+            return json(&Value::Array(rows));
         };
         let mut table = Table::new();
         table
             .load_preset(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_header(columns.iter().map(|(title, _)| title.to_uppercase()));
-        for row in rows.as_array().into_iter().flatten() {
+        for row in &rows {
             table.add_row(columns.iter().map(|(_, text)| text(row)));
         }
         say(table);
@@ -79,11 +79,22 @@ fn json(value: &Value) {
     say(serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string()));
 }
 
+/// A text without what a terminal would obey: names and events come from machines, and from strangers.
+pub fn clean(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => c,
+        '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
 /// The text at a JSON pointer (`/zone/name`); nothing for null.
 pub fn text(row: &Value, pointer: &str) -> String {
     match row.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.clone(),
+        Some(Value::String(text)) => clean(text),
         Some(Value::Array(items)) => items
             .iter()
             .map(|item| text(item, ""))

@@ -27,16 +27,28 @@ fn path() -> anyhow::Result<PathBuf> {
 
 impl Profile {
     pub fn load() -> anyhow::Result<Self> {
-        if let (Ok(url), Ok(api_key)) =
-            (std::env::var("MUSTER_URL"), std::env::var("MUSTER_API_KEY"))
-        {
-            return Ok(Self { url, api_key });
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        match (set("MUSTER_URL"), set("MUSTER_API_KEY")) {
+            (Some(url), Some(api_key)) => return Ok(Self { url, api_key }),
+            (None, None) => {}
+            // Another region than the one meant, or a key for another, would be worse than none.
+            _ => bail!("MUSTER_URL and MUSTER_API_KEY go together: one of them is not set"),
         }
         let path = path()?;
-        let Ok(text) = fs::read_to_string(&path) else {
-            bail!("not logged in: run `muster login URL`, or set MUSTER_URL and MUSTER_API_KEY");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                bail!("not logged in: run `muster login URL`, or set MUSTER_URL and MUSTER_API_KEY")
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("reading {}", path.display()));
+            }
         };
-        toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+        // The parser's message shows the line, which may be the key's.
+        toml::from_str(&text).map_err(|_| {
+            let path = path.display();
+            anyhow::anyhow!("{path} is not as `muster login` writes it: log in again")
+        })
     }
 
     /// Readable by its owner only: it holds the key.

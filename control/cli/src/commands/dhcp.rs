@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use crate::client::Client;
-use crate::output::{Column, Output, say, text};
+use crate::client::{Client, event_id, patient};
+use crate::output::{Column, Output, complain, say, text};
 
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ impl Command {
             Command::Ranges { subnet } => {
                 let mut query = vec![("op", "usage".to_owned())];
                 query.extend(subnet.map(|subnet| ("subnet", subnet)));
-                output.list(&client.get("ipranges/", &query).await?, RANGES);
+                output.list(client.list("ipranges/", &query).await?, RANGES);
                 Ok(())
             }
             Command::Stats { rack, all } => stats(client, output, rack.as_deref(), all).await,
@@ -123,17 +123,19 @@ impl Leases {
         let mut page = client.get("leases/", &query).await?;
         let mut rows = Vec::new();
         loop {
-            if let Some(Value::Array(found)) = page.get_mut(list).map(Value::take) {
-                rows.extend(found);
-            }
+            let Some(Value::Array(found)) = page.get_mut(list).map(Value::take) else {
+                bail!("the region's answer holds no {list}");
+            };
+            let none = found.is_empty();
+            rows.extend(found);
             let next = text(&page, "/next_uri");
-            if next.is_empty() || rows.len() >= limit {
+            if none || next.is_empty() || rows.len() >= limit {
                 break;
             }
             page = client.get(&next, &[]).await?;
         }
         rows.truncate(limit);
-        output.list(&Value::Array(rows), columns);
+        output.list(rows, columns);
         Ok(())
     }
 }
@@ -165,35 +167,38 @@ async fn stats(
     rack: Option<&str>,
     all: bool,
 ) -> anyhow::Result<()> {
-    let racks = client.get("rackcontrollers/", &[]).await?;
+    let racks = client.list("rackcontrollers/", &[]).await?;
     let is_asked = |row: &&Value| match rack {
         Some(rack) => text(row, "/system_id") == rack || text(row, "/hostname") == rack,
         None => row.get("connected") == Some(&Value::Bool(true)),
     };
-    let racks: Vec<&Value> = racks
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(is_asked)
-        .collect();
+    let racks: Vec<&Value> = racks.iter().filter(is_asked).collect();
     if let (Some(rack), []) = (rack, &*racks) {
         bail!("no rack {rack}");
     }
-    let mut answers = Vec::new();
+    let (mut answers, mut failure) = (Vec::new(), None);
     for rack in racks {
         let path = format!("rackcontrollers/{}/", text(rack, "/system_id"));
         let query = [("op", "dhcp_stats".to_owned())];
         let answer = client.get(&path, &query).await;
         let name = text(rack, "/hostname");
-        answers.push(answer.with_context(|| format!("asking the rack {name}"))?);
+        match answer.with_context(|| format!("asking the rack {name}")) {
+            Ok(answer) => answers.push(answer),
+            // The others are shown all the same.
+            Err(error) => {
+                if let Some(earlier) = failure.replace(error) {
+                    complain(format_args!("{earlier:#}"));
+                }
+            }
+        }
     }
     if output == Output::Json {
-        output.list(&Value::Array(answers), STATS);
-        return Ok(());
+        output.list(answers, STATS);
+    } else {
+        let rows = answers.iter().flat_map(|answer| stats_rows(answer, all));
+        output.list(rows.collect(), STATS);
     }
-    let rows = answers.iter().flat_map(|answer| stats_rows(answer, all));
-    output.list(&rows.collect(), STATS);
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 /// A row per counter; drops by their reason.
@@ -254,7 +259,7 @@ impl Trace {
         }
         // What was reported before is not part of it.
         let mut seen: BTreeSet<u64> = BTreeSet::new();
-        let mut after = self.events(client, None).await?.iter().map(id_of).max();
+        let mut after = self.events(client, None).await?.iter().map(event_id).max();
         let secs = ("secs", self.length.as_secs().to_string());
         let answer = client.post("dhcp/?op=trace", &[mac, secs]).await?;
         if !self.follow {
@@ -269,14 +274,16 @@ impl Trace {
         }
         // Racks hold reports back for a moment.
         let end = tokio::time::Instant::now() + self.length + 3 * FOLLOW_EVERY;
+        let mut failures = 0;
         while tokio::time::Instant::now() < end {
-            let events = self.events(client, after).await?;
+            let events = patient(&mut failures, self.events(client, after).await)?;
+            let events = events.unwrap_or_default();
             for event in &events {
-                if seen.insert(id_of(event)) {
+                if seen.insert(event_id(event)) {
                     print(event, output);
                 }
             }
-            after = events.iter().map(id_of).max().or(after);
+            after = events.iter().map(event_id).max().or(after);
             tokio::time::sleep(FOLLOW_EVERY).await;
         }
         Ok(())
@@ -292,19 +299,8 @@ impl Trace {
             ("limit", "1000".to_owned()),
         ];
         query.extend(after.map(|after| ("after", after.to_string())));
-        let answer = client.get("events/", &query).await?;
-        let mut events = answer
-            .get("events")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        events.sort_by_key(id_of);
-        Ok(events)
+        client.events(&query).await
     }
-}
-
-fn id_of(event: &Value) -> u64 {
-    event.get("id").and_then(Value::as_u64).unwrap_or(0)
 }
 
 fn print(event: &Value, output: Output) {
@@ -402,7 +398,7 @@ const OPTIONS: &[Column] = &[
 impl OptionCommand {
     async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            OptionCommand::List => output.list(&client.get("dhcp-options/", &[]).await?, OPTIONS),
+            OptionCommand::List => output.list(client.list("dhcp-options/", &[]).await?, OPTIONS),
             OptionCommand::Set {
                 code,
                 value,
@@ -494,7 +490,7 @@ impl ReservationCommand {
     async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
             ReservationCommand::List => {
-                output.list(&client.get("reservedips/", &[]).await?, RESERVATIONS);
+                output.list(client.list("reservedips/", &[]).await?, RESERVATIONS);
             }
             ReservationCommand::Create(create) => {
                 let answer = client.post("reservedips/", &create.fields()).await?;

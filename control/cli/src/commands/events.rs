@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::client::Client;
+use crate::client::{Client, event_id, patient};
 use crate::output::{Output, complain, say, text};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -80,39 +80,28 @@ impl Events {
         let mut query = filters.clone();
         query.extend(self.before.map(|id| ("before", id.to_string())));
         query.extend(self.after.map(|id| ("after", id.to_string())));
-        let page = page(client, &query).await?;
+        let page = client.events(&query).await?;
         page.iter().for_each(|event| print(event, output));
         // A full page: there may be more. Told beside the list, so that a program reads only the list.
         if let (true, Some(oldest)) = (page.len() >= self.limit as usize, page.first()) {
-            complain(format_args!("older ones: --before {}", id_of(oldest)));
+            complain(format_args!("older ones: --before {}", event_id(oldest)));
         }
-        let mut newest = page.last().map(id_of).or(self.after);
+        let mut newest = page.last().map(event_id).or(self.after);
         if !self.watch {
             return Ok(());
         }
+        let mut failures = 0;
         loop {
             tokio::time::sleep(WATCH_EVERY).await;
             let mut query = filters.clone();
             query.extend(newest.map(|id| ("after", id.to_string())));
-            for event in self::page(client, &query).await? {
+            let events = patient(&mut failures, client.events(&query).await)?;
+            for event in events.into_iter().flatten() {
                 print(&event, output);
-                newest = Some(id_of(&event));
+                newest = Some(event_id(&event));
             }
         }
     }
-}
-
-/// Oldest first.
-async fn page(client: &Client, query: &[(&str, String)]) -> anyhow::Result<Vec<Value>> {
-    let answer = client.get("events/", query).await?;
-    let events = answer.get("events").and_then(Value::as_array);
-    let mut events = events.cloned().unwrap_or_default();
-    events.sort_by_key(id_of);
-    Ok(events)
-}
-
-fn id_of(event: &Value) -> u64 {
-    event.get("id").and_then(Value::as_u64).unwrap_or(0)
 }
 
 fn print(event: &Value, output: Output) {
@@ -125,7 +114,7 @@ fn print(event: &Value, output: Output) {
                 .find(|name| !name.is_empty());
             say(format_args!(
                 "{:>8}  {}  {:<8} {:<20} {:<28} {}",
-                id_of(event),
+                event_id(event),
                 text(event, "/created"),
                 text(event, "/level"),
                 whose.unwrap_or_default(),

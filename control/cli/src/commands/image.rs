@@ -69,7 +69,7 @@ const COLUMNS: &[Column] = &[
 impl Command {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            Command::List => output.list(&client.get("boot-resources/", &[]).await?, COLUMNS),
+            Command::List => output.list(client.list("boot-resources/", &[]).await?, COLUMNS),
             Command::Import(import) => {
                 let name = format!("{}/{}", import.osystem, import.release);
                 let files = [

@@ -35,12 +35,18 @@ impl Login {
             .get("users/", &[("op", "whoami".to_owned())])
             .await
             .context("the region does not accept the key")?;
+        let name = text(&who, "/username");
+        if name.is_empty() {
+            bail!(
+                "what answers at {} is no region: it does not say who you are",
+                self.url
+            );
+        }
         let path = Profile {
             url: self.url.clone(),
             api_key,
         }
         .save()?;
-        let name = text(&who, "/username");
         output.done(
             &who,
             &format!("Logged in as {name}; kept in {}.", path.display()),

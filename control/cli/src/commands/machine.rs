@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::client::Client;
+use crate::client::{Client, event_id, patient};
 use crate::output::{Column, Output, complain, say, text};
 
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub enum Command {
         #[arg(long)]
         watch: bool,
         /// Events to begin with, the newest ones.
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
     /// Remove a machine.
@@ -69,6 +69,9 @@ pub enum PowerAction {
     On,
     Off,
 }
+
+/// Power parameters that nobody but the region is to see.
+const SECRETS: [&str; 3] = ["power_pass", "power_token", "k_g"];
 
 #[derive(Args)]
 pub struct Create {
@@ -166,7 +169,7 @@ fn each(row: &Value, pointer: &str, one: fn(&Value) -> String) -> String {
 impl Command {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            Command::List => output.list(&client.get("machines/", &[]).await?, LIST),
+            Command::List => output.list(client.list("machines/", &[]).await?, LIST),
             Command::Show { machine } => output.one(&find(client, &machine).await?, SHOW),
             Command::Create(create) => output.one(&create.send(client).await?, SHOW),
             Command::Commission { machine, watch } => {
@@ -211,11 +214,14 @@ impl Command {
             } => {
                 let id = find_id(client, &machine).await?;
                 let mut after = print_events(client, &id, None, limit, output).await?;
-                if watch {
-                    loop {
-                        tokio::time::sleep(WATCH_EVERY).await;
-                        after = print_events(client, &id, after, limit, output).await?;
-                    }
+                if !watch {
+                    return Ok(());
+                }
+                let mut failures = 0;
+                loop {
+                    tokio::time::sleep(WATCH_EVERY).await;
+                    let printed = print_events(client, &id, after, limit, output).await;
+                    after = patient(&mut failures, printed)?.unwrap_or(after);
                 }
             }
             Command::Delete { machine } => {
@@ -303,8 +309,14 @@ impl Create {
         };
         for parameter in &self.power_parameters {
             let Some((name, value)) = parameter.split_once('=') else {
-                bail!("{parameter}: a power parameter is NAME=VALUE");
+                bail!("a power parameter is NAME=VALUE");
             };
+            // Whoever lists this machine's processes reads it.
+            if SECRETS.contains(&name) && !value.is_empty() {
+                bail!(
+                    "{name} is a secret: give it by --power-parameters-file, or by `-` from standard input"
+                );
+            }
             parameters.insert(name.to_owned(), value.into());
         }
         fields.push(("power_parameters", Value::Object(parameters).to_string()));
@@ -320,25 +332,51 @@ fn read_parameters(path: &PathBuf) -> anyhow::Result<serde_json::Map<String, Val
         text =
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     }
-    // The text itself may hold a password: the parser's message quotes none of it.
-    serde_json::from_str(&text).context("power parameters are one JSON object")
+    // It may hold a password, and the parser quotes what is not an object: it is told what it is not, and where it ends.
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(parameters)) => Ok(parameters),
+        Ok(_) => bail!("power parameters are one JSON object"),
+        Err(error) => bail!(
+            "power parameters are one JSON object: line {}, column {} is not JSON",
+            error.line(),
+            error.column()
+        ),
+    }
 }
 
-/// A machine by system_id or host name.
+/// The machine with this system_id or host name, and no other: what is asked for next may delete it.
 async fn find(client: &Client, machine: &str) -> anyhow::Result<Value> {
-    let by_name = client
-        .get("machines/", &[("hostname", machine.to_owned())])
-        .await?;
-    if let Some(found) = by_name.as_array().and_then(|machines| machines.first()) {
-        return Ok(found.clone());
+    if machine.trim().is_empty() {
+        bail!("which machine? An empty name is nobody's");
     }
-    let by_id = client
-        .get("machines/", &[("id", machine.to_owned())])
-        .await?;
-    match by_id.as_array().and_then(|machines| machines.first()) {
-        Some(found) => Ok(found.clone()),
-        None => bail!("no machine {machine}"),
+    let mut found = Vec::new();
+    for filter in ["hostname", "id"] {
+        let rows = client
+            .list("machines/", &[(filter, machine.to_owned())])
+            .await?;
+        found.extend(rows.into_iter().filter(|row| is_called(row, machine)));
+        if !found.is_empty() {
+            break;
+        }
     }
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!("no machine {machine}"),
+        several => {
+            let ids: Vec<String> = several.iter().map(|row| text(row, "/system_id")).collect();
+            bail!(
+                "several machines are called {machine}: say one of {}",
+                ids.join(", ")
+            )
+        }
+    }
+}
+
+fn is_called(row: &Value, machine: &str) -> bool {
+    let names = ["/hostname", "/fqdn", "/system_id"];
+    names
+        .iter()
+        .any(|name| text(row, name).eq_ignore_ascii_case(machine))
 }
 
 pub(super) async fn find_id(client: &Client, machine: &str) -> anyhow::Result<String> {
@@ -359,18 +397,7 @@ async fn events(
         ("level", "DEBUG".to_owned()),
     ];
     query.extend(after.map(|after| ("after", after.to_string())));
-    let answer = client.get("events/", &query).await?;
-    let mut events = answer
-        .get("events")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    events.sort_by_key(event_id);
-    Ok(events)
-}
-
-fn event_id(event: &Value) -> u64 {
-    event.get("id").and_then(Value::as_u64).unwrap_or(0)
+    client.events(&query).await
 }
 
 async fn newest_event(client: &Client, id: &str) -> anyhow::Result<Option<u64>> {
@@ -406,9 +433,19 @@ async fn follow(
     mut after: Option<u64>,
     output: Output,
 ) -> anyhow::Result<()> {
+    let mut failures = 0;
     loop {
-        let machine = client.get(&format!("machines/{id}/"), &[]).await?;
-        after = print_events(client, id, after, 1000, output).await?;
+        let path = format!("machines/{id}/");
+        let looked = async {
+            let machine = client.get(&path, &[]).await?;
+            let after = print_events(client, id, after, 1000, output).await?;
+            Ok((machine, after))
+        };
+        let Some((machine, newest)) = patient(&mut failures, looked.await)? else {
+            tokio::time::sleep(WATCH_EVERY).await;
+            continue;
+        };
+        after = newest;
         match text(&machine, "/status_name").as_str() {
             "Commissioning" | "Testing" => tokio::time::sleep(WATCH_EVERY).await,
             "Ready" => return Ok(()),

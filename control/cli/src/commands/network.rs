@@ -49,10 +49,10 @@ impl VlanCommand {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
             VlanCommand::List => {
-                let fabrics = client.get("fabrics/", &[]).await?;
-                let vlans = fabrics.as_array().into_iter().flatten();
+                let fabrics = client.list("fabrics/", &[]).await?;
+                let vlans = fabrics.iter();
                 let vlans = vlans.filter_map(|fabric| fabric.get("vlans")?.as_array());
-                output.list(&Value::Array(vlans.flatten().cloned().collect()), VLANS);
+                output.list(vlans.flatten().cloned().collect(), VLANS);
             }
             VlanCommand::DhcpOn {
                 vlan,
@@ -127,7 +127,7 @@ const SUBNETS: &[Column] = &[
 impl SubnetCommand {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            SubnetCommand::List => output.list(&client.get("subnets/", &[]).await?, SUBNETS),
+            SubnetCommand::List => output.list(client.list("subnets/", &[]).await?, SUBNETS),
             SubnetCommand::Create(create) => {
                 output.one(&create.send(client).await?, SUBNETS);
             }
@@ -186,11 +186,9 @@ async fn goes_with(client: &Client, subnet: u64) -> anyhow::Result<String> {
         ("ipranges/", "range", "ranges"),
         ("reservedips/", "reservation", "reservations"),
     ] {
-        let all = client.get(path, &[]).await?;
+        let all = client.list(path, &[]).await?;
         let its: Vec<String> = all
-            .as_array()
-            .into_iter()
-            .flatten()
+            .iter()
             .filter(|row| row.pointer("/subnet/id").and_then(Value::as_u64) == Some(subnet))
             .map(|row| match text(row, "/start_ip") {
                 first if first.is_empty() => text(row, "/ip"),
@@ -228,18 +226,13 @@ async fn find_subnet(client: &Client, subnet: &str) -> anyhow::Result<u64> {
     if let Ok(id) = subnet.parse() {
         return Ok(id);
     }
-    let subnets = client.get("subnets/", &[]).await?;
+    let subnets = client.list("subnets/", &[]).await?;
     let matches = |row: &&Value| {
         ["/cidr", "/name"]
             .iter()
             .any(|field| text(row, field) == subnet)
     };
-    let found: Vec<&Value> = subnets
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(matches)
-        .collect();
+    let found: Vec<&Value> = subnets.iter().filter(matches).collect();
     match found.as_slice() {
         [one] => one
             .get("id")
@@ -306,7 +299,7 @@ const RANGES: &[Column] = &[
 impl RangeCommand {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            RangeCommand::List => output.list(&client.get("ipranges/", &[]).await?, RANGES),
+            RangeCommand::List => output.list(client.list("ipranges/", &[]).await?, RANGES),
             RangeCommand::Create {
                 first,
                 last,

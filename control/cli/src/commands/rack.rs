@@ -33,7 +33,7 @@ const COLUMNS: &[Column] = &[
 impl Command {
     pub async fn run(self, client: &Client, output: Output) -> anyhow::Result<()> {
         match self {
-            Command::List => output.list(&client.get("rackcontrollers/", &[]).await?, COLUMNS),
+            Command::List => output.list(client.list("rackcontrollers/", &[]).await?, COLUMNS),
             Command::Token { hostname } => {
                 let fields: Vec<_> = hostname
                     .map(|name| ("hostname", name))
