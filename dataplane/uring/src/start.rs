@@ -88,7 +88,7 @@ pub fn start_shard(start: Start) -> Result<Running, StartError> {
         .name(format!("shard-{shard}"))
         .spawn({
             let stats = stats.clone();
-            move || run(start, stats, &ready)
+            move || run(start, stats, &ready, Shard::run)
         })
         .map_err(|source| StartError::Thread { shard, source })?;
     match is_ready.recv() {
@@ -102,10 +102,14 @@ pub fn start_shard(start: Start) -> Result<Running, StartError> {
     }
 }
 
+/// A shard's whole life; a test gives it another.
+type Life = fn(&mut Shard<Ring>) -> io::Result<()>;
+
 fn run(
     start: Start,
     stats: SharedStats,
     ready: &mpsc::SyncSender<Result<(), RingError>>,
+    life: Life,
 ) -> io::Result<()> {
     let Start {
         mut config,
@@ -146,7 +150,7 @@ fn run(
         if let Some(ring) = ring.take() {
             let snapshot = Arc::clone(&snapshot);
             let shard = Shard::new(config.clone(), ring, mail, snapshot, stats.clone());
-            let (back, failed) = live(shard);
+            let (back, failed) = live(shard, life);
             match failed {
                 None => return Ok(()),
                 Some(failed) => why = failed,
@@ -186,10 +190,10 @@ fn run(
 }
 
 /// Runs a shard to its end. Its mailbox, and why it ended; `None`: it was told to.
-fn live(mut shard: Shard<Ring>) -> (ShardMailbox, Option<String>) {
+fn live(mut shard: Shard<Ring>, life: Life) -> (ShardMailbox, Option<String>) {
     // What is left in the middle of a turn goes: engines, connections and the ring. The mailbox's queues are whole at
     // any time.
-    let ended = catch_unwind(AssertUnwindSafe(|| shard.run()));
+    let ended = catch_unwind(AssertUnwindSafe(|| life(&mut shard)));
     let failed = match ended {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
@@ -223,4 +227,88 @@ fn pin(core: usize) -> io::Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core);
     Ok(sched_setaffinity(None, &cores)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use shard::{Bell, ToLink, ToShard, mailboxes};
+
+    use super::*;
+    use crate::sockets::{Places, open};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn wait_for(what: &str, mut seen: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !seen() {
+            assert!(Instant::now() < end, "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Two lives end by a panic in the middle of their turns, with a client connected; the third one serves.
+    #[test]
+    fn a_shard_that_panics_begins_anew_on_the_ports_it_had() {
+        static LIVES: AtomicUsize = AtomicUsize::new(0);
+        fn life(shard: &mut Shard<Ring>) -> io::Result<()> {
+            if LIVES.fetch_add(1, Ordering::Relaxed) < 2 {
+                for _ in 0..3 {
+                    shard.turn()?;
+                }
+                panic!("as a fault of ours would");
+            }
+            shard.run()
+        }
+        let places = Places {
+            dhcp: None,
+            proxy_dhcp: None,
+            tftp: None,
+            http: Some(([127, 0, 0, 1], 0).into()),
+        };
+        let sockets = open(&places, 1).unwrap().remove(0);
+        let address = sockets.http_address.unwrap();
+        let (link_bell, work_bell) = (Bell::new().unwrap(), Bell::new().unwrap());
+        let (mail, mut link, _work) = mailboxes(&link_bell, &work_bell).unwrap();
+        let start = Start {
+            config: Config::default(),
+            limits: RingLimits::default(),
+            core: None,
+            sockets,
+            links: Vec::new(),
+            mail,
+            snapshot: Arc::default(),
+        };
+        let stats = SharedStats::default();
+        let (ready, is_ready) = mpsc::sync_channel(1);
+        let thread = thread::spawn({
+            let stats = stats.clone();
+            move || run(start, stats, &ready, life)
+        });
+        is_ready.recv().unwrap().unwrap();
+        // A turn ends with whatever happens: a connection, here.
+        let mut before = Vec::new();
+        wait_for("it begins anew, twice", || {
+            before.push(TcpStream::connect(address).unwrap());
+            stats.get().shard.restarts == 2
+        });
+        let restarted = std::iter::from_fn(|| link.from_shard.pop())
+            .filter(|message| matches!(message, ToLink::Restarted))
+            .count();
+        assert_eq!(restarted, 2);
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+            .write_all(b"GET /images/none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+        link.to_shard.push(ToShard::Stop).unwrap();
+        thread.join().unwrap().unwrap();
+        assert_eq!(LIVES.load(Ordering::Relaxed), 3);
+    }
 }
