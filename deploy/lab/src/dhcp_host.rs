@@ -99,6 +99,12 @@ impl Lab {
         self.new_host(&switch, "br-boot")
     }
 
+    /// A host on the management network, its NIC (named as a client's) up.
+    pub fn add_outsider(&mut self) -> Result<DhcpHost> {
+        let switch = self.names.switch();
+        self.new_host(&switch, "br-mgmt")
+    }
+
     /// A host on the subnet behind a relay, its NIC up.
     pub fn add_client_behind(&mut self, relay: &RelayHost) -> Result<DhcpHost> {
         self.new_host(&relay.namespace, RELAY_INTERFACES[1])

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::command::{in_namespace, on_host, run};
-use crate::instance::{Lab, rack_process};
+use crate::instance::{Lab, rack_process, write_secret};
 use crate::process::Process;
 
 /// For the end of a killed server's last processes, and the recovery of its data.
@@ -42,24 +42,47 @@ impl Lab {
         Ok(())
     }
 
+    /// Daemons that start from now on may have so many files open; without: as many as the host lets them.
+    pub fn limit_files(&mut self, files_max: Option<u32>) {
+        self.files_max = files_max;
+    }
+
     /// One more rackd on the host of rack `number`, with a state of its own and that rack's token.
     pub fn start_second_rack(&self, binaries: &Path, number: usize) -> Result<Process> {
-        let config = self.folder.join("second-rack.toml");
+        let token = self.folder.join(format!("rack{number}.token"));
+        self.start_other_rack(binaries, &self.names.rack(number), "second-rack", &token)
+    }
+
+    /// A rackd of its own name, state and host, with a new token. It ends with the lab, or when it is killed.
+    pub fn start_new_rack(&self, binaries: &Path, host: &str, name: &str) -> Result<Process> {
+        let answer = self
+            .region()
+            .post("rackcontrollers/", "create_token", &[("hostname", name)])
+            .context("asking for an enrolment token")?;
+        let token = answer.get("token").and_then(serde_json::Value::as_str);
+        let file = self.folder.join(format!("{name}.token"));
+        write_secret(&file, token.context("the region's answer has no token")?)?;
+        self.start_other_rack(binaries, host, name, &file)
+    }
+
+    fn start_other_rack(
+        &self,
+        binaries: &Path,
+        host: &str,
+        name: &str,
+        token: &Path,
+    ) -> Result<Process> {
+        let config = self.folder.join(format!("{name}.toml"));
         let text = format!(
-            "state_dir = {:?}\ntoken_file = {:?}\ntftp_port = 1069\nhttp_port = 1248\n",
-            self.folder.join("second-rack"),
-            self.folder.join(format!("rack{number}.token")),
+            "state_dir = {:?}\ntoken_file = {token:?}\ntftp_port = 1069\nhttp_port = 1248\n",
+            self.folder.join(name),
         );
         std::fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
-        let host = self.names.rack(number);
-        let mut command = on_host(&host, "second-rack", binaries.join("rackd"));
+        let mut command = on_host(host, name, binaries.join("rackd"));
         command.arg("run").arg("--config").arg(&config);
-        Process::start(
-            "a second rackd",
-            &self.log("rackd-second"),
-            &mut command,
-            Stdio::null(),
-        )
+        let title = format!("rackd of {name}");
+        let log = self.log(&format!("rackd-{name}"));
+        Process::start(&title, &log, &mut command, Stdio::null())
     }
 
     /// Where rack `number` keeps its state.

@@ -109,6 +109,8 @@ pub struct Lab {
     /// What racks are told of DHCP when they start: relays they trust, devices that hide who sends.
     relays: Vec<Ipv4Addr>,
     pub(crate) any_source_devices: Vec<&'static str>,
+    /// Open files that daemons may have that start from now on; the host's own limit without.
+    pub(crate) files_max: Option<u32>,
 }
 
 impl Lab {
@@ -199,6 +201,7 @@ impl Lab {
             dhcp_hosts: 0,
             relays: Vec::new(),
             any_source_devices: Vec::new(),
+            files_max: None,
         };
         lab.start_advertising()?;
         lab.create_machines(config)?;
@@ -285,7 +288,7 @@ impl Lab {
 
     /// Starts the regiond process and waits for its API; also after [`Lab::kill_region`].
     pub fn run_region(&mut self, binaries: &Path) -> Result<()> {
-        let mut command = on_host(&self.names.region(), "region", binaries.join("regiond"));
+        let mut command = self.daemon(&self.names.region(), "region", &binaries.join("regiond"));
         command.arg("run").arg("--config").arg(self.region_config());
         let log = self.log("regiond");
         let process = self.region_process.insert(Process::start(
@@ -307,6 +310,20 @@ impl Lab {
             .take()
             .context("regiond does not run")?
             .kill()
+    }
+
+    /// A daemon of the lab, with the limits of a service manager where a test has set them.
+    pub(crate) fn daemon(&self, namespace: &str, hostname: &str, program: &Path) -> Command {
+        match self.files_max {
+            None => on_host(namespace, hostname, program),
+            Some(files) => {
+                let mut command = on_host(namespace, hostname, "prlimit");
+                command
+                    .arg(format!("--nofile={files}:{files}"))
+                    .arg(program);
+                command
+            }
+        }
     }
 
     fn region_config(&self) -> PathBuf {
@@ -393,7 +410,7 @@ impl Lab {
     /// Starts rackd of rack `number`, whose configuration is written.
     pub(crate) fn spawn_rack(&self, binaries: &Path, number: usize) -> Result<Process> {
         let hostname = format!("rack{number}");
-        let mut command = on_host(&self.names.rack(number), &hostname, binaries.join("rackd"));
+        let mut command = self.daemon(&self.names.rack(number), &hostname, &binaries.join("rackd"));
         command
             .arg("run")
             .arg("--config")

@@ -150,6 +150,11 @@ pub fn rack_bmc(number: usize) -> Ipv4Net {
     nth(BMC, 10 + number)
 }
 
+/// Another host's address `number` on the management network, from 1.
+pub fn outsider_mgmt(number: usize) -> Ipv4Net {
+    nth(MGMT, 100 + number)
+}
+
 /// The BMC of machine `number`, from 1.
 pub fn machine_bmc(number: usize) -> Ipv4Net {
     nth(BMC, 100 + number)

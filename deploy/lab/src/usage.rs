@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::command::run;
 
@@ -116,6 +116,28 @@ pub fn processes(namespace: &str) -> Result<Vec<String>> {
     Ok(pids.lines().map(|pid| pid.trim().to_owned()).collect())
 }
 
+/// The oldest process of this name on a host.
+pub fn process_named(namespace: &str, name: &str) -> Result<String> {
+    let found = processes(namespace)?
+        .into_iter()
+        .find(|pid| Stat::read(pid).is_some_and(|stat| stat.name == name));
+    found.with_context(|| format!("no {name} runs on {namespace}"))
+}
+
+/// The most memory that a process has had resident (proc_pid_status(5)), since [`forget_peak`].
+pub fn peak_bytes(pid: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("{path} has no VmHWM"))? * 1024)
+}
+
+pub fn forget_peak(pid: &str) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&path, "5").with_context(|| format!("writing {path}"))
+}
+
 fn all_of(namespaces: &[String]) -> Result<Vec<Stat>> {
     let mut found: Vec<Stat> = Vec::new();
     for namespace in namespaces {
@@ -214,6 +236,16 @@ mod tests {
             assert!((found - want).abs() < 1e-9, "{found} {want}");
         }
         assert_eq!(cpu(2.0, 1.5).threads_since(&before)["x/x"], 0.5);
+    }
+
+    #[test]
+    fn a_peak_is_remembered_until_it_is_forgotten() {
+        let before = peak_bytes("self").expect("this process lives");
+        drop(std::hint::black_box(vec![1_u8; 64 << 20]));
+        assert!(peak_bytes("self").expect("it lives") >= before + (60 << 20));
+        forget_peak("self").expect("its own");
+        assert!(peak_bytes("self").expect("it lives") < before + (60 << 20));
+        assert!(peak_bytes("0").is_err());
     }
 
     #[test]

@@ -1,16 +1,23 @@
 //! The fault stage of `cargo xtask test`: region, rack and machines together, while something breaks.
 //!
-//! One lab with one rack serves all cases but that of two racks (`pair`); the machines are models (see `lab::ModelMachine`), a new one for each case.
+//! One lab with one rack serves all cases but those of two racks (`pair`) and of a small range (`flood`); the machines are models (see `lab::ModelMachine`), a new one for each case.
 //! Every wait is for something that is seen, and has an end. What a crate's own tests show is not shown again here.
 
+mod attack;
+mod away;
 mod bench;
+mod disk;
+mod doors;
+mod flood;
 mod hostile;
 mod identity;
 mod network;
+mod ordinary;
 mod pair;
 mod power;
 mod restarts;
 pub mod soak;
+mod tftp;
 mod trust;
 
 use std::path::PathBuf;
@@ -31,18 +38,27 @@ pub fn run(filters: &[String]) -> Result<Score> {
     // BMC that does not answer is tried again.
     let mut slow = bench.start_all(restarts::SLOW_CASES);
     slow.extend(bench.start_all(power::SLOW_CASES));
+    slow.extend(bench.start_all(away::SLOW_CASES));
     for (name, case) in power::CASES
         .iter()
         .chain(trust::CASES)
         .chain(identity::CASES)
         .chain(network::CASES)
+        .chain(away::CASES)
+        .chain(tftp::CASES)
+        .chain(doors::CASES)
+        .chain(flood::CASES)
     {
         bench.case(name, case);
     }
     for (name, started) in slow {
         bench.slow_case(name, started);
     }
-    for (name, case) in restarts::CASES {
+    for (name, case) in restarts::CASES
+        .iter()
+        .chain(doors::RESTARTS)
+        .chain(disk::CASES)
+    {
         bench.case(name, case);
     }
     for step in restarts::STEPS {
@@ -55,12 +71,22 @@ pub fn run(filters: &[String]) -> Result<Score> {
     );
     let mut score = bench.end();
     finish_logs(&logs, score);
+    score.add(flood::run(filters)?);
     score.add(pair::run(filters)?);
     Ok(score)
 }
 
 /// A lab with one rack, and the folder of its logs.
 fn bench(name: &str, machines: Vec<Firmware>, filters: &[String]) -> Result<(Bench, PathBuf)> {
+    bench_on(name, machines, BootNetwork::default(), filters)
+}
+
+fn bench_on(
+    name: &str,
+    machines: Vec<Firmware>,
+    network: BootNetwork,
+    filters: &[String],
+) -> Result<(Bench, PathBuf)> {
     let image = workspace::image()?;
     let name = format!("{name}{}", std::process::id());
     let binaries = workspace::binaries(Profile::Dev)?;
@@ -68,7 +94,7 @@ fn bench(name: &str, machines: Vec<Firmware>, filters: &[String]) -> Result<(Ben
         name: name.clone(),
         racks: 1,
         machines,
-        network: BootNetwork::default(),
+        network,
         base: workspace::lab_base(),
         logs: workspace::lab_logs(&name)?,
         accelerator: workspace::accelerator(&image)?,

@@ -53,6 +53,12 @@ pub struct Bench {
     score: Score,
     /// Of the case that runs now: their traces are kept when it fails.
     machines: Vec<ModelMachine>,
+    /// Of machines that ordinary clients are, and how many new ones there were.
+    pub known_macs: Vec<String>,
+    pub new_macs: u64,
+    /// Addresses that attackers were given on the machines' VLAN and on the management network.
+    pub neighbours: u32,
+    pub outsiders: usize,
 }
 
 /// A model machine that the region knows.
@@ -77,6 +83,10 @@ impl Bench {
             filters: filters.to_vec(),
             score: Score::default(),
             machines: Vec::new(),
+            known_macs: Vec::new(),
+            new_macs: 0,
+            neighbours: 0,
+            outsiders: 0,
         }
     }
 

@@ -5,32 +5,25 @@
 //! wait at most twice as long as in quiet, and both daemons give their memory back afterwards.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::{BmcKind, CLIENT_INTERFACE};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use lab::BmcKind;
 
-use super::bench::{Bench, Known, held_after};
+use super::attack::{Attack, neighbour};
+use super::bench::{Bench, held_after};
+use super::ordinary::{Clients, Try, metadata, setup};
 use super::trust;
 use crate::checks::{Score, finish_logs};
-use crate::workspace;
 
 const QUIET: Duration = Duration::from_secs(120);
 /// How long after the attack the daemons may still hold what it made them hold.
 const SETTLE: Duration = Duration::from_secs(90);
-const KNOWN: u8 = 8;
 /// What it may cost an ordinary client.
 const SLOWER_MAX: f64 = 2.0;
 const MEMORY_MAX: f64 = 1.2;
 /// Below this, in milliseconds, a wait is the scheduler's of a shared machine.
 const NOISE_MS: f64 = 20.0;
-/// The attacker's address on the machines' VLAN, below the dynamic range.
-const ATTACKER: [u8; 2] = [1, 1];
 const DAEMONS: [&str; 2] = ["rackd", "regiond"];
 
 pub fn run(minutes: u64) -> Result<Score> {
@@ -54,12 +47,7 @@ fn beside(bench: &mut Bench, length: Duration) -> Result<()> {
         "insert into setting values ('node_timeout', '{minutes}')
          on conflict (name) do update set value = excluded.value"
     ))?;
-    let setup = json!({
-        "known": known(bench)?,
-        "first": 0,
-        "tftp": "lpxelinux.0",
-        "http": "/images/bootx64.efi",
-    });
+    let setup = setup(bench, 1.0)?;
     let booting = bench.machine(BmcKind::IpmiSim, held_after("user-data"))?;
     bench.commission(&booting)?;
     bench.step(&booting.machine, "user-data")?;
@@ -77,7 +65,8 @@ fn beside(bench: &mut Bench, length: Duration) -> Result<()> {
     let before = memory(bench)?;
     println!("     {} s of quiet; now the attacker", QUIET.as_secs());
 
-    let attacker = Attacker::start(bench)?;
+    let host = neighbour(bench, 1)?;
+    let attacker = Attack::start(&host, bench.lab.network().rack(1).addr(), &[])?;
     let end = Instant::now() + length;
     let mut beside = Vec::new();
     while Instant::now() < end {
@@ -102,161 +91,6 @@ fn beside(bench: &mut Bench, length: Duration) -> Result<()> {
     faults.extend(judge_memory(&before, &after));
     ensure!(faults.is_empty(), "{}", faults.join("; "));
     Ok(())
-}
-
-/// Machines that the region knows by their MACs.
-fn known(bench: &Bench) -> Result<Vec<String>> {
-    (1..=KNOWN)
-        .map(|number| {
-            let mac = format!("02:6b:6e:6f:77:{number:02x}");
-            let fields = [
-                ("hostname", format!("known{number}")),
-                ("architecture", "amd64/generic".to_owned()),
-                ("mac_addresses", mac.clone()),
-                ("power_type", "manual".to_owned()),
-                ("commission", "false".to_owned()),
-            ];
-            let fields: Vec<(&str, &str)> = fields
-                .iter()
-                .map(|(name, value)| (*name, value.as_str()))
-                .collect();
-            bench.lab.region().post("machines/", "", &fields)?;
-            Ok(mac)
-        })
-        .collect()
-}
-
-/// How the booting machine asks for its metadata: its preseed's token.
-fn metadata(known: &Known) -> Result<Value> {
-    let preseed = known.machine.preseed()?;
-    let value = |key: &str| {
-        let line = preseed
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':'));
-        line.map(|text| text.trim().trim_matches('"').to_owned())
-            .with_context(|| format!("the preseed has no {key}"))
-    };
-    let key = [
-        value("consumer_key")?,
-        value("token_key")?,
-        value("token_secret")?,
-    ];
-    Ok(json!({"metadata": "/MAAS/metadata/2012-03-01/meta-data/local-hostname", "key": key}))
-}
-
-/// One try of an ordinary client.
-#[derive(Clone, Debug, Deserialize)]
-struct Try {
-    kind: String,
-    /// How long it waited; none where it failed.
-    ms: Option<f64>,
-    failed: Option<String>,
-}
-
-/// The programs that play ordinary clients. Dropped, they end.
-#[derive(Default)]
-struct Clients {
-    running: Vec<(Child, ChildStdin)>,
-    tries: Arc<Mutex<Vec<Try>>>,
-}
-
-impl Clients {
-    fn start(&mut self, bench: &Bench, host: &str, kinds: &[&str], setup: &Value) -> Result<()> {
-        let rack = bench.lab.network().rack(1).addr().to_string();
-        let mut command = hostile(host, "client")?;
-        command.args([CLIENT_INTERFACE, &rack]).args(kinds);
-        let mut child = command.spawn().context("starting a client")?;
-        let mut stdin = child.stdin.take().context("a client has a stdin")?;
-        writeln!(stdin, "{setup}").context("telling a client what to ask for")?;
-        let stdout = child.stdout.take().context("a client has a stdout")?;
-        let tries = self.tries.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let made = serde_json::from_str(&line).unwrap_or_else(|_| Try {
-                    kind: "client".to_owned(),
-                    ms: None,
-                    failed: Some(line),
-                });
-                if let Ok(mut tries) = tries.lock() {
-                    tries.push(made);
-                }
-            }
-        });
-        self.running.push((child, stdin));
-        Ok(())
-    }
-
-    /// The tries since the last call.
-    fn take(&self) -> Vec<Try> {
-        self.tries
-            .lock()
-            .map(|mut tries| std::mem::take(&mut *tries))
-            .unwrap_or_default()
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        for (mut child, stdin) in self.running.drain(..) {
-            drop(stdin);
-            child.wait().ok();
-        }
-    }
-}
-
-struct Attacker {
-    child: Child,
-    stdin: ChildStdin,
-}
-
-impl Attacker {
-    fn start(bench: &mut Bench) -> Result<Self> {
-        let host = bench.lab.add_client()?;
-        let subnet = bench.lab.network().subnet;
-        let [high, low] = ATTACKER;
-        let address = u32::from(subnet.network()) + (u32::from(high) << 8) + u32::from(low);
-        let address = format!(
-            "{}/{}",
-            std::net::Ipv4Addr::from(address),
-            subnet.prefix_len()
-        );
-        let done = Command::new("ip")
-            .args(["-n", &host.namespace, "address", "add", &address])
-            .args(["dev", CLIENT_INTERFACE])
-            .status()
-            .context("starting ip")?;
-        ensure!(done.success(), "the attacker got no address");
-        let rack = bench.lab.network().rack(1).addr().to_string();
-        let mut child = hostile(&host.namespace, "attacker")?
-            .args([CLIENT_INTERFACE, &rack])
-            .spawn()
-            .context("starting the attacker")?;
-        let stdin = child.stdin.take().context("the attacker has a stdin")?;
-        Ok(Self { child, stdin })
-    }
-
-    /// What it did.
-    fn end(mut self) -> Result<String> {
-        drop(self.stdin);
-        let mut said = String::new();
-        if let Some(mut stdout) = self.child.stdout.take() {
-            stdout
-                .read_to_string(&mut said)
-                .context("reading what the attacker says")?;
-        }
-        self.child.wait().context("waiting for the attacker")?;
-        Ok(said.trim().to_owned())
-    }
-}
-
-fn hostile(namespace: &str, program: &str) -> Result<Command> {
-    let mut command = Command::new("ip");
-    command
-        .args(["netns", "exec", namespace])
-        .arg(workspace::root()?.join("deploy/lab/hostile").join(program))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    Ok(command)
 }
 
 /// Octets that each daemon holds.

@@ -23,7 +23,7 @@ pub const CASES: &[(&str, Case)] = &[
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 pub const RACK_HTTP: u16 = 5248;
-const TFTP: u16 = 69;
+pub const TFTP: u16 = 69;
 const DHCP: u16 = 67;
 /// Names of it are in no answer, whatever the path.
 const SECRET: &str = "root:x:0:0";
@@ -40,7 +40,7 @@ pub fn http(host: &str, server: SocketAddr, path: &str, headers: &str) -> Result
     raw_http(host, server, request.as_bytes())
 }
 
-fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, String)> {
+pub fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, String)> {
     let answer = on_network_of(host, || {
         let mut stream = TcpStream::connect_timeout(&server, ANSWER_LIMIT).context("connecting")?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
@@ -64,14 +64,14 @@ fn raw_http(host: &str, server: SocketAddr, request: &[u8]) -> Result<(u16, Stri
 }
 
 /// One RRQ, and what comes back first: None is silence.
-fn tftp(host: &str, file: &[u8]) -> Result<Option<Vec<u8>>> {
+pub fn tftp(host: &str, server: SocketAddr, file: &[u8]) -> Result<Option<Vec<u8>>> {
     let request = [b"\0\x01", file, b"\0octet\0"].concat();
     on_network_of(host, || {
         let socket = UdpSocket::bind("0.0.0.0:0").context("binding")?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         let mut packet = vec![0; 2048];
         for _ in 0..3 {
-            socket.send_to(&request, rack(TFTP))?;
+            socket.send_to(&request, server)?;
             match socket.recv_from(&mut packet) {
                 Ok((length, _)) => {
                     packet.truncate(length);
@@ -105,7 +105,8 @@ fn plant(bench: &Bench) -> Result<()> {
 fn tftp_paths(bench: &mut Bench) -> Result<()> {
     plant(bench)?;
     let client = bench.lab.names().client();
-    let whole = tftp(&client, b"bootx64.efi")?.context("no answer for a file that is there")?;
+    let whole =
+        tftp(&client, rack(TFTP), b"bootx64.efi")?.context("no answer for a file that is there")?;
     ensure!(
         whole.starts_with(&[0, 3, 0, 1]),
         "no DATA for a file that is there: {whole:?}"
@@ -132,7 +133,8 @@ fn tftp_paths(bench: &mut Bench) -> Result<()> {
     ];
     for path in paths {
         let shown = String::from_utf8_lossy(&path[..path.len().min(60)]).into_owned();
-        let answer = tftp(&client, path)?.with_context(|| format!("{shown:?}: silence"))?;
+        let answer =
+            tftp(&client, rack(TFTP), path)?.with_context(|| format!("{shown:?}: silence"))?;
         ensure!(
             answer.starts_with(&[0, 5]),
             "{shown:?}: no ERROR but {answer:?}"
