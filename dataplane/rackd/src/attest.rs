@@ -18,7 +18,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use shard::{Link, Snapshot};
+use shard::{Link, Snapshot, Standing};
 
 use crate::neighbour::{self, Entry};
 use crate::rarely::Rarely;
@@ -117,7 +117,7 @@ impl Attester {
         }
     }
 
-    /// The card that was given `address`, from memory.
+    /// The card that was given `address`, by lease or reservation; the neighbours are not asked.
     pub fn given(&self, address: IpAddr, now: Instant) -> Option<[u8; 6]> {
         let address = address.to_canonical();
         if let Some(card) = self.bound(address, now) {
@@ -186,6 +186,15 @@ impl Attester {
                 complain(address, &error);
                 Neighbour::Unclear
             }
+        }
+    }
+
+    /// Whether `address` was given to a machine that the region knows. It decides who waits for whom and nothing else.
+    pub fn standing(&self, address: IpAddr, now: Instant) -> Standing {
+        let mac = self.given(address, now);
+        match mac.and_then(|mac| self.snapshot.load().machine_by_mac(&mac).map(drop)) {
+            Some(()) => Standing::Known,
+            None => Standing::Stranger,
         }
     }
 

@@ -148,6 +148,7 @@ fn shard_lines(text: &mut Vec<(String, u64)>, index: usize, stats: &shard::Stats
             displaced_unconfirmed,
             displaced_share,
             displaced_stalled,
+            displaced_stranger,
             no_place,
             rationed,
             blocks,

@@ -90,9 +90,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     );
     let mail = Mail::new(count).context("making the shards' mailboxes")?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let shards = start_shards(config, budget, mail.shards, &snapshot)?;
-
     let bindings = Bindings::default();
+    let attester = Attester::new(bindings.clone(), Arc::clone(&snapshot));
+    let shards = start_shards(config, budget, mail.shards, &snapshot, &attester)?;
+
     let (tls, tls_of_work) = watch::channel(None);
     let (regions, regions_of_work) = watch::channel(Arc::from([]));
     let (status, status_of_rack) = watch::channel(link::Status::default());
@@ -108,7 +109,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let work_context = work::Context {
         tls: tls_of_work,
         regions: regions_of_work,
-        attester: Attester::new(bindings.clone(), Arc::clone(&snapshot)),
+        attester,
         cache: work::fill::Settings {
             folder: config.state_dir.join("cache"),
             limit_bytes: config.cache_bytes,
@@ -193,6 +194,7 @@ fn start_shards(
     budget: Budget,
     mailboxes: Vec<ShardMailbox>,
     snapshot: &Arc<ArcSwap<Snapshot>>,
+    attester: &Attester,
 ) -> anyhow::Result<Vec<Running>> {
     let count = u32::from(config.shard_count());
     let any = |port| Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
@@ -205,6 +207,8 @@ fn start_shards(
     let sockets = uring::open(&places, count).context("opening the machines' ports")?;
     let trusted_relays = Arc::from(&config.dhcp.trusted_relays[..]);
     let any_source_devices = Arc::from(&config.dhcp.any_source_devices[..]);
+    let attester = attester.clone();
+    let bound = shard::Bound::new(move |address, now| attester.given(address, now));
     let mut shards = Vec::new();
     for ((index, mail), sockets) in (0..).zip(mailboxes).zip(sockets) {
         let start = Start {
@@ -223,6 +227,7 @@ fn start_shards(
                 hand_offs_max: budget.hand_offs_max,
                 trusted_relays: Arc::clone(&trusted_relays),
                 any_source_devices: Arc::clone(&any_source_devices),
+                bound: bound.clone(),
                 ..shard::Config::default()
             },
             limits: RingLimits {

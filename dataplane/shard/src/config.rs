@@ -1,7 +1,9 @@
 //! What a shard is told once, at its start.
 
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -35,6 +37,39 @@ pub struct Config {
     pub connections_per_source_max: usize,
     /// Connections on their way to the work thread.
     pub hand_offs_max: usize,
+    pub bound: Bound,
+}
+
+type MacAt = dyn Fn(IpAddr, Instant) -> Option<[u8; 6]> + Send + Sync;
+
+/// Which card an address was given to, as far as the whole rack knows: a shard knows its own leases only, and its HTTP
+/// and TFTP clients have theirs from any.
+#[derive(Clone)]
+pub struct Bound(Arc<MacAt>);
+
+impl Bound {
+    /// `mac_at` is called once for each request and may not block for long.
+    pub fn new(
+        mac_at: impl Fn(IpAddr, Instant) -> Option<[u8; 6]> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(mac_at))
+    }
+
+    pub(crate) fn mac_at(&self, address: IpAddr, now: Instant) -> Option<[u8; 6]> {
+        (self.0)(address, now)
+    }
+}
+
+impl Default for Bound {
+    fn default() -> Self {
+        Self::new(|_, _| None)
+    }
+}
+
+impl fmt::Debug for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bound")
+    }
 }
 
 impl Default for Config {
@@ -54,6 +89,7 @@ impl Default for Config {
             connections_max: 4096,
             connections_per_source_max: 512,
             hand_offs_max: TO_WORK_MAX / 2,
+            bound: Bound::default(),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::driver::{Close, Driver, StreamId};
 use crate::lookup::{Asked, Core, Lookup};
 use crate::mailbox::{TO_WORK_MAX, ToWork};
 use crate::queries::Waiter;
-use crate::shares::{Manner, Place, Room, Shares, Source};
+use crate::shares::{Manner, Place, Room, Shares, Source, Standing};
 
 /// How often deadlines of connections are looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(250);
@@ -126,7 +126,7 @@ impl HttpSide {
             self.remove(old);
         }
         let source = Source::from(peer.ip());
-        match self.places.new.room(source) {
+        match self.places.new.room(source, Standing::Stranger) {
             Room::Free => {}
             Room::Instead(oldest) => self.displace(oldest, core, driver),
             Room::None => {
@@ -134,7 +134,10 @@ impl HttpSide {
                 return;
             }
         }
-        let place = self.places.new.enter(source, stream.index);
+        let place = self
+            .places
+            .new
+            .enter(source, Standing::Stranger, stream.index);
         let index = stream.index as usize;
         if self.table.len() <= index {
             self.table.resize_with(index + 1, || None);
@@ -264,13 +267,14 @@ impl HttpSide {
                 places: &self.places.busy,
                 source: http.source,
                 room: matches!(http.place, Some((Phase::Busy, _))).then_some(Room::Free),
+                standing: Standing::Stranger,
             };
             let step = http.connection.step(now, &mut catalog, &mut self.counters);
-            let room = catalog.room;
+            let (room, standing) = (catalog.room, catalog.standing);
             if let Some(served) = http.connection.take_served() {
                 tell(&served, http.peer.ip(), core, engine);
             }
-            if let Some(victim) = settle(http, room, &mut self.places) {
+            if let Some(victim) = settle(http, room, standing, &mut self.places) {
                 self.displace(victim, core, driver);
             }
             let Some(http) = get(&mut self.table, stream) else {
@@ -359,21 +363,31 @@ fn get(table: &mut [Option<Box<Http>>], stream: StreamId) -> Option<&mut Http> {
 }
 
 /// Moves a connection to the places of what it does now. `room`: what there is among those that are served, if it was
-/// asked. Returns whoever goes for it.
-fn settle(http: &mut Http, room: Option<Room>, places: &mut Places) -> Option<u32> {
+/// asked. Those that are not served have no standing: they yield. Returns whoever goes for it.
+fn settle(
+    http: &mut Http,
+    room: Option<Room>,
+    standing: Standing,
+    places: &mut Places,
+) -> Option<u32> {
     let (held, place) = http.place?;
     let phase = http.connection.phase();
     if phase == held {
         return None;
     }
-    let room = match (phase, room) {
-        (Phase::Busy, Some(room)) if room != Room::None => room,
+    let (room, standing) = match (phase, room) {
+        (Phase::Busy, Some(room)) if room != Room::None => (room, standing),
         // A refusal is on its way: that takes no place of those who are served.
         (Phase::Busy, _) => return None,
-        (Phase::New | Phase::Idle, _) => places.of(phase).room(http.source),
+        (Phase::New | Phase::Idle, _) => {
+            let stranger = Standing::Stranger;
+            (places.of(phase).room(http.source, stranger), stranger)
+        }
     };
     places.of(held).leave(place);
-    let place = places.of(phase).enter(http.source, http.stream.index);
+    let place = places
+        .of(phase)
+        .enter(http.source, standing, http.stream.index);
     http.place = Some((phase, place));
     match room {
         Room::Instead(victim) => Some(victim),
@@ -408,6 +422,8 @@ struct HttpCatalog<'a> {
     places: &'a Shares,
     source: Source,
     room: Option<Room>,
+    /// Looked up with `room`.
+    standing: Standing,
 }
 
 impl Catalog for HttpCatalog<'_> {
@@ -416,9 +432,12 @@ impl Catalog for HttpCatalog<'_> {
         if !matches!(found, Found::Object(_) | Found::Bytes { .. } | Found::Later) {
             return found;
         }
+        if self.room.is_none() {
+            self.standing = self.core.standing(self.client, self.engine);
+        }
         let room = *self
             .room
-            .get_or_insert_with(|| self.places.room(self.source));
+            .get_or_insert_with(|| self.places.room(self.source, self.standing));
         if room == Room::None {
             self.core.counters.connections_refused += 1;
             return Found::Busy;

@@ -32,7 +32,7 @@ mod turn;
 
 pub use buckets::{Bucket, Buckets, Rate};
 pub use choices::Told;
-pub use config::Config;
+pub use config::{Bound, Config};
 pub use driver::{
     Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
     StreamId, Target, Train,
@@ -42,7 +42,7 @@ pub use mailbox::{
     ShardMailbox, TO_LINK_MAX, TO_SHARD_MAX, TO_WORK_MAX, ToLink, ToShard, ToWork, Wish,
     WorkMailbox, mailboxes, mailboxes_of,
 };
-pub use shares::{Manner, Place, Room, Shares, Source};
+pub use shares::{Manner, Place, Room, Shares, Source, Standing};
 pub use snapshot::{Link, Loader, Snapshot, Trace};
 pub use stats::{Counters, SharedStats, Stats};
 pub use turn::Shard;

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::events::Gate;
 use crate::mailbox::{BootQuery, KEPT_FOR_LEASES, ShardMailbox, ToLink, ToWork};
 use crate::queries::{Answer, Queries, Waiter};
+use crate::shares::Standing;
 use crate::snapshot::{Loader, Snapshot};
 use crate::stats::Counters;
 
@@ -310,6 +311,17 @@ impl Core {
         bound
             .or_else(|| self.snapshot.reserved_mac(vlan, address))
             .map(|mac| mac.0)
+    }
+
+    /// Whether `address` was given to a machine that the region knows. No proof of who talks: whoever takes such an
+    /// address takes that machine's place and nobody else's.
+    pub fn standing(&self, address: IpAddr, engine: &dhcp::Engine) -> Standing {
+        let mac = self.mac_at(address, engine);
+        let mac = mac.or_else(|| self.config.bound.mac_at(address, self.now));
+        match mac.and_then(|mac| self.snapshot.machine_by_mac(&mac)) {
+            Some(_) => Standing::Known,
+            None => Standing::Stranger,
+        }
     }
 
     fn vlan_at(&self, address: IpAddr) -> u32 {

@@ -8,6 +8,10 @@
 //! | has its share         |            | its own oldest goes             | refused                   |
 //! | has less              | taken      | the oldest of the source with the most goes; if none has two more than the newcomer's, the oldest of all | the same; if none has two more, refused |
 //! | has less              | free       | in                              | in                        |
+//!
+//! How many addresses it has is the sender's own choice, so where nobody has too much standing decides: a machine that
+//! the region knows takes the place of the oldest stranger, and no stranger takes a known machine's while there is
+//! another's to take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +27,15 @@ impl From<IpAddr> for Source {
             IpAddr::V6(address) => Self(address.to_bits() >> 64 << 64),
         }
     }
+}
+
+/// What the network says of a newcomer beside its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The address was given to a card of a machine that the region knows.
+    Known,
+    /// Any host may have taken it.
+    Stranger,
 }
 
 /// Whether somebody who has a place goes before a newcomer of its kind.
@@ -58,6 +71,8 @@ pub struct Shares {
     manner: Manner,
     /// The id of whoever came as the n-th.
     by_age: BTreeMap<u64, u32>,
+    /// Those of them that are strangers.
+    strangers: BTreeMap<u64, u32>,
     by_source: BTreeSet<(Source, u64)>,
     counts: BTreeMap<Source, usize>,
     heaviest: BTreeSet<(usize, Source)>,
@@ -72,6 +87,7 @@ impl Shares {
             share_max: share_max.max(1),
             manner,
             by_age: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             by_source: BTreeSet::new(),
             counts: BTreeMap::new(),
             heaviest: BTreeSet::new(),
@@ -87,7 +103,7 @@ impl Shares {
         self.counts.get(&source).copied().unwrap_or(0)
     }
 
-    pub fn room(&self, source: Source) -> Room {
+    pub fn room(&self, source: Source, standing: Standing) -> Room {
         let own = self.count_of(source);
         let yields = self.manner == Manner::Yields;
         let instead = if own >= self.share_max {
@@ -98,11 +114,20 @@ impl Shares {
             let heaviest = self.heaviest.last();
             match heaviest.filter(|(count, _)| *count > own + 1) {
                 Some((_, heaviest)) => self.oldest_of(*heaviest),
-                None if yields => self.by_age.values().next().copied(),
+                None if yields => self.oldest_stranger().or_else(|| self.oldest()),
+                None if standing == Standing::Known => self.oldest_stranger(),
                 None => None,
             }
         };
         instead.map_or(Room::None, Room::Instead)
+    }
+
+    fn oldest(&self) -> Option<u32> {
+        self.by_age.values().next().copied()
+    }
+
+    fn oldest_stranger(&self) -> Option<u32> {
+        self.strangers.values().next().copied()
     }
 
     fn oldest_of(&self, source: Source) -> Option<u32> {
@@ -111,10 +136,13 @@ impl Shares {
     }
 
     /// Takes a place, which [`Self::room`] has said to be there.
-    pub fn enter(&mut self, source: Source, id: u32) -> Place {
+    pub fn enter(&mut self, source: Source, standing: Standing, id: u32) -> Place {
         let age = self.next;
         self.next += 1;
         self.by_age.insert(age, id);
+        if standing == Standing::Stranger {
+            self.strangers.insert(age, id);
+        }
         self.by_source.insert((source, age));
         self.recount(source, |count| count + 1);
         Place { source, age }
@@ -122,6 +150,7 @@ impl Shares {
 
     pub fn leave(&mut self, place: Place) {
         if self.by_age.remove(&place.age).is_some() {
+            self.strangers.remove(&place.age);
             self.by_source.remove(&(place.source, place.age));
             self.recount(place.source, |count| count.saturating_sub(1));
         }
@@ -148,15 +177,25 @@ mod tests {
         IpAddr::from([10, 0, 0, last]).into()
     }
 
-    /// Lets a newcomer in as a caller does; who went for it.
+    /// Lets a stranger in as a caller does; who went for it.
     fn come(shares: &mut Shares, places: &mut Vec<(u32, Place)>, from: u8, id: u32) -> Room {
-        let room = shares.room(source(from));
+        come_as(Standing::Stranger, shares, places, from, id)
+    }
+
+    fn come_as(
+        standing: Standing,
+        shares: &mut Shares,
+        places: &mut Vec<(u32, Place)>,
+        from: u8,
+        id: u32,
+    ) -> Room {
+        let room = shares.room(source(from), standing);
         if let Room::Instead(victim) = room {
             let at = places.iter().position(|(id, _)| *id == victim).unwrap();
             shares.leave(places.remove(at).1);
         }
         if room != Room::None {
-            places.push((id, shares.enter(source(from), id)));
+            places.push((id, shares.enter(source(from), standing, id)));
         }
         room
     }
@@ -205,11 +244,50 @@ mod tests {
         assert_eq!(come(&mut shares, &mut places, 5, 8), Room::None);
     }
 
+    /// One host with as many addresses as there are places: it chooses its addresses, but not its standing.
+    #[test]
+    fn a_known_machine_goes_before_a_stranger_of_many_addresses() {
+        use Standing::{Known, Stranger};
+        for manner in [Manner::Holds, Manner::Yields] {
+            let mut shares = Shares::new(4, 2, manner);
+            let mut places = Vec::new();
+            for id in 0..4 {
+                come_as(Stranger, &mut shares, &mut places, id as u8, id);
+            }
+            for id in 4..8 {
+                let room = come_as(Known, &mut shares, &mut places, id as u8, id);
+                assert_eq!(room, Room::Instead(id - 4), "{manner:?}");
+            }
+            // Known machines alone are left: they are told to wait, or go by age, as ever.
+            let (holds, yields) = (Room::None, Room::Instead(4));
+            let room = shares.room(source(9), Known);
+            assert_eq!(
+                room,
+                if manner == Manner::Holds {
+                    holds
+                } else {
+                    yields
+                }
+            );
+            assert_eq!(shares.room(source(9), Stranger), room);
+        }
+        let mut shares = Shares::new(2, 2, Manner::Yields);
+        let mut places = Vec::new();
+        come_as(Known, &mut shares, &mut places, 1, 1);
+        come_as(Stranger, &mut shares, &mut places, 2, 2);
+        let room = shares.room(source(3), Stranger);
+        assert_eq!(
+            room,
+            Room::Instead(2),
+            "the stranger goes, though it came later"
+        );
+    }
+
     #[test]
     fn what_is_left_is_forgotten() {
         let mut shares = Shares::new(9, 9, Manner::Holds);
         let places: Vec<Place> = (0..9)
-            .map(|id| shares.enter(source(id as u8 % 3), id))
+            .map(|id| shares.enter(source(id as u8 % 3), Standing::Stranger, id))
             .collect();
         for place in places {
             shares.leave(place);
@@ -217,6 +295,6 @@ mod tests {
         }
         assert_eq!(shares.count(), 0);
         assert!(shares.counts.is_empty() && shares.heaviest.is_empty());
-        assert!(shares.by_source.is_empty());
+        assert!(shares.by_source.is_empty() && shares.strangers.is_empty());
     }
 }

@@ -1,10 +1,13 @@
 //! TFTP between the driver and its server: where files are found, how datagrams leave, what is told to the region.
 
+use std::net::IpAddr;
+
 use tftp::{Ended, Found, Host, NoSlot, Outcome, Peer, Ticket, Train};
 
 use crate::driver::{Driver, Target};
 use crate::lookup::{Asked, Core, Lookup};
 use crate::queries::Waiter;
+use crate::shares::Standing;
 
 pub(crate) struct TftpHost<'a, D> {
     pub core: &'a mut Core,
@@ -27,6 +30,10 @@ impl<D: Driver> Host for TftpHost<'_, D> {
             // Image files are fetched by HTTP; nothing that boots by TFTP asks for one.
             Lookup::Object(_) | Lookup::NotFound | Lookup::NotOurs => Found::NotFound,
         }
+    }
+
+    fn is_known(&mut self, client: IpAddr) -> bool {
+        self.core.standing(client, self.engine) == Standing::Known
     }
 
     fn send(

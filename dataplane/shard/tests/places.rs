@@ -10,8 +10,9 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use images::Object;
 use shard::{
-    Bell, Buffer, Close, Completion, Config, Driver, DriverCounters, LinkMailbox, LinkSocket,
-    NoSlot, Shard, SharedStats, Snapshot, StreamId, Target, Train, WorkMailbox, mailboxes,
+    Bell, Bound, Buffer, Close, Completion, Config, Driver, DriverCounters, LinkMailbox,
+    LinkSocket, NoSlot, Shard, SharedStats, Snapshot, StreamId, Target, Train, WorkMailbox,
+    mailboxes,
 };
 
 /// What a connection was told last.
@@ -93,9 +94,33 @@ const NONE: &str = "GET /images/none.efi HTTP/1.1\r\nHost: h\r\n\r\n";
 const METADATA: &str = "GET /MAAS/metadata/ HTTP/1.1\r\nHost: h\r\n\r\n";
 const HALF: &str = "GET /images/no";
 
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+
+fn machine() -> Arc<boot::Machine> {
+    Arc::new(boot::Machine {
+        system_id: "abc123".into(),
+        hostname: "m".into(),
+        domain: "maas".into(),
+        macs: vec![wire::ethernet::Mac(MAC)],
+        purpose: boot::Purpose::Commissioning,
+        arch: "amd64".into(),
+        subarch: "generic".into(),
+        osystem: String::new(),
+        release: String::new(),
+        label: String::new(),
+        kernel: String::new(),
+        initrd: String::new(),
+        squashfs: String::new(),
+        extra_options: String::new(),
+        ephemeral_options: String::new(),
+        boot_window: true,
+    })
+}
+
 impl Script {
     fn new(config: Config) -> Self {
         let mut snapshot = Snapshot::default();
+        snapshot.insert_machine(machine());
         let file = std::fs::File::open("/dev/null").unwrap().into();
         let object = Object::complete([0; 32], 1_000_000, 0, file);
         snapshot.files.insert([0; 32], Arc::new(object));
@@ -281,6 +306,32 @@ fn those_who_are_served_have_a_share_per_source() {
         script.told(missing),
         Some(Told::Answered("HTTP/1.1 404 Not Found".into()))
     );
+}
+
+/// An address for each place is cheap; the region's knowing it is not to be had.
+#[test]
+fn a_known_machine_is_served_though_many_addresses_hold_every_place() {
+    let refused = Some(Told::Answered("HTTP/1.1 503 Service Unavailable".into()));
+    let mut script = Script::new(Config {
+        bound: Bound::new(|address, _| (address == host(900)).then_some(MAC)),
+        ..config()
+    });
+    let strangers: Vec<u32> = (0..16)
+        .map(|number| script.ask(host(10 + number), FILE))
+        .collect();
+    let stranger = script.ask(host(99), FILE);
+    assert_eq!(script.told(stranger), refused);
+    let known = script.ask(host(900), FILE);
+    assert_eq!(script.told(known), Some(Told::File));
+    let aborted = Some(Told::Closed(Close::Abort));
+    assert_eq!(script.told(strangers[0]), aborted, "the oldest goes");
+    assert!(
+        strangers[1..]
+            .iter()
+            .all(|stranger| script.told(*stranger) == Some(Told::File))
+    );
+    let stats = script.stats();
+    assert_eq!((stats.http_busy, stats.shard.displaced_busy), (16, 1));
 }
 
 /// Connections on their way to the work thread do not fill its queue: wants and probes have the rest.

@@ -48,6 +48,8 @@ pub struct NoSlot;
 pub trait Host {
     /// Looks a file up; `file` has no leading slash and does not climb.
     fn find(&mut self, ticket: Ticket, peer: &Peer, file: &str) -> Found;
+    /// Whether the address was given to a machine that the region knows: it goes before strangers where places are few.
+    fn is_known(&mut self, client: IpAddr) -> bool;
     /// Sends `train.bytes` octets, which `fill` writes, from transfer port `tid` of the shard's.
     fn send(
         &mut self,
@@ -76,7 +78,7 @@ pub enum Outcome {
     GaveUp,
     /// The same client port asked for something else: it was power-cycled.
     Replaced,
-    /// It was silent, and another one needed its place.
+    /// Another one needed its place.
     Displaced,
 }
 
@@ -130,10 +132,12 @@ pub struct Counters {
     pub aborted: u64,
     pub gave_up: u64,
     pub replaced: u64,
-    /// Transfers that lost their place: unconfirmed ones, ones beyond their address's share, and stalled ones.
+    /// Transfers that lost their place: unconfirmed ones, ones beyond their address's share, stalled ones, and strangers'
+    /// to known machines.
     pub displaced_unconfirmed: u64,
     pub displaced_share: u64,
     pub displaced_stalled: u64,
+    pub displaced_stranger: u64,
     /// First answers that found no place; the client repeats them.
     pub no_place: u64,
     /// First blocks not sent: their address has been sent enough that it did not answer.

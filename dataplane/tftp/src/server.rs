@@ -8,12 +8,17 @@
 //!
 //! | full        | who gives way                                                                                  |
 //! |-------------|------------------------------------------------------------------------------------------------|
-//! | pending     | the oldest                                                                                     |
+//! | pending     | the oldest stranger's, else the oldest                                                         |
 //! | unconfirmed | the oldest: its client had more time to answer than any other                                  |
-//! | confirmed   | whoever is silent for `stalled_after`; if nobody is, new requests wait, and what runs goes on  |
+//! | confirmed   | whoever is silent for `stalled_after`; if nobody is, the most silent stranger for a known machine, but for a stranger nobody: its request waits, and what runs goes on |
+//!
+//! A stranger is an address that was not given to a machine that the region knows ([`Host::is_known`]). How many addresses
+//! a host has, and how often it answers, is its own choice; whom it is known as is not.
 //!
 //! Order within one `run`: sends that found no slot, then resends that are due, then new requests. So a full rack
 //! finishes what it began, and a source that only asks takes nothing from those that answer.
+
+mod waiting;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -24,6 +29,7 @@ use bytes::Bytes;
 use slab::Slab;
 use wire::tftp::{ErrorCode, Mode, Options, Packet, Request};
 
+use self::waiting::{Lanes, Pending};
 use crate::content::Content;
 use crate::host::{Counters, Ended, Found, Host, Limits, Outcome, Peer, Ticket};
 use crate::path::clean_path;
@@ -43,24 +49,12 @@ pub(crate) struct Transfer {
     pub tid: u16,
     pub content: Content,
     name: Box<str>,
+    is_known: bool,
     pub terms: Terms,
     pub oack: Options,
     pub session: ReadSession,
     /// What the last step asked for and no slot was free for.
     unsent: Option<Step>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    serial: u32,
-    peer: Peer,
-    name: Box<str>,
-    mode: Mode,
-    options: Options,
-    mtu: Option<u16>,
-    deadline: Instant,
-    /// In `ready`; otherwise parked with the host.
-    queued: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,13 +70,14 @@ pub struct Server {
     seed: u64,
     transfers: Slab<Transfer>,
     confirmed: usize,
+    confirmed_strangers: usize,
     pending: Slab<Pending>,
     places: HashMap<Peer, Place, foldhash::quality::RandomState>,
     shares: Shares,
     /// Requests to be looked up, in order of arrival.
-    ready: VecDeque<Ticket>,
-    /// All pending in order of arrival, stale tickets among them.
-    arrivals: VecDeque<Ticket>,
+    ready: Lanes,
+    /// All pending in order of arrival.
+    arrivals: Lanes,
     /// All unconfirmed in order of their start, stale tickets among them.
     unanswered: VecDeque<Ticket>,
     /// One entry per transfer, at or before its deadline; stale ones are skipped.
@@ -103,11 +98,12 @@ impl Server {
             seed,
             transfers: Slab::with_capacity(limits.transfers_max + limits.unconfirmed_max),
             confirmed: 0,
+            confirmed_strangers: 0,
             pending: Slab::with_capacity(limits.pending_max),
             places: HashMap::default(),
             shares: Shares::default(),
-            ready: VecDeque::new(),
-            arrivals: VecDeque::new(),
+            ready: Lanes::default(),
+            arrivals: Lanes::default(),
             unanswered: VecDeque::new(),
             deadlines: BinaryHeap::new(),
             blocked: VecDeque::new(),
@@ -205,6 +201,7 @@ impl Server {
         if is_first {
             let is_confirmed = transfer.session.is_confirmed();
             self.confirmed += usize::from(is_confirmed);
+            self.confirmed_strangers += usize::from(is_confirmed && !transfer.is_known);
             self.counters.confirmed += u64::from(is_confirmed);
             if transfer.oack.is_empty() {
                 let client = transfer.peer.client.ip();
@@ -247,6 +244,7 @@ impl Server {
             None => {}
         }
         self.make_pending_room(&peer);
+        let is_known = host.is_known(peer.client.ip());
         let serial = self.next_serial();
         let key = self.pending.insert(Pending {
             serial,
@@ -255,6 +253,7 @@ impl Server {
             mode: request.mode,
             options: request.options,
             mtu,
+            is_known,
             deadline: now + self.limits.pending_wait,
             queued: true,
         });
@@ -262,8 +261,8 @@ impl Server {
         self.places.insert(peer, Place::Pending(key));
         self.shares.of(peer.client.ip()).pending.push(key);
         let ticket = Ticket { key, serial };
-        self.ready.push_back(ticket);
-        self.arrivals.push_back(ticket);
+        self.ready.of(is_known).push_back(ticket);
+        self.arrivals.of(is_known).push_back(ticket);
     }
 
     /// Our first packet, or the client's patience, was lost. False: it has answered, so this is another boot.
@@ -283,28 +282,6 @@ impl Server {
         true
     }
 
-    fn make_pending_room(&mut self, peer: &Peer) {
-        let held = &self.shares.of(peer.client.ip()).pending;
-        if held.len() >= self.limits.pending_per_client.max(1) {
-            let oldest = held[0];
-            self.counters.shed += 1;
-            self.forget(oldest);
-        } else if self.pending.len() >= self.limits.pending_max {
-            self.shed_oldest();
-        }
-    }
-
-    /// The file of a parked request may be here now; it is looked up in the next `run`.
-    pub fn retry(&mut self, ticket: Ticket) {
-        if let Some(pending) = self.pending.get_mut(ticket.key as usize)
-            && pending.serial == ticket.serial
-            && !pending.queued
-        {
-            pending.queued = true;
-            self.ready.push_back(ticket);
-        }
-    }
-
     /// Does what is due. Called once per turn, after the turn's datagrams.
     pub fn run(&mut self, now: Instant, host: &mut impl Host) {
         self.send_blocked(host);
@@ -316,12 +293,12 @@ impl Server {
     /// When `run` has something to do without any datagram. Possibly early, never late.
     pub fn next_deadline(&self) -> Option<Instant> {
         let resend = self.deadlines.peek().map(|Reverse((at, ..))| *at);
-        let expiry = self
-            .arrivals
-            .front()
-            .and_then(|ticket| self.pending.get(ticket.key as usize))
-            .map(|pending| pending.deadline);
-        [resend, expiry].into_iter().flatten().min()
+        let first = |arrivals: &VecDeque<Ticket>| {
+            let oldest = self.pending.get(arrivals.front()?.key as usize)?;
+            Some(oldest.deadline)
+        };
+        let (known, stranger) = (first(&self.arrivals.known), first(&self.arrivals.strangers));
+        [resend, known, stranger].into_iter().flatten().min()
     }
 
     fn send_blocked(&mut self, host: &mut impl Host) {
@@ -372,12 +349,7 @@ impl Server {
     }
 
     fn start_ready(&mut self, now: Instant, host: &mut impl Host) {
-        while !self.ready.is_empty()
-            && (self.confirmed < self.limits.transfers_max || self.end_stalled(now, host))
-        {
-            let Some(ticket) = self.ready.pop_front() else {
-                break;
-            };
+        while let Some(ticket) = self.next_ready(now, host) {
             let Some(pending) = self.pending.get_mut(ticket.key as usize) else {
                 continue;
             };
@@ -435,6 +407,7 @@ impl Server {
             tid,
             content,
             name: pending.name,
+            is_known: pending.is_known,
             terms,
             oack,
             session,
@@ -512,7 +485,27 @@ impl Server {
             self.counters.displaced_share += 1;
             self.end(silent, Outcome::Displaced, host);
         }
-        self.confirmed < self.limits.transfers_max || self.end_stalled(now, host)
+        self.confirmed < self.limits.transfers_max
+            || self.end_stalled(now, host)
+            || self.transfers[key as usize].is_known && self.end_stranger(now, host)
+    }
+
+    /// Takes the place of the stranger that was silent for longest. False: known machines have all.
+    fn end_stranger(&mut self, now: Instant, host: &mut impl Host) -> bool {
+        if self.confirmed_strangers == 0 {
+            return false;
+        }
+        let strangers = self
+            .transfers
+            .iter()
+            .filter(|(_, transfer)| transfer.session.is_confirmed() && !transfer.is_known);
+        let Some((key, _)) = strangers.max_by_key(|(_, transfer)| transfer.session.silence(now))
+        else {
+            return false;
+        };
+        self.counters.displaced_stranger += 1;
+        self.end(key as u32, Outcome::Displaced, host); // the limits bound the slab
+        true
     }
 
     /// Takes their places from all confirmed transfers that have been silent too long. True: there is a place now.
@@ -548,60 +541,15 @@ impl Server {
         }
     }
 
-    fn expire(&mut self, now: Instant) {
-        while let Some(ticket) = self.arrivals.front().copied() {
-            match self.pending.get(ticket.key as usize) {
-                Some(pending) if pending.serial == ticket.serial => {
-                    if pending.deadline > now {
-                        break;
-                    }
-                    self.counters.expired += 1;
-                    self.forget(ticket.key);
-                }
-                _ => {}
-            }
-            self.arrivals.pop_front();
-        }
-        // Tickets of requests that were served at once pile up behind one that waits.
-        let pending = &self.pending;
-        let waits = |ticket: &Ticket| {
-            pending
-                .get(ticket.key as usize)
-                .is_some_and(|waits| waits.serial == ticket.serial)
-        };
-        for queue in [&mut self.arrivals, &mut self.ready] {
-            if queue.len() > 2 * self.limits.pending_max {
-                queue.retain(waits);
-            }
-        }
-    }
-
-    fn shed_oldest(&mut self) {
-        while let Some(ticket) = self.arrivals.pop_front() {
-            let waits = self.pending.get(ticket.key as usize);
-            if waits.is_some_and(|pending| pending.serial == ticket.serial) {
-                self.counters.shed += 1;
-                self.forget(ticket.key);
-                return;
-            }
-        }
-    }
-
-    fn forget(&mut self, pending_key: u32) -> Option<Pending> {
-        let pending = self.pending.try_remove(pending_key as usize)?;
-        self.places.remove(&pending.peer);
-        let client = pending.peer.client.ip();
-        self.shares.drop_pending(client, pending_key);
-        Some(pending)
-    }
-
     fn end(&mut self, key: u32, outcome: Outcome, host: &mut impl Host) {
         let transfer = self.transfers.remove(key as usize);
         self.places.remove(&transfer.peer);
         let client = transfer.peer.client.ip();
         self.shares.drop_transfer(client, key);
         // One that ends with its first answer was never among the confirmed.
-        self.confirmed -= usize::from(transfer.session.is_confirmed());
+        let is_confirmed = transfer.session.is_confirmed();
+        self.confirmed -= usize::from(is_confirmed);
+        self.confirmed_strangers -= usize::from(is_confirmed && !transfer.is_known);
         match outcome {
             Outcome::Finished => self.counters.finished += 1,
             Outcome::Aborted => self.counters.aborted += 1,

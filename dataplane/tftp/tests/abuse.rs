@@ -1,7 +1,7 @@
 //! Those that only ask, those that answer and fall silent, and those that guess: what they take from all others.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ const HEADERS_BYTES: usize = 28;
 #[derive(Default)]
 struct World {
     files: HashMap<String, Found>,
+    known: Vec<IpAddr>,
     /// By client: packets and where they came from.
     sent: HashMap<SocketAddr, Vec<(u16, Vec<u8>)>>,
     octets: usize,
@@ -28,6 +29,10 @@ impl Host for World {
             self.later.push(ticket);
         }
         found
+    }
+
+    fn is_known(&mut self, client: IpAddr) -> bool {
+        self.known.contains(&client)
     }
 
     fn send(
@@ -237,6 +242,53 @@ fn with_every_place_taken_the_stalled_give_way_and_the_running_stay() {
     assert!(story.download(peer(51, 1000)), "seven places are free");
     assert_eq!(story.server.counters.displaced_stalled, 7);
     assert!(!story.world.ended.iter().any(|(of, _)| *of == peer(3, 1000)));
+}
+
+/// One host with an address for every place, each of which answers in time: how many addresses it has is its own choice,
+/// whether the region knows them is not.
+#[test]
+fn a_known_machine_boots_though_many_addresses_hold_every_place_and_answer() {
+    let limits = Limits {
+        transfers_max: 64,
+        pending_max: 32,
+        ..Limits::default()
+    };
+    let mut story = Story::new(limits);
+    story.world.known = vec![peer(1, 0).client.ip(), peer(2, 0).client.ip()];
+    let strangers: Vec<Peer> = (0..64).map(|host| peer(100 + host, 1000)).collect();
+    for peer in &strangers {
+        story.confirm(*peer, timeout(10));
+    }
+    for block in 1..4 {
+        story.wait(Duration::from_millis(900));
+        for peer in &strangers {
+            if story.world.ended.iter().any(|(ended, _)| ended == peer) {
+                continue;
+            }
+            let tid = story.tid(*peer);
+            story.ack(*peer, tid, block);
+        }
+        // More of them wait than may.
+        for host in 0..40 {
+            story.ask(peer(1000 + host, 1000), "f", timeout(10));
+        }
+        assert!(story.download(peer(1, 1000 + block)), "a known machine");
+        // Its place is free now, and a stranger takes it again.
+        story.confirm(peer(300 + u32::from(block), 1000), timeout(10));
+    }
+    assert_eq!(story.server.counters.displaced_stranger, 3);
+    assert!(!story.download(peer(99, 1000)), "a stranger waits");
+    assert_eq!(story.server.counters.displaced_stalled, 0);
+    // Known machines alone hold the places: then one of them waits like anybody.
+    let all: Vec<Peer> = (0..64).map(|host| peer(200 + host, 1000)).collect();
+    let mut story = Story::new(limits);
+    story.world.known = all.iter().map(|peer| peer.client.ip()).collect();
+    story.world.known.push(peer(1, 0).client.ip());
+    for peer in &all {
+        story.confirm(*peer, timeout(10));
+    }
+    assert!(!story.download(peer(1, 1000)));
+    assert_eq!(story.server.counters.displaced_stranger, 0);
 }
 
 #[test]

@@ -196,7 +196,10 @@ async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, mut shar
         let counters = &proxy.counters.proxy;
         counters.connections.add(1);
         let source = Source::from(handed.peer.ip());
-        match shares.room(source) {
+        let standing = proxy
+            .attester
+            .standing(handed.peer.ip(), std::time::Instant::now());
+        match shares.room(source, standing) {
             Room::Free => {}
             Room::Instead(victim) => {
                 counters.displaced.add(1);
@@ -214,7 +217,7 @@ async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, mut shar
         next = next.wrapping_add(1);
         let handle = connections.spawn(proxy.clone().connection(handed));
         ids.insert(handle.id(), next);
-        open.insert(next, (shares.enter(source, next), handle));
+        open.insert(next, (shares.enter(source, standing, next), handle));
     }
     while connections.join_next().await.is_some() {}
 }

@@ -59,6 +59,7 @@ impl Bench {
         let counters = Arc::new(WorkCounters::default());
         let mut snapshot = shard::Snapshot::default();
         snapshot.set_links(vec![link]);
+        snapshot.insert_machine(machine());
         let snapshot = Arc::new(snapshot);
         let attester = Attester::new(bindings.clone(), Arc::new(snapshot.into()));
         let (mailbox, inbox) = mpsc::channel(16);
@@ -126,6 +127,17 @@ impl Bench {
         client
     }
 
+    /// 127.0.0.`last` was given to the card of the machine that the snapshot has.
+    fn knows(&self, last: u8) {
+        let binding = Binding {
+            mac: KNOWN,
+            vlan: 5_001,
+            end: std::time::Instant::now() + Duration::from_secs(600),
+        };
+        let address = [127, 0, 0, last].into();
+        self.bindings.write().unwrap().insert(address, binding);
+    }
+
     /// Sends the octets, half of them read by the shard, and takes the whole answer.
     async fn ask(&self, request: &str) -> String {
         let (read, rest) = request.as_bytes().split_at(request.len() / 2);
@@ -137,6 +149,29 @@ impl Bench {
     fn counters(&self) -> &Counters {
         &self.counters.proxy
     }
+}
+
+const KNOWN: [u8; 6] = [0x52, 0x54, 0, 0, 9, 9];
+
+fn machine() -> Arc<boot::Machine> {
+    Arc::new(boot::Machine {
+        system_id: "known1".into(),
+        hostname: "known".into(),
+        domain: String::new(),
+        macs: vec![wire::ethernet::Mac(KNOWN)],
+        purpose: boot::Purpose::Local,
+        arch: "amd64".into(),
+        subarch: "generic".into(),
+        osystem: String::new(),
+        release: String::new(),
+        label: String::new(),
+        kernel: String::new(),
+        initrd: String::new(),
+        squashfs: String::new(),
+        extra_options: String::new(),
+        ephemeral_options: String::new(),
+        boot_window: false,
+    })
 }
 
 async fn answer(client: &mut TcpStream) -> String {
@@ -588,6 +623,23 @@ async fn connections_have_a_share_per_source() {
         ),
         (1, 1)
     );
+}
+
+/// Addresses are cheap: with one for each place a host keeps out other strangers, and no machine that the region knows.
+#[tokio::test]
+async fn a_known_machine_is_passed_on_though_many_addresses_hold_every_connection() {
+    let bench = Bench::with(3, 4, 1 << 20).await;
+    bench.knows(9);
+    let mut first = bench.connect_from(1, b"GET /MAAS/a HT").await;
+    let _second = bench.connect_from(2, b"GET").await;
+    let _third = bench.connect_from(3, b"GET").await;
+    let mut stranger = bench.connect_from(4, get("/MAAS/a").as_bytes()).await;
+    assert!(answer(&mut stranger).await.starts_with("HTTP/1.1 503 "));
+    let mut known = bench.connect_from(9, get("/MAAS/a").as_bytes()).await;
+    assert!(answer(&mut known).await.starts_with("HTTP/1.1 200 "));
+    let mut octets = Vec::new();
+    let ended = timeout(Duration::from_secs(2), first.read_to_end(&mut octets));
+    let _ = ended.await.expect("the oldest stranger went");
 }
 
 /// A region that answers slowly to one source, or to strangers, answers the others meanwhile.
