@@ -30,9 +30,9 @@ pub(crate) fn circuit<'a>(query: &View<'a>) -> Option<(&'a [u8], &'a [u8])> {
     Some((sub_option(query, relay::CIRCUIT_ID)?, remote))
 }
 
-/// The link that the client is on, where giaddr does not tell it (RFC 3527).
+/// The link that the client is on, where giaddr does not tell it (RFC 3527). Zeros say nothing.
 pub(crate) fn link_selection(query: &View<'_>) -> Option<Ipv4Addr> {
-    address(query, relay::LINK_SELECTION)
+    address(query, relay::LINK_SELECTION).filter(|link| !link.is_unspecified())
 }
 
 /// What the relay wants to stand in option 54, so that renewals come through it (RFC 5107). Only a relay's word

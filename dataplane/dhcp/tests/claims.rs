@@ -41,6 +41,67 @@ enum Known {
 
 use Known::*;
 
+/// How client 1 is told from others, and how an address is reserved for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Mac,
+    /// It has no Ethernet address (IPoIB), and is known by its client id.
+    Ipoib,
+    /// Its subnet tells clients apart by client id.
+    ClientId,
+    /// The same, and the reservation is for its MAC address.
+    ClientIdKeptByMac,
+    /// By its MAC address, and the reservation is for its client id.
+    MacKeptByClientId,
+    /// By its MAC address, and the reservation is for the port that its relay names.
+    MacKeptByPort,
+}
+
+const ID: &[u8] = b"\xff\x00\x00\x00\x01\x00\x02node-1";
+const PORT: &[u8] = b"leaf-7/port-1";
+
+impl By {
+    fn client(self) -> lease::Client {
+        match self {
+            By::Ipoib | By::ClientId | By::ClientIdKeptByMac => lease::Client {
+                vlan: VLAN,
+                key: lease::ClientKey::ClientId(ID.into()),
+            },
+            By::Mac | By::MacKeptByClientId | By::MacKeptByPort => client(mac(1)),
+        }
+    }
+
+    fn reservation(self, address: Ipv4Addr) -> Reservation {
+        let key = match self {
+            By::Mac | By::ClientIdKeptByMac => ReservationKey::Mac(mac(1)),
+            By::Ipoib | By::ClientId | By::MacKeptByClientId => ReservationKey::ClientId(ID.into()),
+            By::MacKeptByPort => ReservationKey::Circuit {
+                circuit: PORT.into(),
+                remote: [].into(),
+            },
+        };
+        Reservation {
+            key,
+            ..reservation(mac(1), address)
+        }
+    }
+
+    /// The message as this client sends it.
+    fn says(self, message: Message) -> Message {
+        match self {
+            By::Mac => message,
+            By::Ipoib => Message {
+                htype: 32,
+                hlen: 0,
+                ..message
+            }
+            .with(61, ID),
+            By::ClientId | By::ClientIdKeptByMac | By::MacKeptByClientId => message.with(61, ID),
+            By::MacKeptByPort => relayed(message).with(82, &relay_info(&[(1, PORT)])),
+        }
+    }
+}
+
 fn inside(known: Known) -> bool {
     matches!(
         known,
@@ -48,9 +109,12 @@ fn inside(known: Known) -> bool {
     )
 }
 
-fn rack_that_knows(known: Known) -> Rack {
+fn rack_that_knows(known: Known, by: By) -> Rack {
     let mut rows = vec![];
-    let lease = |remaining_ms| row(ip(100), mac(1), remaining_ms);
+    let lease = |remaining_ms| lease::Row {
+        client: Some(by.client()),
+        ..row(ip(100), mac(1), remaining_ms)
+    };
     match known {
         Lease | Declined | Excluded | ReservedForOther | LeaseAndStatic | LeaseAndInside
         | LeaseAndTaken | LeaseAndResting => rows.push(lease(1_200_000)),
@@ -75,13 +139,19 @@ fn rack_that_knows(known: Known) -> Rack {
             ..row(ip(103), mac(1), -1)
         });
     }
-    let mut rack = Rack::with_rows(config(), 8, &rows);
+    let mut config = config();
+    config.links[0].subnets[0].client_id_identity =
+        matches!(by, By::ClientId | By::ClientIdKeptByMac);
+    let mut rack = Rack::with_rows(config, 8, &rows);
     match known {
         Offered => {
-            let step = rack.send(&discover(mac(1)));
+            let step = rack.send(&by.says(discover(mac(1))));
             assert_eq!(step.reply(), Some((Offer, ip(100))));
         }
-        Declined => assert_eq!(rack.send(&decline(mac(1), ip(100))).writes.len(), 1),
+        Declined => assert_eq!(
+            rack.send(&by.says(decline(mac(1), ip(100)))).writes.len(),
+            1
+        ),
         Excluded => rack.config.links[0].subnets[0].ranges.push(Range {
             id: 2,
             first: ip(100),
@@ -91,8 +161,8 @@ fn rack_that_knows(known: Known) -> Rack {
             options: [].into(),
         }),
         ReservedForOther => rack.config.reservations.push(reservation(mac(9), ip(100))),
-        Static | LeaseAndStatic => rack.config.reservations.push(reservation(mac(1), ip(20))),
-        known if inside(known) => rack.config.reservations.push(reservation(mac(1), ip(103))),
+        Static | LeaseAndStatic => rack.config.reservations.push(by.reservation(ip(20))),
+        known if inside(known) => rack.config.reservations.push(by.reservation(ip(103))),
         _ => {}
     }
     rack
@@ -169,6 +239,24 @@ const TABLE: [(Known, &str); 17] = [
 
 #[test]
 fn a_request_is_answered_by_what_is_known_of_its_client() {
+    check_table(By::Mac);
+}
+
+/// However a client is known, and however its address is reserved.
+#[test]
+fn a_request_is_answered_alike_however_its_client_is_known() {
+    for by in [
+        By::Ipoib,
+        By::ClientId,
+        By::ClientIdKeptByMac,
+        By::MacKeptByClientId,
+        By::MacKeptByPort,
+    ] {
+        check_table(by);
+    }
+}
+
+fn check_table(by: By) {
     let columns = [
         ip(100),
         ip(103),
@@ -183,11 +271,12 @@ fn a_request_is_answered_by_what_is_known_of_its_client() {
                 let mut want = want.as_bytes()[usize::from(state != "selecting")] as char;
                 if want == '*' {
                     // Of another network, and not known here: only its own message by unicast may be meant for another.
-                    want = if state == "renewing" { '-' } else { 'N' };
+                    let alone = state == "renewing" && by != By::MacKeptByPort;
+                    want = if alone { '-' } else { 'N' };
                 }
-                let mut rack = rack_that_knows(known);
-                let got = answer(&mut rack, &ask(mac(1), address));
-                assert_eq!(got, want, "{known:?}, {state}, {address}");
+                let mut rack = rack_that_knows(known, by);
+                let got = answer(&mut rack, &by.says(ask(mac(1), address)));
+                assert_eq!(got, want, "{by:?}, {known:?}, {state}, {address}");
             }
         }
     }

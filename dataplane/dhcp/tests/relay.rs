@@ -160,6 +160,7 @@ fn the_subnet_is_the_selected_links_then_the_relays() {
         ("link selection", Some([10, 99, 0, 0]), Ok(ip(100))),
         ("of giaddr's own link", Some([10, 100, 0, 0]), Ok(far(10))),
         ("unknown", Some([10, 7, 0, 0]), Err(Drop::UnknownRelay)),
+        ("zeros", Some([0, 0, 0, 0]), Ok(far(10))),
     ];
     for (case, address, want) in cases {
         let mut message = relayed(discover(mac(1)));
@@ -216,6 +217,61 @@ fn a_client_may_select_a_subnet_of_its_own_link_only() {
     }
     .with(code::RELAY_INFO, &relay_info(&[(5, &[10, 99, 0, 0])]));
     assert_eq!(rack.send(&both).reply(), Some((Offer, ip(101))));
+}
+
+/// A leaf-spine network in full: giaddr is each leaf's loopback, the subnet's anycast gateway stands in as the server, and
+/// either of two leaves may bring each message. One client, one address, and each answer to the leaf that asked.
+#[test]
+fn two_leaves_with_one_gateway_bring_one_client_through_its_lease() {
+    const GATEWAY: [u8; 4] = [10, 100, 0, 1];
+    let leaves = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+    let by = |leaf: usize, message: Message| {
+        let port = [b"leaf-".as_slice(), &[b'1' + leaf as u8]].concat();
+        let info = relay_info(&[
+            (1, &port),
+            (relay::LINK_SELECTION, &[10, 100, 0, 0]),
+            (relay::SERVER_ID_OVERRIDE, &GATEWAY),
+        ]);
+        Message {
+            giaddr: leaves[leaf],
+            ..message
+        }
+        .with(code::RELAY_INFO, &info)
+    };
+    let chosen = |message: Message| Message {
+        server: Some(GATEWAY.into()),
+        ..message
+    };
+    let mut rack = rack();
+    // Both leaves bring the same broadcast.
+    for leaf in [0, 1] {
+        let step = rack.send(&by(leaf, discover(mac(1))));
+        assert_eq!(step.reply(), Some((Offer, far(10))));
+        let ip = leaves[leaf];
+        let to = Destination::Udp { ip, port: 67 };
+        assert_eq!(step.replies[0].destination, to);
+        assert_eq!(step.replies[0].view().server_id(), Some(GATEWAY.into()));
+    }
+    let first = rack.send(&by(0, chosen(request(mac(1), far(10)))));
+    assert_eq!(first.writes.len(), 1);
+    let second = rack.send(&by(1, chosen(request(mac(1), far(10)))));
+    assert_eq!((second.writes.len(), second.dropped), (0, None), "joined");
+    assert_eq!(rack.durable(&first).reply(), Some((Ack, far(10))));
+    // It renews at the gateway's address, rebinds through whichever leaf hears it, and is moved under the other one.
+    for (leaf, message) in [
+        (1, renew(mac(1), far(10))),
+        (0, rebind(mac(1), far(10))),
+        (1, init_reboot(mac(1), far(10))),
+    ] {
+        let step = rack.send(&by(leaf, message));
+        assert_eq!(step.reply(), Some((Ack, far(10))), "{leaf}");
+    }
+    let step = rack.send(&by(1, init_reboot(mac(1), ip(100))));
+    assert_eq!(step.reply(), Some((Nak, NONE)));
+    let step = rack.send(&by(0, chosen(decline(mac(1), far(10)))));
+    assert_eq!((step.dropped, step.writes.len()), (None, 1));
+    let step = rack.send(&by(1, discover(mac(1))));
+    assert_eq!(step.reply(), Some((Offer, far(11))));
 }
 
 // -------------------------------------------------------------------- RFC 5107
