@@ -118,19 +118,28 @@ impl fmt::Debug for Identifier {
 
 //---------------------------------------------------------------- boot methods
 
-/// MAAS's boot methods and their client architecture (option 93, RFC 4578 §2.1); iPXE is told by other options.
-pub const BOOT_METHODS: [(&str, Option<u16>); 11] = [
+/// MAAS's boot methods and those in its manner that it has not, with their client architecture (option 93, RFC 4578 §2.1);
+/// iPXE is told by other options.
+pub const BOOT_METHODS: [(&str, Option<u16>); 19] = [
     ("pxe", Some(0x00)),
     ("ipxe", None),
+    ("uefi_ia32_tftp", Some(0x06)),
     ("uefi_amd64_tftp", Some(0x07)),
     ("uefi_ebc_tftp", Some(0x09)),
+    ("uefi_armhf_tftp", Some(0x0a)),
     ("uefi_arm64_tftp", Some(0x0b)),
     ("open-firmware_ppc64el", Some(0x0c)),
     ("powernv", Some(0x0e)),
+    ("uefi_ia32_http", Some(0x0f)),
     ("uefi_amd64_http", Some(0x10)),
+    ("uefi_armhf_http", Some(0x12)),
     ("uefi_arm64_http", Some(0x13)),
+    ("uefi_riscv64_tftp", Some(0x1b)),
+    ("uefi_riscv64_http", Some(0x1c)),
     ("s390x", Some(0x1f)),
     ("s390x_partition", Some(0x20)),
+    ("uefi_loong64_tftp", Some(0x27)),
+    ("uefi_loong64_http", Some(0x28)),
 ];
 
 /// A boot method by MAAS's name, IANA's number (`0x07`) or the octets of isc-dhcpd (`00:07`).

@@ -142,6 +142,7 @@ event_types! {
     RangeEased "DHCP_RANGE_EASED" Info "Address range has room again",
     LoaderServed "LOADER_SERVED" Info "Boot loader served",
     BootFileMissing "BOOT_FILE_MISSING" Warning "Boot file not found",
+    BootNoLoader "BOOT_NO_LOADER" Warning "No boot loader for this firmware",
     BootUnknown "BOOT_UNKNOWN" Info "Unknown machine booting",
     PreseedServed "PRESEED_SERVED" Debug "Preseed served",
     PreseedRefused "PRESEED_REFUSED" Warning "Preseed refused",

@@ -4,14 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use wire::dhcp4::{Field, View, code};
 
+use crate::arch::{Arch, Said};
 use crate::command_line::RACK_HTTP_PORT;
+use crate::methods::{IPXE_BESIDE, METHODS, Method, Name, Unserved};
 use crate::text::Text;
 
 /// What a client says about its firmware.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Firmware<'a> {
-    /// Option 93, the first architecture. None: not a network boot, or one from before RFC 4578.
-    pub arch: Option<u16>,
+    /// Option 93 as it came. None: not a network boot, or one from before RFC 4578.
+    pub archs: Option<&'a [u8]>,
     /// Option 60.
     pub vendor_class: &'a [u8],
     /// Option 77.
@@ -51,7 +53,7 @@ impl<'a> Firmware<'a> {
     /// What `query` says.
     pub fn of(query: &View<'a>) -> Self {
         Self {
-            arch: query.arch(),
+            archs: query.option(code::CLIENT_ARCH),
             vendor_class: query.vendor_class().unwrap_or_default(),
             user_class: query.user_class().unwrap_or_default(),
             ipxe: query.option(code::IPXE).map(IpxeFeatures::parse),
@@ -61,11 +63,20 @@ impl<'a> Firmware<'a> {
     /// It announces itself as firmware that boots from the network (an operating system's client does not).
     pub fn is_network_boot(&self) -> bool {
         let classes: [&[u8]; 2] = [b"PXEClient", b"HTTPClient"];
-        self.arch.is_some()
+        self.archs.is_some()
             || self.ipxe.is_some()
             || classes
                 .iter()
                 .any(|class| self.vendor_class.starts_with(class))
+    }
+
+    /// What it is, where it says so in a way that can be read.
+    pub fn arch(&self) -> Option<Arch> {
+        self.said().map(Said::first)
+    }
+
+    fn said(&self) -> Option<Said<'a>> {
+        Said::of(self.archs, self.vendor_class)
     }
 
     /// An iPXE that can fetch a script by HTTP and boot the kernel in it. It says so in option 175; one that
@@ -161,44 +172,6 @@ impl VendorIdentifying {
     }
 }
 
-/// How a boot method names its file.
-#[derive(Clone, Copy)]
-enum Name {
-    /// By TFTP, relative to its root.
-    Tftp(&'static str),
-    /// By TFTP, with option 210.
-    Prefixed(&'static str, &'static str),
-    /// lpxelinux by TFTP, everything after it by HTTP from the rack's root.
-    LpxeLinux,
-    /// By HTTP under /images/, class "HTTPClient".
-    Http(&'static str),
-}
-
-/// Option 93 -> (method, name). The first row is also that of every architecture not listed.
-const METHODS: [(u16, &str, Name); 11] = [
-    (0x00, "pxe", Name::LpxeLinux),
-    (0x07, "uefi_amd64_tftp", Name::Tftp("bootx64.efi")),
-    (0x09, "uefi_ebc_tftp", Name::Tftp("bootx64.efi")),
-    (0x0b, "uefi_arm64_tftp", Name::Tftp("bootaa64.efi")),
-    (0x0c, "open-firmware_ppc64el", Name::Tftp("bootppc64.bin")),
-    (0x0e, "powernv", Name::Prefixed("pxelinux.0", "ppc64el/")),
-    (0x10, "uefi_amd64_http", Name::Http("bootx64.efi")),
-    (0x13, "uefi_arm64_http", Name::Http("bootaa64.efi")),
-    (0x1f, "s390x", Name::Prefixed("boots390x.bin", "s390x/")),
-    (0x20, "s390x_partition", Name::Tftp("s390x_partition/maas")),
-    // IANA's older number of x86-64 UEFI, RFC 4578 §2.1.
-    (0x06, "uefi_amd64_tftp", Name::Tftp("bootx64.efi")),
-];
-
-/// Method -> the iPXE in place of its loader where another server hands out the addresses. shim's GRUB 2.06 looks for its
-/// configuration at that server; iPXE keeps to whoever told it what to boot. A site may have none: its firmware may insist
-/// on signed loaders.
-const IPXE_BESIDE: [(&str, &str); 3] = [
-    ("uefi_amd64_tftp", "ipxe.efi"),
-    ("uefi_ebc_tftp", "ipxe.efi"),
-    ("uefi_arm64_tftp", "ipxe-arm64.efi"),
-];
-
 /// Every boot file of the rack at one address, written once.
 #[derive(Clone, Debug)]
 pub struct BootFiles {
@@ -223,45 +196,92 @@ impl BootFiles {
                 vendor_identifying: Some(VendorIdentifying::onie_installer(url)),
                 ..BootFile::plain("onie", Text::EMPTY)
             }),
-            by_arch: METHODS.map(|(_, method, name)| BootFile::named(method, name, rack)),
+            by_arch: METHODS.map(|method| BootFile::named(method.method, method.name, rack)),
         }
     }
 
-    /// The one for this firmware; `disabled` are the boot methods that the subnet does not give. None: no boot file,
-    /// so the firmware goes on to its next device.
-    pub fn choose(&self, firmware: &Firmware<'_>, disabled: &[String]) -> Option<&BootFile> {
-        let enabled = |file: &&BootFile| is_enabled(file.method, disabled);
+    /// The one for this firmware; `disabled` are the boot methods that the subnet does not give, and `has` says whether
+    /// the rack has a loader. An error: no boot file, so the firmware goes on to its next device.
+    pub fn choose(
+        &self,
+        firmware: &Firmware<'_>,
+        disabled: &[String],
+        has: impl Fn(&str) -> bool,
+    ) -> Result<&BootFile, Unserved> {
         if firmware.is_able_ipxe()
-            && let Some(script) = self.ipxe.as_ref().filter(enabled)
+            && let Ok(script) = given(&self.ipxe, "ipxe", disabled)
         {
-            return Some(script);
+            return Ok(script);
         }
         if firmware.is_onie() {
             // It boots from its own flash: without the installer it gets nothing.
-            return self.onie.as_ref().filter(enabled);
+            return given(&self.onie, "onie", disabled);
         }
-        let arch = firmware.arch.unwrap_or(0);
-        let row = METHODS.iter().position(|(listed, ..)| *listed == arch);
-        self.by_arch[row.unwrap_or(0)].as_ref().filter(enabled)
+        let said = firmware.said().ok_or(Unserved::Unreadable)?;
+        let by_http = firmware.vendor_class.starts_with(b"HTTPClient");
+        let mut why = None;
+        for arch in said.iter() {
+            let arch = if by_http { arch.by_http() } else { arch };
+            match self.of_arch(arch, disabled, &has) {
+                Ok(file) => return Ok(file),
+                // What it likes best is what is wrong.
+                Err(unserved) => why = why.or(Some(unserved)),
+            }
+        }
+        Err(why.unwrap_or(Unserved::Unreadable))
     }
 
-    /// The same on a link whose addresses somebody else hands out; `has` says whether the rack has a file.
+    fn of_arch(
+        &self,
+        arch: Arch,
+        disabled: &[String],
+        has: impl Fn(&str) -> bool,
+    ) -> Result<&BootFile, Unserved> {
+        let row = METHODS.iter().position(|method| method.arch == arch);
+        let row = row.ok_or(Unserved::Unknown(arch))?;
+        let Method { method, loader, .. } = METHODS[row];
+        let file = given(&self.by_arch[row], method, disabled)?;
+        match has(loader) {
+            true => Ok(file),
+            false => Err(Unserved::NoLoader { arch, loader }),
+        }
+    }
+
+    /// The same on a link whose addresses somebody else hands out.
     pub fn choose_beside(
         &self,
         firmware: &Firmware<'_>,
         disabled: &[String],
         has: impl Fn(&str) -> bool,
-    ) -> Option<&BootFile> {
-        let file = self.choose(firmware, disabled)?;
+    ) -> Result<&BootFile, Unserved> {
         // An iPXE that gets no script would get itself for ever.
-        if firmware.is_ipxe() || !is_enabled("ipxe", disabled) {
-            return Some(file);
+        let may = !firmware.is_ipxe() && is_enabled("ipxe", disabled);
+        let ipxe = may.then(|| self.ipxe_for(firmware, disabled)).flatten();
+        match ipxe.filter(|ipxe| has(ipxe.file.as_str())) {
+            Some(ipxe) => Ok(ipxe),
+            None => self.choose(firmware, disabled, has),
         }
+    }
+
+    /// The iPXE in place of this firmware's loader, be that one there or not.
+    fn ipxe_for(&self, firmware: &Firmware<'_>, disabled: &[String]) -> Option<&BootFile> {
+        let loader = self.choose(firmware, disabled, |_| true).ok()?;
         let row = IPXE_BESIDE
             .iter()
-            .position(|(method, _)| *method == file.method);
-        let ipxe = row.and_then(|row| self.ipxe_beside[row].as_ref());
-        ipxe.filter(|ipxe| has(ipxe.file.as_str())).or(Some(file))
+            .position(|(method, _)| *method == loader.method)?;
+        self.ipxe_beside[row].as_ref()
+    }
+}
+
+/// A file of a method that the subnet gives.
+fn given<'a>(
+    file: &'a Option<BootFile>,
+    method: &'static str,
+    disabled: &[String],
+) -> Result<&'a BootFile, Unserved> {
+    match is_enabled(method, disabled) {
+        true => file.as_ref().ok_or(Unserved::NoServer),
+        false => Err(Unserved::Disabled { method }),
     }
 }
 
@@ -273,69 +293,247 @@ fn is_enabled(method: &str, disabled: &[String]) -> bool {
 mod tests {
     use super::*;
 
-    fn boot_file(firmware: &Firmware<'_>, server: IpAddr, disabled: &[String]) -> Option<BootFile> {
-        BootFiles::of(server).choose(firmware, disabled).copied()
+    fn boot_file(
+        firmware: &Firmware<'_>,
+        server: IpAddr,
+        disabled: &[String],
+    ) -> Result<BootFile, Unserved> {
+        let has_all = |_: &str| true;
+        BootFiles::of(server)
+            .choose(firmware, disabled, has_all)
+            .copied()
     }
 
     const RACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 99, 0, 1));
 
     fn method(firmware: Firmware<'_>, disabled: &[&str]) -> Option<(&'static str, String)> {
         let disabled: Vec<String> = disabled.iter().map(ToString::to_string).collect();
-        boot_file(&firmware, RACK, &disabled).map(|boot| (boot.method, boot.file.to_string()))
+        let boot = boot_file(&firmware, RACK, &disabled).ok()?;
+        Some((boot.method, boot.file.to_string()))
+    }
+
+    /// One of these architectures, by option 93.
+    fn of_archs(archs: &[u16]) -> Firmware<'static> {
+        let octets: Vec<u8> = archs.iter().flat_map(|arch| arch.to_be_bytes()).collect();
+        Firmware {
+            archs: Some(octets.leak()),
+            ..Firmware::default()
+        }
+    }
+
+    fn of(arch: u16) -> Firmware<'static> {
+        of_archs(&[arch])
+    }
+
+    /// Architecture, method, and the loader that it needs; for every number not listed nothing is known.
+    const SERVED: [(u16, &str, &str); 18] = [
+        (0x00, "pxe", "lpxelinux.0"),
+        (0x06, "uefi_ia32_tftp", "bootia32.efi"),
+        (0x07, "uefi_amd64_tftp", "bootx64.efi"),
+        (0x09, "uefi_ebc_tftp", "bootx64.efi"),
+        (0x0a, "uefi_armhf_tftp", "bootarm.efi"),
+        (0x0b, "uefi_arm64_tftp", "bootaa64.efi"),
+        (0x0c, "open-firmware_ppc64el", "bootppc64.bin"),
+        (0x0e, "powernv", "ppc64el/pxelinux.0"),
+        (0x0f, "uefi_ia32_http", "bootia32.efi"),
+        (0x10, "uefi_amd64_http", "bootx64.efi"),
+        (0x12, "uefi_armhf_http", "bootarm.efi"),
+        (0x13, "uefi_arm64_http", "bootaa64.efi"),
+        (0x1b, "uefi_riscv64_tftp", "bootriscv64.efi"),
+        (0x1c, "uefi_riscv64_http", "bootriscv64.efi"),
+        (0x1f, "s390x", "s390x/boots390x.bin"),
+        (0x20, "s390x_partition", "s390x_partition/maas"),
+        (0x27, "uefi_loong64_tftp", "bootloongarch64.efi"),
+        (0x28, "uefi_loong64_http", "bootloongarch64.efi"),
+    ];
+
+    /// The number of the same machine that boots by HTTP.
+    const BY_HTTP: [(u16, u16); 4] = [(0x07, 0x10), (0x09, 0x10), (0x0b, 0x13), (0x06, 0x0f)];
+
+    /// Every architecture, in every way in which firmware says it: its own loader and no other's, or none and why.
+    #[test]
+    fn each_architecture_gets_its_own_loader_or_none_and_the_reason() {
+        let files = BootFiles::of(RACK);
+        // What Debian's loaders and MAAS's are.
+        let usual = [
+            "lpxelinux.0",
+            "pxelinux.0",
+            "bootx64.efi",
+            "bootaa64.efi",
+            "grubx64.efi",
+        ];
+        for number in 0..0x40u16 {
+            let octets = number.to_be_bytes();
+            let odd = [octets[0], octets[1], 0];
+            let class = format!("PXEClient:Arch:{number:05}:UNDI:003016");
+            let class = class.as_bytes();
+            let says = |archs: Option<&'static [u8]>| Firmware {
+                archs,
+                vendor_class: class,
+                ..Firmware::default()
+            };
+            let ways: [(&str, Firmware<'_>); 7] = [
+                ("93", of(number)),
+                (
+                    "93 and 60",
+                    Firmware {
+                        vendor_class: class,
+                        ..of(number)
+                    },
+                ),
+                (
+                    "93, and another in 60",
+                    Firmware {
+                        vendor_class: b"PXEClient:Arch:00000:UNDI:002001",
+                        ..of(number)
+                    },
+                ),
+                ("60", says(None)),
+                ("60, 93 empty", says(Some(&[]))),
+                ("60, 93 of one octet", says(Some(&[0]))),
+                (
+                    "93 of three octets",
+                    Firmware {
+                        archs: Some(&odd),
+                        ..Firmware::default()
+                    },
+                ),
+            ];
+            let row = SERVED.iter().find(|(arch, ..)| *arch == number);
+            for (way, firmware) in ways {
+                let all = files.choose(&firmware, &[], |_| true);
+                let some = files.choose(&firmware, &[], |loader| usual.contains(&loader));
+                let none = files.choose(&firmware, &[], |_| false);
+                let Some((_, method, loader)) = row else {
+                    let want = Err(Unserved::Unknown(Arch(number)));
+                    assert_eq!([all, some, none], [want; 3], "{number:#x} {way}");
+                    continue;
+                };
+                let file = all.unwrap();
+                assert_eq!(file.method, *method, "{number:#x} {way}");
+                let named = loader.rsplit('/').next().unwrap();
+                assert!(file.file.as_str().ends_with(named), "{}", file.file);
+                let lacking = Unserved::NoLoader {
+                    arch: Arch(number),
+                    loader,
+                };
+                assert_eq!(none, Err(lacking), "{number:#x} {way}");
+                let want = if usual.contains(loader) {
+                    Ok(file)
+                } else {
+                    Err(lacking)
+                };
+                assert_eq!(some, want, "{number:#x} {way}");
+                let off = files.choose(&firmware, &[method.to_string()], |_| true);
+                assert_eq!(off, Err(Unserved::Disabled { method }), "{number:#x} {way}");
+            }
+        }
     }
 
     #[test]
-    fn each_architecture_gets_its_loader() {
-        let cases = [
-            (None, "pxe", "lpxelinux.0"),
-            (Some(0x00), "pxe", "lpxelinux.0"),
-            (Some(0x06), "uefi_amd64_tftp", "bootx64.efi"),
-            (Some(0x07), "uefi_amd64_tftp", "bootx64.efi"),
-            (Some(0x09), "uefi_ebc_tftp", "bootx64.efi"),
-            (Some(0x0b), "uefi_arm64_tftp", "bootaa64.efi"),
-            (Some(0x0c), "open-firmware_ppc64el", "bootppc64.bin"),
-            (Some(0x0e), "powernv", "pxelinux.0"),
-            (
-                Some(0x10),
-                "uefi_amd64_http",
-                "http://10.99.0.1:5248/images/bootx64.efi",
-            ),
-            (
-                Some(0x13),
-                "uefi_arm64_http",
-                "http://10.99.0.1:5248/images/bootaa64.efi",
-            ),
-            (Some(0x1f), "s390x", "boots390x.bin"),
-            (Some(0x20), "s390x_partition", "s390x_partition/maas"),
-            (Some(0x1b), "pxe", "lpxelinux.0"),
+    fn what_says_nothing_that_can_be_read_gets_nothing() {
+        let malformed: [(Option<&[u8]>, &[u8]); 5] = [
+            (Some(&[]), b"PXEClient"),
+            (Some(&[7]), b""),
+            (Some(&[7]), b"PXEClient:Arch:xx"),
+            (None, b"PXEClient:Arch:0x07:UNDI:003016"),
+            (None, b"HTTPClient:Arch:"),
         ];
-        for (arch, want_method, want_file) in cases {
+        for (archs, vendor_class) in malformed {
             let firmware = Firmware {
-                arch,
+                archs,
+                vendor_class,
                 ..Firmware::default()
             };
+            assert_eq!(boot_file(&firmware, RACK, &[]), Err(Unserved::Unreadable));
+            assert!(firmware.is_network_boot(), "worth telling");
+        }
+        // Firmware from before RFC 4578, and what is no firmware, say nothing.
+        for vendor_class in [&b""[..], b"PXEClient", b"anaconda-Linux"] {
+            let firmware = Firmware {
+                vendor_class,
+                ..Firmware::default()
+            };
+            assert_eq!(boot_file(&firmware, RACK, &[]).unwrap().method, "pxe");
+        }
+    }
+
+    #[test]
+    fn of_several_architectures_the_first_that_can_be_served_counts() {
+        let files = BootFiles::of(RACK);
+        let choose = |archs: &[u16], has: &str| {
+            let file = files.choose(&of_archs(archs), &[], |loader| loader == has);
+            file.map(|file| file.method)
+        };
+        assert_eq!(choose(&[6, 7], "bootx64.efi"), Ok("uefi_amd64_tftp"));
+        assert_eq!(choose(&[6, 7], "bootia32.efi"), Ok("uefi_ia32_tftp"));
+        assert_eq!(choose(&[0x22, 0, 7], "lpxelinux.0"), Ok("pxe"));
+        let lacking = Unserved::NoLoader {
+            arch: Arch(6),
+            loader: "bootia32.efi",
+        };
+        assert_eq!(
+            choose(&[6, 7, 0x22], ""),
+            Err(lacking),
+            "what it likes best"
+        );
+    }
+
+    #[test]
+    fn http_boot_is_told_by_its_class_where_its_number_is_the_others() {
+        for (number, http) in BY_HTTP {
+            let class = format!("HTTPClient:Arch:{number:05}:UNDI:003001");
+            let by_class = Firmware {
+                vendor_class: class.as_bytes(),
+                ..Firmware::default()
+            };
+            let by_both = Firmware {
+                vendor_class: b"HTTPClient",
+                ..of(number)
+            };
+            let want = method(of(http), &[]);
+            assert!(want.as_ref().unwrap().1.starts_with("http://"));
             assert_eq!(
-                method(firmware, &[]),
-                Some((want_method, want_file.into())),
-                "{arch:?}"
+                [method(by_class, &[]), method(by_both, &[])],
+                [want.clone(), want]
             );
-            assert_eq!(method(firmware, &[want_method]), None, "{arch:?} disabled");
+        }
+        // A BIOS that boots by HTTP cannot read a loader for PXE.
+        let bios = Firmware {
+            vendor_class: b"HTTPClient:Arch:00000",
+            ..Firmware::default()
+        };
+        assert_eq!(
+            boot_file(&bios, RACK, &[]),
+            Err(Unserved::Unknown(Arch(0x14)))
+        );
+    }
+
+    #[test]
+    fn a_reason_names_the_architecture_and_the_loader() {
+        let lacking = Unserved::NoLoader {
+            arch: Arch(6),
+            loader: "bootia32.efi",
+        };
+        for (why, want) in [
+            (
+                lacking,
+                "x86 UEFI (0x06) boots bootia32.efi, which is not among",
+            ),
+            (
+                Unserved::Unknown(Arch(0x22)),
+                "nothing here boots MIPS 64-bit UEFI (0x22)",
+            ),
+            (Unserved::Disabled { method: "pxe" }, "does not give pxe"),
+            (Unserved::Unreadable, "(options 93 and 60) cannot be read"),
+        ] {
+            assert!(why.to_string().contains(want), "{why}");
         }
     }
 
     #[test]
     fn prefixes_and_classes() {
-        let boot = |arch| {
-            boot_file(
-                &Firmware {
-                    arch: Some(arch),
-                    ..Firmware::default()
-                },
-                RACK,
-                &[],
-            )
-            .unwrap()
-        };
+        let boot = |arch| boot_file(&of(arch), RACK, &[]).unwrap();
         assert_eq!(
             boot(0).path_prefix.unwrap().as_str(),
             "http://10.99.0.1:5248/"
@@ -344,11 +542,7 @@ mod tests {
         assert_eq!((boot(7).path_prefix, boot(7).vendor_class), (None, None));
         assert_eq!(boot(0x10).vendor_class, Some("HTTPClient"));
         let rack = "fd99::1".parse().unwrap();
-        let firmware = Firmware {
-            arch: Some(0x10),
-            ..Firmware::default()
-        };
-        let file = boot_file(&firmware, rack, &[]).unwrap().file;
+        let file = boot_file(&of(0x10), rack, &[]).unwrap().file;
         assert_eq!(file.as_str(), "http://[fd99::1]:5248/images/bootx64.efi");
     }
 
@@ -357,10 +551,9 @@ mod tests {
         let script = Some(("ipxe", "http://10.99.0.1:5248/ipxe.cfg".to_string()));
         let pxe = Some(("pxe", "lpxelinux.0".to_string()));
         let features = |http, bzimage, efi| Firmware {
-            arch: Some(0),
             user_class: b"iPXE",
             ipxe: Some(IpxeFeatures { http, bzimage, efi }),
-            ..Firmware::default()
+            ..of(0)
         };
         let by_class = |user_class| Firmware {
             user_class,
@@ -383,24 +576,18 @@ mod tests {
             let disabled: Vec<String> = disabled.iter().map(ToString::to_string).collect();
             let has = |file: &str| has.contains(&file);
             let file = files.choose_beside(&firmware, &disabled, has);
-            file.map(|file| (file.method, file.file.to_string()))
+            let file = file.ok()?;
+            Some((file.method, file.file.to_string()))
         };
-        let of = |arch| Firmware {
-            arch: Some(arch),
-            ..Firmware::default()
-        };
-        let all = ["ipxe.efi", "ipxe-arm64.efi", "bootx64.efi"];
+        let all = ["ipxe.efi", "ipxe-arm64.efi", "bootx64.efi", "lpxelinux.0"];
         for (arch, disabled, has, want) in [
             (7, &[][..], &all[..], Some(("uefi_amd64_tftp", "ipxe.efi"))),
             (9, &[], &all, Some(("uefi_ebc_tftp", "ipxe.efi"))),
             (11, &[], &all, Some(("uefi_arm64_tftp", "ipxe-arm64.efi"))),
-            (7, &[], &[], Some(("uefi_amd64_tftp", "bootx64.efi"))),
-            (
-                11,
-                &[],
-                &all[..1],
-                Some(("uefi_arm64_tftp", "bootaa64.efi")),
-            ),
+            (7, &[], &all[..1], Some(("uefi_amd64_tftp", "ipxe.efi"))),
+            (7, &[], &all[2..], Some(("uefi_amd64_tftp", "bootx64.efi"))),
+            (7, &[], &[], None),
+            (11, &[], &all[..1], None),
             (0, &[], &all, Some(("pxe", "lpxelinux.0"))),
             (7, &["ipxe"], &all, Some(("uefi_amd64_tftp", "bootx64.efi"))),
             (7, &["uefi_amd64_tftp"], &all, None),
@@ -440,7 +627,8 @@ mod tests {
             let url = b"http://10.99.0.1:5248/MAAS/a/v3/nos-installer";
             let head = [0, 0, 0xa6, 0x7f, url.len() as u8 + 2, 1, url.len() as u8];
             assert_eq!(option.as_bytes(), [&head[..], url].concat());
-            assert_eq!(boot_file(&firmware, RACK, &["onie".into()]), None);
+            let off = boot_file(&firmware, RACK, &["onie".into()]);
+            assert_eq!(off, Err(Unserved::Disabled { method: "onie" }));
         }
     }
 

@@ -9,17 +9,21 @@
 //! goes into a script: a host name or an option with a line break is an error, never another line. Not here:
 //! where loaders and images are stored, who is allowed to boot.
 
+mod arch;
 mod command_line;
 mod firmware;
 mod machine;
+mod methods;
 mod path;
 mod request;
 mod script;
 mod text;
 
+pub use arch::Arch;
 pub use command_line::{RACK_HTTP_PORT, RenderError};
 pub use firmware::{BootFile, BootFiles, Firmware, IpxeFeatures, VendorIdentifying};
 pub use machine::{Machine, Purpose, Settings};
+pub use methods::Unserved;
 pub use path::{PathError, clean_path, is_empty_when_missing};
 pub use request::{ConfigKind, ConfigRequest, Selector, is_known_arch, route};
 pub use script::{render, render_preloader};

@@ -49,6 +49,36 @@ pub struct Machine {
     pub boot_window: bool,
 }
 
+impl Machine {
+    /// A machine that nobody knows and nothing can be booted on.
+    pub fn without_image(arch: &str) -> Self {
+        Self {
+            system_id: String::new(),
+            hostname: String::new(),
+            domain: String::new(),
+            macs: Vec::new(),
+            purpose: Purpose::Enlist,
+            arch: arch.to_owned(),
+            subarch: String::new(),
+            osystem: String::new(),
+            release: String::new(),
+            label: String::new(),
+            kernel: String::new(),
+            initrd: String::new(),
+            squashfs: String::new(),
+            extra_options: String::new(),
+            ephemeral_options: String::new(),
+            boot_window: false,
+        }
+    }
+
+    /// It is to boot the ephemeral system, and there is no image for it.
+    pub fn lacks_image(&self) -> bool {
+        let files = [&self.kernel, &self.initrd, &self.squashfs];
+        self.purpose.is_ephemeral() && files.iter().any(|file| file.is_empty())
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Kernel options of every machine, before a machine's own extra options.

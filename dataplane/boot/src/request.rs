@@ -1,5 +1,7 @@
 //! Which paths are boot configurations, and of whom.
 
+use std::fmt;
+
 use wire::ethernet::Mac;
 
 use crate::path::{PathError, clean_path};
@@ -17,6 +19,8 @@ pub enum ConfigKind {
 pub struct ConfigRequest {
     pub kind: ConfigKind,
     pub selector: Selector,
+    /// 1, and more where pxelinux tries again: `pxelinux.cfg/try-2/...`.
+    pub attempt: u8,
 }
 
 /// Whose configuration is asked for.
@@ -24,12 +28,16 @@ pub struct ConfigRequest {
 pub enum Selector {
     /// The script that makes the loader ask again with its MAC: [`crate::render_preloader`].
     Preloader,
-    Mac(Mac),
+    Mac {
+        mac: Mac,
+        /// What the loader is built for, in Debian's words; "" where the path does not say.
+        arch: String,
+    },
     /// The SMBIOS UUID, lower case.
     Uuid(String),
     /// Nobody's: the client fell through its own names. It is who its address says, or unknown.
     Default {
-        /// In Debian's words; "amd64" where the path does not say.
+        /// In Debian's words; "" where the path does not say.
         arch: String,
         /// None where the path does not say.
         subarch: Option<String>,
@@ -41,7 +49,15 @@ pub enum Selector {
 /// pxelinux's names by address in hexadecimal (`pxelinux.cfg/0A6300C1`) are nobody's: the client tries the next.
 pub fn route(path: &str) -> Result<Option<ConfigRequest>, PathError> {
     let path = clean_path(path)?;
+    let mut attempt = 1;
     let found = if let Some(name) = path.strip_prefix("pxelinux.cfg/") {
+        let name = match again(name) {
+            Some((number, name)) => {
+                attempt = number;
+                name
+            }
+            None => name,
+        };
         pxelinux(name).map(|selector| (ConfigKind::Pxelinux, selector))
     } else if let Some(name) = path.strip_prefix("grub/grub.cfg") {
         by_suffix(name).map(|selector| (ConfigKind::Grub, selector))
@@ -50,12 +66,49 @@ pub fn route(path: &str) -> Result<Option<ConfigRequest>, PathError> {
     } else {
         None
     };
-    Ok(found.map(|(kind, selector)| ConfigRequest { kind, selector }))
+    Ok(found.map(|(kind, selector)| ConfigRequest {
+        kind,
+        selector,
+        attempt,
+    }))
+}
+
+/// `try-2/<name>`.
+fn again(name: &str) -> Option<(u8, &str)> {
+    let (number, name) = name.strip_prefix("try-")?.split_once('/')?;
+    let number = match number.as_bytes() {
+        [digit @ b'1'..=b'9'] => digit - b'0',
+        _ => return None,
+    };
+    Some((number, name))
+}
+
+/// As pxelinux writes it behind `pxelinux.cfg/`.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Preloader => Ok(()),
+            Self::Mac { mac, .. } => {
+                f.write_str("01")?;
+                mac.0.iter().try_for_each(|octet| write!(f, "-{octet:02x}"))
+            }
+            Self::Uuid(uuid) => f.write_str(uuid),
+            Self::Default { arch, subarch } => {
+                f.write_str("default")?;
+                let words = [Some(arch), subarch.as_ref()].into_iter().flatten();
+                let mut words = words.filter(|word| !word.is_empty());
+                words.try_for_each(|word| write!(f, "-{word}"))
+            }
+        }
+    }
 }
 
 fn pxelinux(name: &str) -> Option<Selector> {
     if let Some(mac) = name.strip_prefix("01-") {
-        return parse_mac(mac).map(Selector::Mac);
+        return parse_mac(mac).map(|mac| Selector::Mac {
+            mac,
+            arch: String::new(),
+        });
     }
     if let Some(rest) = name.strip_prefix("default") {
         return default_of(rest);
@@ -71,8 +124,21 @@ fn by_suffix(suffix: &str) -> Option<Selector> {
     let name = suffix.strip_prefix('-')?;
     match name.strip_prefix("default") {
         Some(rest) => default_of(rest),
-        None => parse_mac(name).map(Selector::Mac),
+        None => mac_and_arch(name),
     }
+}
+
+/// `52-54-00-00-01-ab`, and what our own first script adds to it: `52-54-00-00-01-ab-arm64`. A loader that does not know
+/// its architecture adds the dash alone.
+fn mac_and_arch(name: &str) -> Option<Selector> {
+    const MAC_BYTES: usize = 17;
+    let mac = parse_mac(name.get(..MAC_BYTES)?)?;
+    let arch = match &name[MAC_BYTES..] {
+        "" | "-" => "",
+        rest => rest.strip_prefix('-').filter(|arch| is_word(arch))?,
+    };
+    let arch = in_debians_words(arch).to_string();
+    Some(Selector::Mac { mac, arch })
 }
 
 /// The architectures that a region has images for, in Debian's words. Others are not asked for.
@@ -89,31 +155,35 @@ fn default_of(rest: &str) -> Option<Selector> {
         arch: arch.to_string(),
         subarch: subarch.map(str::to_string),
     };
-    if rest.is_empty() {
-        return Some(default("amd64", None));
+    if matches!(rest, "" | "-") {
+        return Some(default("", None));
     }
     let names = rest.strip_prefix(['-', '.'])?;
     let (arch, subarch) = match names.split_once('-') {
         Some((arch, subarch)) => (arch, Some(subarch)),
         None => (names, None),
     };
-    let is_word = |word: &str| {
-        !word.is_empty()
-            && word.len() <= 64
-            && word
-                .bytes()
-                .all(|octet| octet.is_ascii_alphanumeric() || b"_.-".contains(&octet))
-    };
     if !is_word(arch) || !subarch.is_none_or(is_word) {
         return None;
     }
-    // Loaders name their own build: GRUB says x86_64, iPXE on BIOS says i386 on any x86.
-    let arch = match arch {
+    Some(default(in_debians_words(arch), subarch))
+}
+
+fn is_word(word: &str) -> bool {
+    let is_of_word = |octet: u8| octet.is_ascii_alphanumeric() || b"_.-".contains(&octet);
+    !word.is_empty() && word.len() <= 64 && word.bytes().all(is_of_word)
+}
+
+/// Loaders name their own build: GRUB says x86_64, iPXE on BIOS says i386 on any x86.
+fn in_debians_words(arch: &str) -> &str {
+    match arch {
         "x86_64" | "i386" => "amd64",
         "aarch64" => "arm64",
+        "arm" | "arm32" => "armhf",
+        "loongarch64" => "loong64",
+        "powerpc" | "powerpc64le" => "ppc64el",
         other => other,
-    };
-    Some(default(arch, subarch))
+    }
 }
 
 /// Six octets with dashes or colons.
@@ -147,7 +217,11 @@ mod tests {
 
     #[test]
     fn requests_as_loaders_make_them() {
-        let mac = || Selector::Mac(Mac([0x52, 0x54, 0, 0, 1, 0xab]));
+        let of = |arch: &str| Selector::Mac {
+            mac: Mac([0x52, 0x54, 0, 0, 1, 0xab]),
+            arch: arch.into(),
+        };
+        let mac = || of("");
         let default = |arch: &str| Selector::Default {
             arch: arch.into(),
             subarch: None,
@@ -159,7 +233,7 @@ mod tests {
                 "/pxelinux.cfg/01-52-54-00-00-01-AB",
                 Some((Pxelinux, mac())),
             ),
-            ("pxelinux.cfg/default", Some((Pxelinux, default("amd64")))),
+            ("pxelinux.cfg/default", Some((Pxelinux, default("")))),
             (
                 "pxelinux.cfg/default-arm64",
                 Some((Pxelinux, default("arm64"))),
@@ -201,18 +275,74 @@ mod tests {
             ("ipxe.cfg", Some((Ipxe, Selector::Preloader))),
             ("/ipxe.cfg-52:54:00:00:01:ab", Some((Ipxe, mac()))),
             ("/ipxe.cfg-default-i386", Some((Ipxe, default("amd64")))),
+            ("/ipxe.cfg-default-", Some((Ipxe, default("")))),
+            ("/ipxe.cfg-default-arm32", Some((Ipxe, default("armhf")))),
+            (
+                "/ipxe.cfg-52-54-00-00-01-ab-arm64",
+                Some((Ipxe, of("arm64"))),
+            ),
+            (
+                "/ipxe.cfg-52-54-00-00-01-ab-i386",
+                Some((Ipxe, of("amd64"))),
+            ),
+            (
+                "/ipxe.cfg-52-54-00-00-01-ab-mips64",
+                Some((Ipxe, of("mips64"))),
+            ),
+            ("/ipxe.cfg-52-54-00-00-01-ab-", Some((Ipxe, mac()))),
+            (
+                "/grub/grub.cfg-52:54:00:00:01:ab-x86_64",
+                Some((Grub, of("amd64"))),
+            ),
+            (
+                "/grub/grub.cfg-52:54:00:00:01:ab-arm64",
+                Some((Grub, of("arm64"))),
+            ),
+            ("/ipxe.cfg-52-54-00-00-01-ab-a;b", None),
+            ("/ipxe.cfg-52-54-00-00-01-\u{e9}", None),
+            ("pxelinux.cfg/try-2/01-52-54-00-00-01", None),
+            ("pxelinux.cfg/try-0/default", None),
+            ("pxelinux.cfg/try-12/default", None),
+            ("pxelinux.cfg/try-2", None),
             ("ipxe.cfg-default-a b", None),
             ("lpxelinux.0", None),
             ("bootx64.efi", None),
         ];
         for (path, want) in cases {
-            let want = want.map(|(kind, selector)| ConfigRequest { kind, selector });
+            let want = want.map(|(kind, selector)| ConfigRequest {
+                kind,
+                selector,
+                attempt: 1,
+            });
             assert_eq!(route(path), Ok(want), "{path}");
         }
         let by_uuid = route(&format!("pxelinux.cfg/{}", uuid.to_uppercase()))
             .unwrap()
             .unwrap();
         assert_eq!(by_uuid.selector, Selector::Uuid(uuid.into()));
+    }
+
+    #[test]
+    fn pxelinux_tries_again_for_the_same_machine() {
+        let uuid = "12345678-9abc-def0-1234-56789abcdef0";
+        for name in [
+            "01-52-54-00-00-01-ab",
+            uuid,
+            "default",
+            "default-arm64",
+            "default-arm64-xgene",
+        ] {
+            let first = route(&format!("pxelinux.cfg/{name}")).unwrap().unwrap();
+            assert_eq!(first.selector.to_string(), name);
+            for attempt in 2..=9 {
+                let path = format!("pxelinux.cfg/try-{attempt}/{}", first.selector);
+                let want = ConfigRequest {
+                    attempt,
+                    ..first.clone()
+                };
+                assert_eq!(route(&path), Ok(Some(want)));
+            }
+        }
     }
 
     #[test]

@@ -2,24 +2,32 @@
 //!
 //! Each loader reads quotes, braces and dollars in its own way; the functions that quote say how. A word that a
 //! loader cannot be given at all is an error.
+//!
+//! A rack may be busy for a moment, and a packet may be lost: a fetch that fails is tried again, [`TRIES`] times with a
+//! longer pause each time. Then the script ends with a failure, with which the firmware goes on to its next device.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::command_line::{RenderError, Token, command_line, url_path};
 use crate::machine::{Machine, Purpose, Settings};
-use crate::request::ConfigKind;
+use crate::request::{ConfigKind, ConfigRequest};
+
+/// Seconds between one try and the next.
+const PAUSES_SECS: [u32; 4] = [1, 2, 4, 8];
+const TRIES: usize = PAUSES_SECS.len() + 1;
 
 /// The script for `machine`, as it fetches it from the rack at `rack`:`http_port`.
 pub fn render(
-    kind: ConfigKind,
+    request: &ConfigRequest,
     machine: &Machine,
     rack: IpAddr,
     http_port: u16,
     settings: &Settings,
 ) -> Result<String, RenderError> {
-    let rack = SocketAddr::new(rack, http_port);
+    let (kind, rack) = (request.kind, SocketAddr::new(rack, http_port));
     match machine.purpose {
+        _ if machine.lacks_image() => Ok(without_image(kind, &machine.arch)),
         Purpose::Commissioning | Purpose::Enlist | Purpose::Xinstall => {
             let boot = Ephemeral {
                 rack,
@@ -28,13 +36,13 @@ pub fn render(
                 line: command_line(machine, rack, settings)?,
             };
             match kind {
-                ConfigKind::Pxelinux => Ok(boot.pxelinux()),
+                ConfigKind::Pxelinux => Ok(boot.pxelinux(request)),
                 ConfigKind::Grub => Ok(boot.grub()),
                 ConfigKind::Ipxe => boot.ipxe(),
             }
         }
         Purpose::Local => Ok(local(kind, &machine.arch)),
-        Purpose::Poweroff => Ok(poweroff(kind).to_string()),
+        Purpose::Poweroff => Ok(poweroff(request, rack)),
     }
 }
 
@@ -45,17 +53,23 @@ pub fn render_preloader(kind: ConfigKind, rack: IpAddr, http_port: u16) -> Optio
     match kind {
         ConfigKind::Pxelinux => None,
         // A configfile that is not there fails, and the next line is run.
-        ConfigKind::Grub => Some(
+        ConfigKind::Grub => Some(format!(
             "set timeout=0\n\
-             configfile /grub/grub.cfg-${net_default_mac}\n\
-             configfile /grub/grub.cfg-default-${grub_cpu}\n"
-                .to_string(),
-        ),
-        ConfigKind::Ipxe => Some(format!(
-            "#!ipxe\n\
-             chain http://{rack}/ipxe.cfg-${{mac:hexhyp}} || \
-             chain http://{rack}/ipxe.cfg-default-${{buildarch}}\n"
+             for pause in {pauses}; do\n\
+             \x20 configfile /grub/grub.cfg-${{net_default_mac}}-${{grub_cpu}}\n\
+             \x20 configfile /grub/grub.cfg-default-${{grub_cpu}}\n\
+             \x20 sleep $pause\n\
+             done\n\
+             exit 1\n",
+            pauses = grub_pauses()
         )),
+        // Fetched first and then run: a script that ran and ended is not to be run again under its other name.
+        ConfigKind::Ipxe => Some(ipxe_again(&format!(
+            "imgfetch --name config http://{rack}/ipxe.cfg-${{mac:hexhyp}}-${{buildarch}} || \
+             imgfetch --name config http://{rack}/ipxe.cfg-default-${{buildarch}} || goto failed_${{try}}\n\
+             imgexec config || exit 1\n\
+             exit\n"
+        ))),
     }
 }
 
@@ -69,7 +83,7 @@ struct Ephemeral<'a> {
 
 impl Ephemeral<'_> {
     /// pxelinux takes the rest of the APPEND line as it is.
-    fn pxelinux(&self) -> String {
+    fn pxelinux(&self, request: &ConfigRequest) -> String {
         let line = self.words(
             |word| word.to_string(),
             "cc:{'datasource_list': ['MAAS']}end_cc",
@@ -80,16 +94,14 @@ impl Ephemeral<'_> {
             initrd,
             ..
         } = self;
-        format!(
-            "DEFAULT execute\n\
-             \n\
-             LABEL execute\n\
-             \x20 SAY Booting as the region says...\n\
+        let label = format!(
+            "  SAY Booting as the region says...\n\
              \x20 KERNEL http://{rack}{kernel}\n\
              \x20 INITRD http://{rack}{initrd}\n\
              \x20 APPEND {line}\n\
              \x20 IPAPPEND 2\n"
-        )
+        );
+        pxelinux_again(request, *rack, &label)
     }
 
     /// GRUB eats plain quotes (YAML does without them), and would pass escaped ones on with their backslash: so
@@ -109,9 +121,19 @@ impl Ephemeral<'_> {
              \n\
              menuentry 'Ephemeral' {{\n\
              \x20 echo 'Booting as the region says...'\n\
-             \x20 linux (http,{rack}){kernel} {line} BOOTIF=01-${{net_default_mac}}\n\
-             \x20 initrd (http,{rack}){initrd}\n\
-             }}\n"
+             \x20 for pause in {pauses}; do\n\
+             \x20   if linux (http,{rack}){kernel} {line} BOOTIF=01-${{net_default_mac}}; then\n\
+             \x20     if initrd (http,{rack}){initrd}; then\n\
+             \x20       boot\n\
+             \x20     fi\n\
+             \x20   fi\n\
+             \x20   echo 'Not loaded.'\n\
+             \x20   sleep $pause\n\
+             \x20 done\n\
+             \x20 echo 'On to the next boot device...'\n\
+             \x20 exit 1\n\
+             }}\n",
+            pauses = grub_pauses()
         )
     }
 
@@ -134,12 +156,11 @@ impl Ephemeral<'_> {
             ..
         } = self;
         // An EFI kernel finds its initrd by the name that is given to it here.
-        Ok(format!(
-            "#!ipxe\n\
-             kernel http://{rack}{kernel} initrd=initrd {line} BOOTIF=01-${{mac:hexhyp}}\n\
-             initrd --name initrd http://{rack}{initrd}\n\
-             boot\n"
-        ))
+        Ok(ipxe_again(&format!(
+            "kernel http://{rack}{kernel} initrd=initrd {line} BOOTIF=01-${{mac:hexhyp}} || goto failed_${{try}}\n\
+             initrd --name initrd http://{rack}{initrd} || goto failed_${{try}}\n\
+             boot || goto failed_${{try}}\n"
+        )))
     }
 
     fn words(&self, quote: impl Fn(&str) -> String, datasource: &str) -> String {
@@ -155,6 +176,106 @@ impl Ephemeral<'_> {
             }
         }
         line
+    }
+}
+
+/// The pauses of a GRUB loop, and none behind its last try.
+fn grub_pauses() -> String {
+    let mut pauses: Vec<String> = PAUSES_SECS.iter().map(u32::to_string).collect();
+    pauses.push("0".into());
+    pauses.join(" ")
+}
+
+/// iPXE counts in a setting, and jumps to the label that is made of it. `steps` go to `failed_${try}` where they fail.
+fn ipxe_again(steps: &str) -> String {
+    let mut script = format!("#!ipxe\nset try 1\n:again\n{steps}");
+    for (try_, pause) in (1..).zip(PAUSES_SECS) {
+        let next = try_ + 1;
+        // Writing to a String cannot fail.
+        let _ = write!(
+            script,
+            ":failed_{try_}\n\
+             imgfree\n\
+             echo Not loaded. Again in {pause} s...\n\
+             sleep {pause} ||\n\
+             set try {next}\n\
+             goto again\n"
+        );
+    }
+    let _ = write!(
+        script,
+        ":failed_{TRIES}\n\
+         imgfree\n\
+         echo Not loaded. On to the next boot device...\n\
+         exit 1\n"
+    );
+    script
+}
+
+/// pxelinux has neither loops nor pauses. What fails is followed by ONERROR: there it reads its next configuration, whose
+/// prompt waits for as long as the pause is. The folder behind CONFIG's file is where it stays in; without one it would
+/// take the name of the label that failed for it.
+fn pxelinux_again(request: &ConfigRequest, rack: SocketAddr, label: &str) -> String {
+    let attempt = usize::from(request.attempt.max(1));
+    let mut script = "DEFAULT execute\nONERROR next\n".to_string();
+    // Writing to a String cannot fail.
+    if let Some(pause) = attempt.checked_sub(2).and_then(|at| PAUSES_SECS.get(at)) {
+        // Tenths of a second. Who touches a key gets no more than ten seconds.
+        let _ = write!(
+            script,
+            "PROMPT 1\nTIMEOUT {}\nTOTALTIMEOUT {}\nONTIMEOUT execute\n",
+            pause * 10,
+            pause * 10 + 100
+        );
+    }
+    let _ = write!(script, "\nLABEL execute\n{label}\nLABEL next\n");
+    let _ = if attempt < TRIES {
+        write!(
+            script,
+            "  SAY Not loaded. Again...\n\
+             \x20 CONFIG http://{rack}/pxelinux.cfg/try-{}/{} http://{rack}/\n",
+            attempt + 1,
+            request.selector
+        )
+    } else {
+        write!(
+            script,
+            "  SAY Not loaded. On to the next boot device...\n\
+             \x20 LOCALBOOT 0\n"
+        )
+    };
+    script
+}
+
+/// Says that nothing can be booted for this architecture, and leaves it to the firmware's next device.
+fn without_image(kind: ConfigKind, arch: &str) -> String {
+    let plain = |c: &char| c.is_ascii_alphanumeric() || "_.-".contains(*c);
+    let arch: String = arch.chars().filter(plain).collect();
+    let why = format!("There is no image to boot for {arch}.");
+    match kind {
+        ConfigKind::Pxelinux => format!(
+            "DEFAULT none\n\
+             \n\
+             LABEL none\n\
+             \x20 SAY {why}\n\
+             \x20 LOCALBOOT 0\n"
+        ),
+        ConfigKind::Grub => format!(
+            "set default=0\n\
+             set timeout=0\n\
+             \n\
+             menuentry 'None' {{\n\
+             \x20 echo '{why}'\n\
+             \x20 sleep 5\n\
+             \x20 exit 1\n\
+             }}\n"
+        ),
+        ConfigKind::Ipxe => format!(
+            "#!ipxe\n\
+             echo {why}\n\
+             sleep 5 ||\n\
+             exit 1\n"
+        ),
     }
 }
 
@@ -236,38 +357,35 @@ fn local(kind: ConfigKind, arch: &str) -> String {
                 );
             }
             // Back to the firmware: its next boot entry.
-            script.push_str("  exit\n}\n");
+            script.push_str("  exit 1\n}\n");
             script
         }
-        // On UEFI `exit` goes on to the next boot entry; sanboot is for BIOS.
+        // On UEFI a failure goes on to the next boot entry, and a success to the menu; sanboot is for BIOS.
         ConfigKind::Ipxe => "#!ipxe\n\
-             iseq ${platform} efi && exit ||\n\
-             sanboot --no-describe --drive 0x80 || exit\n"
+             iseq ${platform} efi && exit 1 ||\n\
+             sanboot --no-describe --drive 0x80 || exit 1\n"
             .to_string(),
     }
 }
 
-fn poweroff(kind: ConfigKind) -> &'static str {
-    match kind {
-        ConfigKind::Pxelinux => {
-            "DEFAULT poweroff\n\
-             \n\
-             LABEL poweroff\n\
-             \x20 SAY Powering off...\n\
-             \x20 KERNEL poweroff.c32\n"
-        }
-        ConfigKind::Grub => {
-            "set default=0\n\
+fn poweroff(request: &ConfigRequest, rack: SocketAddr) -> String {
+    match request.kind {
+        ConfigKind::Pxelinux => pxelinux_again(
+            request,
+            rack,
+            "  SAY Powering off...\n\
+             \x20 KERNEL poweroff.c32\n",
+        ),
+        ConfigKind::Grub => "set default=0\n\
              set timeout=0\n\
              \n\
              menuentry 'Power off' {\n\
              \x20 echo 'Powering off...'\n\
              \x20 halt\n\
              }\n"
-        }
-        ConfigKind::Ipxe => {
-            "#!ipxe\n\
+        .to_string(),
+        ConfigKind::Ipxe => "#!ipxe\n\
              poweroff\n"
-        }
+            .to_string(),
     }
 }

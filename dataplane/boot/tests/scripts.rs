@@ -13,7 +13,7 @@ fn machine(purpose: Purpose) -> Machine {
         system_id: "abc123".into(),
         hostname: "node-1".into(),
         domain: "maas".into(),
-        macs: vec![wire::ethernet::Mac([0x52, 0x54, 0, 0, 1, 0])],
+        macs: vec![mac()],
         purpose,
         arch: "amd64".into(),
         subarch: "generic".into(),
@@ -37,6 +37,32 @@ fn settings() -> Settings {
     }
 }
 
+fn mac() -> wire::ethernet::Mac {
+    wire::ethernet::Mac([0x52, 0x54, 0, 0, 1, 0])
+}
+
+/// What a loader asks for first.
+fn asked(kind: ConfigKind) -> ConfigRequest {
+    ConfigRequest {
+        kind,
+        selector: Selector::Mac {
+            mac: mac(),
+            arch: String::new(),
+        },
+        attempt: 1,
+    }
+}
+
+fn render(
+    kind: ConfigKind,
+    machine: &Machine,
+    rack: IpAddr,
+    port: u16,
+    settings: &Settings,
+) -> Result<String, RenderError> {
+    boot::render(&asked(kind), machine, rack, port, settings)
+}
+
 fn script(kind: ConfigKind, machine: &Machine) -> String {
     render(kind, machine, RACK, RACK_HTTP_PORT, &settings()).unwrap()
 }
@@ -50,10 +76,11 @@ const LINE: &str = "nomodeset \
 #[test]
 fn pxelinux_boots_by_http() {
     let want = format!(
-        "DEFAULT execute\n\nLABEL execute\n  SAY Booting as the region says...\n  \
+        "DEFAULT execute\nONERROR next\n\nLABEL execute\n  SAY Booting as the region says...\n  \
          KERNEL http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-kernel\n  \
          INITRD http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-initrd\n  \
-         APPEND {LINE}\n  IPAPPEND 2\n"
+         APPEND {LINE}\n  IPAPPEND 2\n\nLABEL next\n  SAY Not loaded. Again...\n  \
+         CONFIG http://10.99.0.1:5248/pxelinux.cfg/try-2/01-52-54-00-00-01-00 http://10.99.0.1:5248/\n"
     );
     assert_eq!(
         script(ConfigKind::Pxelinux, &machine(Purpose::Commissioning)),
@@ -73,9 +100,12 @@ fn grub_loads_http_first_and_has_its_braces_escaped() {
     let want = format!(
         "set default=0\nset timeout=0\ninsmod http\n\nmenuentry 'Ephemeral' {{\n  \
          echo 'Booting as the region says...'\n  \
-         linux (http,10.99.0.1:5248)/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-kernel \
-         {line} BOOTIF=01-${{net_default_mac}}\n  \
-         initrd (http,10.99.0.1:5248)/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-initrd\n\
+         for pause in 1 2 4 8 0; do\n    \
+         if linux (http,10.99.0.1:5248)/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-kernel \
+         {line} BOOTIF=01-${{net_default_mac}}; then\n      \
+         if initrd (http,10.99.0.1:5248)/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-initrd; then\n        \
+         boot\n      fi\n    fi\n    echo 'Not loaded.'\n    sleep $pause\n  done\n  \
+         echo 'On to the next boot device...'\n  exit 1\n\
          }}\n"
     );
     assert_eq!(
@@ -87,15 +117,14 @@ fn grub_loads_http_first_and_has_its_braces_escaped() {
 #[test]
 fn ipxe_names_its_initrd() {
     let want = format!(
-        "#!ipxe\nkernel http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-kernel \
-         initrd=initrd {LINE} BOOTIF=01-${{mac:hexhyp}}\n\
+        "#!ipxe\nset try 1\n:again\nkernel http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-kernel \
+         initrd=initrd {LINE} BOOTIF=01-${{mac:hexhyp}} || goto failed_${{try}}\n\
          initrd --name initrd \
-         http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-initrd\nboot\n"
+         http://10.99.0.1:5248/images/0f3a/debian/amd64/generic/bookworm/uploaded/boot-initrd \
+         || goto failed_${{try}}\nboot || goto failed_${{try}}\n:failed_1\n"
     );
-    assert_eq!(
-        script(ConfigKind::Ipxe, &machine(Purpose::Commissioning)),
-        want
-    );
+    let script = script(ConfigKind::Ipxe, &machine(Purpose::Commissioning));
+    assert!(script.starts_with(&want), "{script}");
 }
 
 #[test]
@@ -184,7 +213,7 @@ fn local_and_poweroff_need_no_image() {
     for (purpose, kind, want) in cases {
         let script = script(kind, &bare(purpose));
         assert!(script.contains(want), "{purpose:?} {kind:?}: {script}");
-        assert!(!script.contains("5248"), "{script}");
+        assert!(!script.contains("/images/"), "{script}");
         assert_eq!(script.matches('{').count(), script.matches('}').count());
     }
     let arm = Machine {
@@ -192,10 +221,152 @@ fn local_and_poweroff_need_no_image() {
         ..bare(Purpose::Local)
     };
     assert!(script(ConfigKind::Grub, &arm).contains("bootaa64.efi"));
+}
+
+#[test]
+fn without_an_image_of_its_architecture_a_script_says_so_and_ends() {
+    type Lack = fn(&mut Machine);
+    let lacks: [Lack; 3] = [
+        |machine| machine.kernel.clear(),
+        |machine| machine.initrd.clear(),
+        |machine| machine.squashfs.clear(),
+    ];
     for purpose in [Purpose::Commissioning, Purpose::Enlist, Purpose::Xinstall] {
-        let error = render(ConfigKind::Grub, &bare(purpose), RACK, 5248, &settings());
-        assert_eq!(error, Err(RenderError::Missing { field: "kernel" }));
+        for (kind, ends) in [
+            (ConfigKind::Pxelinux, "  LOCALBOOT 0\n"),
+            (ConfigKind::Grub, "  exit 1\n}\n"),
+            (ConfigKind::Ipxe, "\nexit 1\n"),
+        ] {
+            for lack in lacks {
+                let mut machine = Machine {
+                    arch: "arm64".into(),
+                    ..machine(purpose)
+                };
+                lack(&mut machine);
+                let script = script(kind, &machine);
+                assert!(script.contains("There is no image to boot for arm64."));
+                assert!(script.ends_with(ends), "{script}");
+                assert!(!script.contains("http:"), "{script}");
+            }
+        }
     }
+    let evil = Machine {
+        arch: "x'\nreboot ${x}".into(),
+        kernel: String::new(),
+        ..machine(Purpose::Enlist)
+    };
+    for kind in KINDS {
+        let script = script(kind, &evil);
+        assert!(script.contains(" for xrebootx."), "{script}");
+    }
+}
+
+/// Labels of an iPXE script in the order in which a machine comes by whose fetches all fail, and the seconds it waits.
+fn way_of_ipxe(script: &str) -> (Vec<String>, Vec<u32>) {
+    let lines: Vec<&str> = script.lines().collect();
+    let place = |label: &str| lines.iter().position(|line| *line == format!(":{label}"));
+    let (mut at, mut number, mut labels, mut pauses) = (0, String::new(), Vec::new(), Vec::new());
+    loop {
+        let line = lines[at];
+        at += 1;
+        if let Some((_, label)) = line.rsplit_once("|| goto ") {
+            let label = label.replace("${try}", &number);
+            at = place(&label).expect("a label");
+            labels.push(label);
+        } else if let Some(label) = line.strip_prefix("goto ") {
+            at = place(label).expect("a label");
+        } else if let Some(value) = line.strip_prefix("set try ") {
+            number = value.to_string();
+        } else if let Some(secs) = line.strip_prefix("sleep ") {
+            pauses.push(secs.strip_suffix(" ||").unwrap().parse().unwrap());
+        } else if line == "exit 1" {
+            return (labels, pauses);
+        }
+    }
+}
+
+#[test]
+fn a_fetch_that_fails_in_ipxe_is_tried_five_times_and_then_the_firmware_goes_on() {
+    let all = ["failed_1", "failed_2", "failed_3", "failed_4", "failed_5"];
+    let scripts = [
+        script(ConfigKind::Ipxe, &machine(Purpose::Commissioning)),
+        script(ConfigKind::Ipxe, &machine(Purpose::Enlist)),
+        render_preloader(ConfigKind::Ipxe, RACK, 5248).unwrap(),
+    ];
+    for script in scripts {
+        let (labels, pauses) = way_of_ipxe(&script);
+        assert_eq!(
+            (&labels[..], &pauses[..]),
+            (&all.map(String::from)[..], &[1, 2, 4, 8][..])
+        );
+        // Nothing of an earlier try is taken along.
+        assert_eq!(script.matches("\nimgfree\n").count(), 5);
+        // Each step that fetches or boots has its way out.
+        for line in script.lines() {
+            let can_fail = ["kernel ", "initrd ", "boot", "imgfetch "];
+            if can_fail.iter().any(|step| line.starts_with(step)) {
+                assert!(line.ends_with("|| goto failed_${try}"), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fetch_that_fails_in_grub_is_tried_five_times_and_then_the_firmware_goes_on() {
+    let ephemeral = script(ConfigKind::Grub, &machine(Purpose::Commissioning));
+    let first = render_preloader(ConfigKind::Grub, RACK, 5248).unwrap();
+    for script in [&ephemeral, &first] {
+        assert!(script.contains("for pause in 1 2 4 8 0; do\n"), "{script}");
+        let (looped, after) = script.split_once("done\n").unwrap();
+        assert!(looped.trim_end().ends_with("sleep $pause"), "{script}");
+        assert!(after.contains("exit 1\n"), "{script}");
+    }
+    assert!(ephemeral.contains("if linux ") && ephemeral.contains("if initrd "));
+    assert_eq!(
+        ephemeral.matches("then\n").count(),
+        ephemeral.matches("fi\n").count()
+    );
+}
+
+#[test]
+fn what_fails_in_pxelinux_is_tried_five_times_and_then_the_bios_goes_on() {
+    for purpose in [Purpose::Commissioning, Purpose::Enlist, Purpose::Poweroff] {
+        let (mut request, mut timeouts) = (asked(ConfigKind::Pxelinux), Vec::new());
+        let last = loop {
+            let script = boot::render(&request, &machine(purpose), RACK, 5248, &settings());
+            let script = script.unwrap();
+            assert!(
+                script.starts_with("DEFAULT execute\nONERROR next\n"),
+                "{script}"
+            );
+            let timeout = script
+                .lines()
+                .find_map(|line| line.strip_prefix("TIMEOUT "));
+            assert_eq!(timeout.is_some(), script.contains("PROMPT 1\n"), "{script}");
+            timeouts.extend(timeout.map(|tenths| tenths.parse::<u32>().unwrap()));
+            let Some((_, next)) = script.split_once("  CONFIG http://10.99.0.1:5248/") else {
+                break script;
+            };
+            // pxelinux puts the label that failed behind the line, and would stay in a folder of that name.
+            let path = next.strip_suffix(" http://10.99.0.1:5248/\n").unwrap();
+            let again = route(path).unwrap().unwrap();
+            assert_eq!(again.selector, request.selector);
+            assert_eq!(again.attempt, request.attempt + 1);
+            request = again;
+        };
+        assert_eq!(timeouts, [10, 20, 40, 80], "{purpose:?}");
+        assert_eq!(request.attempt, 5);
+        assert!(last.ends_with(
+            "LABEL next\n  SAY Not loaded. On to the next boot device...\n  LOCALBOOT 0\n"
+        ));
+    }
+    // A number that no script of ours has ends, too.
+    let request = ConfigRequest {
+        attempt: 9,
+        ..asked(ConfigKind::Pxelinux)
+    };
+    let script = boot::render(&request, &machine(Purpose::Enlist), RACK, 5248, &settings());
+    assert!(script.unwrap().ends_with("LOCALBOOT 0\n"));
 }
 
 #[test]
@@ -259,7 +430,7 @@ fn preloaders_ask_for_paths_that_are_routed() {
     };
     let paths: Vec<String> = filled(&grub)
         .lines()
-        .filter_map(|line| line.strip_prefix("configfile "))
+        .filter_map(|line| line.strip_prefix("  configfile "))
         .map(str::to_string)
         .chain(
             filled(&ipxe)
@@ -274,7 +445,7 @@ fn preloaders_ask_for_paths_that_are_routed() {
             .iter()
             .map(|path| route(path).unwrap().unwrap().selector)
             .collect();
-        assert!(matches!(selectors[0], Selector::Mac(_)), "{pair:?}");
+        assert!(matches!(&selectors[0], Selector::Mac { arch, .. } if arch == "amd64"));
         assert!(matches!(&selectors[1], Selector::Default { arch, .. } if arch == "amd64"));
     }
 }

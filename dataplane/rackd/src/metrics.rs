@@ -220,6 +220,7 @@ fn link_lines(text: &mut Vec<(String, u64)>, status: &Status) {
         ("feed_watermark", status.watermark),
         ("machines", status.machines as u64),
         ("shard_mail_dropped_total", status.shard_mail_dropped),
+        ("boot_archs_displaced_total", status.archs_displaced),
     ] {
         line(text, name, "", value);
     }

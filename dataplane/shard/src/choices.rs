@@ -1,4 +1,4 @@
-//! What clients were told to boot, from their REQUEST until the ACK that answers it.
+//! What clients are and were told to boot, from their REQUEST until the ACK that answers it.
 //!
 //! A fixed table: a client that hashes to a place another one waits in takes it, and the event log misses one line.
 
@@ -18,18 +18,31 @@ const PLACES: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     pub server: Ipv4Addr,
+    /// MAAS's name of the boot method, and the file. None: nothing here boots it.
+    pub file: Option<(&'static str, Text)>,
+    /// Whose images run there, where its firmware says what it is.
+    pub arch: Option<&'static str>,
+}
+
+impl Told {
     /// MAAS's name of the boot method.
-    pub method: &'static str,
-    pub file: Text,
+    pub fn method(&self) -> &'static str {
+        self.file.map_or("", |(method, _)| method)
+    }
 }
 
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "next server {}, boot file {} ({})",
-            self.server, self.file, self.method
-        )
+        match self.file {
+            Some((method, file)) => {
+                write!(
+                    f,
+                    "next server {}, boot file {file} ({method})",
+                    self.server
+                )
+            }
+            None => f.write_str("no boot file"),
+        }
     }
 }
 
@@ -79,8 +92,8 @@ mod tests {
         let mut choices = Choices::new(7);
         let told = Told {
             server: Ipv4Addr::new(10, 0, 0, 1),
-            method: "pxe",
-            file: Text::format(format_args!("lpxelinux.0")).unwrap(),
+            file: Some(("pxe", Text::format(format_args!("lpxelinux.0")).unwrap())),
+            arch: Some("amd64"),
         };
         let mac = |number: u32| {
             let [a, b, c, d] = number.to_be_bytes();

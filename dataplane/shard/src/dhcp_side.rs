@@ -229,6 +229,10 @@ impl DhcpSide {
             .filter(|mac| snapshot.is_traced(*mac, core.now))
             .map(|mac| (mac, trace::received(&query, link.dhcp.vlan, dropped)));
         let is_told = chosen.is_proxied || query.message_type() == Some(MessageType::Request);
+        let unserved = chosen
+            .unserved()
+            .filter(|_| matches!(dropped, None | Some(dhcp::Drop::NoBootFile)))
+            .and_then(|why| Some((query.mac()?, why)));
         if is_told
             && dropped.is_none()
             && let Some(mac) = query.mac()
@@ -249,6 +253,9 @@ impl DhcpSide {
             if !self.kept.keep(arrival, client, is_known, payload, core.now) {
                 core.counters.dhcp_not_kept += 1;
             }
+        }
+        if let Some((mac, why)) = unserved {
+            core.tell_unserved(mac, why);
         }
         if let Some((mac, text)) = traced {
             tell(&mut self.traced, mac, Ipv4Addr::UNSPECIFIED, text, core);
@@ -321,7 +328,13 @@ impl DhcpSide {
                     }
                     let (mac, address) = (event.mac.map(|mac| mac.0), event.address.into());
                     core.event(event.kind.name(), mac, address, detail(&event));
-                    if let Some(told) = told {
+                    let Some(told) = told else {
+                        continue;
+                    };
+                    if let (Some(arch), Some(mac)) = (told.arch, mac) {
+                        core.tell_arch(mac, address, arch);
+                    }
+                    if told.file.is_some() {
                         core.event("BOOT_FILE", mac, address, told);
                     }
                 }

@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boot::{BootFile, ConfigRequest, Firmware, Selector};
+use boot::{Arch, BootFile, ConfigRequest, Firmware, Selector, Unserved};
 use bytes::Bytes;
 use images::{Object, image_hash};
-use wire::dhcp4::View;
+use wire::dhcp4::{View, code};
 
 use crate::choices::Told;
 use crate::config::Config;
@@ -159,7 +159,7 @@ impl Core {
         let port = self.config.http_port;
         // Whom the address is bound to, as far as this shard knows. A UUID decides nothing: boards of one make share theirs.
         let own = self.mac_at(asked.client, engine);
-        let (mut mac, mut arch) = (own, String::new());
+        let (mut mac, mut arch) = (own, "");
         match &request.selector {
             Selector::Preloader => {
                 return match boot::render_preloader(request.kind, asked.local, port) {
@@ -170,25 +170,30 @@ impl Core {
                     None => Lookup::NotFound,
                 };
             }
-            Selector::Mac(of) => mac = Some(of.0),
-            Selector::Uuid(_) => {}
-            Selector::Default { arch: of, .. } => {
-                if !boot::is_known_arch(of) {
-                    return Lookup::NotFound;
-                }
-                arch.clone_from(of);
+            Selector::Mac {
+                mac: of,
+                arch: built,
+            } => {
+                mac = Some(of.0);
+                arch = built;
             }
+            Selector::Uuid(_) => {}
+            Selector::Default { arch: of, .. } => arch = of,
         }
         let known = mac
             .and_then(|mac| self.snapshot.machine_by_mac(&mac))
             .cloned();
         let (machine, called) = match known {
             Some(machine) => (machine, false),
+            // No region has an image for it, and each such name would be asked for anew.
+            None if !arch.is_empty() && !boot::is_known_arch(arch) => {
+                (Arc::new(boot::Machine::without_image(arch)), false)
+            }
             None => {
                 let vlan = self.vlan_at(asked.client);
                 let query = BootQuery {
                     mac,
-                    arch,
+                    arch: arch.to_owned(),
                     address: asked.client,
                     vlan,
                 };
@@ -202,7 +207,7 @@ impl Core {
         let told = format!("{:?} from {source}", machine.purpose).to_lowercase();
         self.event("BOOT_PARAMETERS", mac, asked.client, told);
         match boot::render(
-            request.kind,
+            request,
             &machine,
             asked.local,
             port,
@@ -212,12 +217,11 @@ impl Core {
                 self.counters.boot_configs += 1;
                 self.counters.boot_configs_by_call += u64::from(called);
                 let kind = format!("{:?}", request.kind).to_lowercase();
-                self.event(
-                    "BOOT_CONFIG",
-                    mac,
-                    asked.client,
-                    format!("{kind} {}", asked.path),
-                );
+                let mut told = format!("{kind} {}", asked.path);
+                if machine.lacks_image() {
+                    told += &format!(": there is no image for {}", machine.arch);
+                }
+                self.event("BOOT_CONFIG", mac, asked.client, told);
                 Lookup::Bytes {
                     body: script.into(),
                     text: true,
@@ -338,9 +342,13 @@ impl Core {
 /// What a DHCP client is told to boot.
 pub(crate) struct Choice<'a> {
     server: Ipv4Addr,
-    file: Option<&'a BootFile>,
+    file: Result<&'a BootFile, Unserved>,
     hostname: &'a str,
+    /// What it is, of firmware that can be read.
+    arch: Option<Arch>,
     is_firmware: bool,
+    /// An operator names its boot file.
+    is_named: bool,
     /// Addresses are somebody else's there.
     pub is_proxied: bool,
 }
@@ -359,24 +367,42 @@ pub(crate) fn boot_choice<'a>(
     let firmware = Firmware::of(query);
     let is_proxied = link.mode == dhcp::Mode::Proxy;
     let files = snapshot.boot_files(link.server);
-    let file = files.and_then(|files| match is_proxied {
-        false => files.choose(&firmware, disabled),
-        true => files.choose_beside(&firmware, disabled, |file| {
-            snapshot.loaders.contains_key(file)
-        }),
-    });
+    let has = |loader: &str| snapshot.loaders.contains_key(loader);
+    let file = files
+        .ok_or(Unserved::NoServer)
+        .and_then(|files| match is_proxied {
+            false => files.choose(&firmware, disabled, has),
+            true => files.choose_beside(&firmware, disabled, has),
+        });
+    let reserved = query
+        .mac()
+        .filter(|_| file.is_err())
+        .and_then(|mac| dhcp::Config::reservation(snapshot, link.vlan, mac));
+    let is_named = file.is_err()
+        && home.is_some_and(|(_, subnet)| names_boot_file(subnet, reserved))
+        && !is_proxied;
     Choice {
         server: link.server,
         file,
+        arch: firmware.arch(),
         is_firmware: firmware.is_network_boot(),
+        is_named,
         is_proxied,
         hostname: machine.map_or("", |machine| &machine.hostname),
     }
 }
 
+/// Whether an operator set option 67 for clients of this subnet, or of one of its ranges, or for this one.
+fn names_boot_file(subnet: &dhcp::Subnet, host: Option<&dhcp::Reservation>) -> bool {
+    let of_ranges = subnet.ranges.iter().flat_map(|range| range.options.iter());
+    let of_host = host.iter().flat_map(|host| host.options.iter());
+    let mut options = subnet.options.iter().chain(of_ranges).chain(of_host);
+    options.any(|option| option.code == code::BOOTFILE && !option.value.is_empty())
+}
+
 impl Choice<'_> {
     pub fn reply(&self) -> dhcp::BootReply<'_> {
-        let Some(file) = self.file else {
+        let Ok(file) = self.file else {
             return dhcp::BootReply {
                 hostname: self.hostname,
                 ..dhcp::BootReply::default()
@@ -398,11 +424,19 @@ impl Choice<'_> {
 
     /// What a firmware client is told; Linux's DHCP clients do not boot from it.
     pub fn told(&self) -> Option<Told> {
-        let file = self.file.filter(|_| self.is_firmware)?;
+        if !self.is_firmware {
+            return None;
+        }
         Some(Told {
             server: self.server,
-            method: file.method,
-            file: file.file,
+            file: self.file.ok().map(|file| (file.method, file.file)),
+            arch: self.arch.map(Arch::of_images),
         })
+    }
+
+    /// Why a firmware client gets no boot file.
+    pub fn unserved(&self) -> Option<Unserved> {
+        let why = self.file.err()?;
+        (self.is_firmware && !self.is_named).then_some(why)
     }
 }

@@ -93,6 +93,15 @@ pub enum ToLink {
         query: BootQuery,
     },
     Event(Event),
+    /// What a machine that nobody knows is, so that it gets a configuration of its own architecture. Given up for want of
+    /// room: then what its loader says has to do.
+    Arch {
+        mac: [u8; 6],
+        /// Unspecified where somebody else hands out the addresses.
+        address: IpAddr,
+        /// Debian's name.
+        arch: &'static str,
+    },
     /// For that shard. Slow, for the few that the kernel cannot steer; dropped rather than kept waiting.
     HandOver {
         shard: u32,
@@ -138,7 +147,7 @@ pub struct HandOver {
 pub struct BootQuery {
     /// `None`: the card that has `address`, which the rack knows better than one shard.
     pub mac: Option<[u8; 6]>,
-    /// MAAS architecture name, "" if the request did not say.
+    /// Debian's name of what the loader is built for, "" if the request did not say.
     pub arch: String,
     pub address: IpAddr,
     /// 0 where the link is not known.

@@ -52,22 +52,21 @@ pub(crate) enum Answer {
 
 /// Who is asked about, and as what. The rack knows the card behind an address better than this shard, so that is asked for
 /// where the shard knows none. A UUID is nobody's name: boards share them.
+///
+/// The address is a part of it: what a machine is, the rack knows from its own DHCP only, so what others are answered about
+/// its card is not for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    who: Who,
+    mac: Option<[u8; 6]>,
+    address: IpAddr,
     arch: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Who {
-    Mac([u8; 6]),
-    Address(IpAddr),
 }
 
 impl Key {
     fn of(query: &BootQuery) -> Self {
         Self {
-            who: query.mac.map_or(Who::Address(query.address), Who::Mac),
+            mac: query.mac,
+            address: query.address,
             arch: query.arch.clone(),
         }
     }
@@ -189,7 +188,7 @@ impl Queries {
         let news = self.news;
         let lasts = self
             .entry(ticket)
-            .is_some_and(|entry| entry.news == news && matches!(entry.key.who, Who::Mac(_)));
+            .is_some_and(|entry| entry.news == news && entry.key.mac.is_some());
         let keep = if lasts {
             ANSWER_KEEP
         } else {

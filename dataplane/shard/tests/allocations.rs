@@ -87,6 +87,8 @@ struct Rack {
 
 fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
+    let loader = std::sync::Arc::new(shard::Loader::absent([3; 32]));
+    snapshot.loaders.insert("bootx64.efi".into(), loader);
     let range = dhcp::Range {
         id: 1,
         first: [10, 99, 1, 0].into(),
@@ -278,6 +280,7 @@ impl Rack {
             match message {
                 ToLink::Lease { ticket: of, .. } => ticket = Some(of),
                 ToLink::Event(_) => events += 1,
+                ToLink::Arch { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

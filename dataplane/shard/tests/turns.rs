@@ -168,6 +168,8 @@ fn snapshot() -> Snapshot {
         interface: "br0".into(),
         index: Some(7),
     }]);
+    let loader = Arc::new(Loader::absent([3; 32]));
+    snapshot.loaders.insert("lpxelinux.0".into(), loader);
     snapshot
 }
 
@@ -350,6 +352,13 @@ impl Script {
             .expect("a message to the link thread")
     }
 
+    fn arch(&mut self) -> ([u8; 6], IpAddr, &'static str) {
+        match self.next_to_link() {
+            ToLink::Arch { mac, address, arch } => (mac, address, arch),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn event(&mut self) -> (&'static str, Option<[u8; 6]>, String) {
         match self.next_to_link() {
             ToLink::Event(event) => (event.kind, event.mac, event.detail.to_string()),
@@ -363,16 +372,18 @@ fn discover(kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
 }
 
 fn message_of(mac: Mac, kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
+    firmware(mac, 0, kind, ask)
+}
+
+fn firmware(mac: Mac, arch: u8, kind: MessageType, ask: Option<Ipv4Addr>) -> Vec<u8> {
     let mut header = Header::new(OP_REQUEST);
     (header.htype, header.hlen) = (1, 6);
     header.chaddr[..6].copy_from_slice(&mac.0);
     header.flags.set(FLAG_BROADCAST);
     let mut buffer = [0; 576];
     let mut writer = Writer::new(&mut buffer, 576, &header, kind).unwrap();
-    writer
-        .option(code::VENDOR_CLASS, b"PXEClient:Arch:00000:UNDI:002001")
-        .unwrap();
-    writer.option(code::CLIENT_ARCH, &[0, 0]).unwrap();
+    writer.option(code::VENDOR_CLASS, b"PXEClient").unwrap();
+    writer.option(code::CLIENT_ARCH, &[0, arch]).unwrap();
     if let Some(ask) = ask {
         writer.address(code::REQUESTED_ADDRESS, ask).unwrap();
         writer.address(code::SERVER_ID, SERVER).unwrap();
@@ -452,6 +463,7 @@ fn dhcp_waits_for_its_attach_and_for_the_commit() {
     let (kind, mac, detail) = script.event();
     assert_eq!((kind, mac), ("DHCP_ACK", Some(MAC.0)));
     assert_eq!(detail, "for 600 s");
+    assert_eq!(script.arch(), (MAC.0, address.into(), "amd64"));
     let (kind, mac, detail) = script.event();
     assert_eq!((kind, mac), ("BOOT_FILE", Some(MAC.0)));
     assert_eq!(detail, "next server 10.99.0.1, boot file lpxelinux.0 (pxe)");
@@ -864,6 +876,8 @@ fn on_a_proxied_link_firmware_is_told_what_to_boot_on_both_ports() {
         (MessageType::Offer, Ipv4Addr::UNSPECIFIED)
     );
     assert_eq!(script.event().0, "PROXY_DHCP");
+    let nowhere = Ipv4Addr::UNSPECIFIED.into();
+    assert_eq!(script.arch(), (MAC.0, nowhere, "amd64"));
     let (kind, mac, detail) = script.event();
     assert_eq!((kind, mac), ("BOOT_FILE", Some(MAC.0)));
     assert!(detail.contains("lpxelinux.0"), "{detail}");
@@ -998,9 +1012,13 @@ fn tftp_answers_no_address_outside_our_subnets() {
 const PXELINUX_BY_UUID: &[u8] = b"pxelinux.cfg/03000200-0400-0500-0006-000700080009";
 
 fn asks_by_uuid(script: &mut Script, host: u8, port: u16) -> Vec<Left> {
+    asks_for(PXELINUX_BY_UUID, script, host, port)
+}
+
+fn asks_for(file: &[u8], script: &mut Script, host: u8, port: u16) -> Vec<Left> {
     let mut out = [0; 512];
     let request = Request {
-        file: PXELINUX_BY_UUID,
+        file,
         mode: Mode::Octet,
         options: Options::default(),
     };
@@ -1101,4 +1119,234 @@ fn requests_for_random_macs_leave_room_for_leases() {
         waiting += 1;
     }
     assert!(waiting <= shard::TO_LINK_MAX / 2, "{waiting}");
+}
+
+/// A machine of an architecture that nothing here boots.
+fn no_loaders(message: &[u8], script: &mut Script) -> Vec<String> {
+    let left = script.frame(message);
+    for left in &left {
+        let Left::Datagram(_, packet) = left else {
+            panic!("{left:?}")
+        };
+        let datagram = udp::Datagram::parse_packet(packet, Checksum::Verify).unwrap();
+        let view = View::parse(datagram.payload).unwrap();
+        assert_eq!((view.file(), view.option(code::BOOTFILE)), (&b""[..], None));
+    }
+    let mut told = Vec::new();
+    while let Some(message) = script.link.from_shard.pop() {
+        if let ToLink::Event(event) = message
+            && event.kind == "BOOT_NO_LOADER"
+        {
+            told.push(event.detail.to_string());
+        }
+    }
+    told
+}
+
+#[test]
+fn firmware_that_nothing_boots_gets_no_file_and_one_event_that_says_why() {
+    let mut script = Script::new(snapshot());
+    script.attach();
+    for (arch, why) in [
+        (
+            6,
+            "no boot file: x86 UEFI (0x06) boots bootia32.efi, which is not among the imported loaders",
+        ),
+        (
+            7,
+            "no boot file: x64 UEFI (0x07) boots bootx64.efi, which is not among the imported loaders",
+        ),
+        (
+            0x22,
+            "no boot file: nothing here boots MIPS 64-bit UEFI (0x22)",
+        ),
+    ] {
+        let mac = Mac([0x52, 0x54, 0, 0, 2, arch]);
+        let ask = firmware(mac, arch, MessageType::Discover, None);
+        assert_eq!(no_loaders(&ask, &mut script), [why]);
+        // It asks again, as firmware does.
+        for _ in 0..3 {
+            script.after(Duration::from_secs(4));
+            assert_eq!(no_loaders(&ask, &mut script), [""; 0]);
+        }
+    }
+    script.after(Duration::from_secs(600));
+    let ask = firmware(
+        Mac([0x52, 0x54, 0, 0, 2, 6]),
+        6,
+        MessageType::Discover,
+        None,
+    );
+    assert_eq!(
+        no_loaders(&ask, &mut script).len(),
+        1,
+        "once in ten minutes"
+    );
+    // An operator names a file for it: there is nothing to tell.
+    let mut named = snapshot();
+    let mut link = named.link_by_vlan(5001).unwrap().clone();
+    link.dhcp.subnets[0].options = [dhcp::DhcpOption {
+        code: code::BOOTFILE,
+        value: b"grubia32.efi"[..].into(),
+        always: false,
+    }]
+    .into();
+    named.set_links(vec![link]);
+    let mut script = Script::new(named);
+    script.attach();
+    script.frame(&ask);
+    assert!(script.link.from_shard.is_empty());
+}
+
+#[test]
+fn made_up_firmware_keeps_no_machine_of_ours_from_its_event() {
+    let mut with = snapshot();
+    with.insert_machine(machine());
+    let mut script = Script::new(with);
+    script.attach();
+    let mut told = 0;
+    for number in 0..3_000u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        let ask = firmware(Mac([2, 0, 0, b, c, d]), 6, MessageType::Discover, None);
+        told += no_loaders(&ask, &mut script).len();
+    }
+    assert!((1..=64).contains(&told), "{told}");
+    let ask = firmware(MAC, 6, MessageType::Discover, None);
+    assert_eq!(no_loaders(&ask, &mut script).len(), 1);
+}
+
+#[test]
+fn what_an_unknown_machine_says_to_dhcp_that_it_is_goes_to_the_link_thread() {
+    for (arch, want) in [
+        (11, "arm64"),
+        (0x16, "arm64"),
+        (0x1b, "riscv64"),
+        (7, "amd64"),
+    ] {
+        for is_known in [false, true] {
+            let mut with = snapshot();
+            if is_known {
+                with.insert_machine(machine());
+            }
+            let mut script = Script::new(with);
+            script.attach();
+            script.frame(&firmware(MAC, arch, MessageType::Discover, None));
+            let ask = Ipv4Addr::new(10, 99, 0, 64);
+            script.frame(&firmware(MAC, arch, MessageType::Request, Some(ask)));
+            let mut lease = None;
+            while let Some(message) = script.link.from_shard.pop() {
+                if let ToLink::Lease { ticket, .. } = message {
+                    lease = Some(ticket);
+                }
+            }
+            let outcome = Outcome::Durable {
+                remaining: Duration::from_secs(1200),
+            };
+            script.tell(ToShard::Outcome {
+                ticket: lease.unwrap(),
+                outcome,
+            });
+            script.turn();
+            let mut told = Vec::new();
+            while let Some(message) = script.link.from_shard.pop() {
+                if let ToLink::Arch { mac, address, arch } = message {
+                    assert_eq!((mac, address), (MAC.0, ask.into()));
+                    told.push(arch);
+                }
+            }
+            let want = if is_known { &[][..] } else { &[want] };
+            assert_eq!(told, want, "the region knows what a machine of its own is");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_machine_is_asked_for_as_what_its_loader_is_built_for() {
+    for (path, want) in [
+        ("/ipxe.cfg-52-54-00-00-01-05-arm64", "arm64"),
+        ("/ipxe.cfg-52-54-00-00-01-05-i386", "amd64"),
+        ("/grub/grub.cfg-52:54:00:00:01:05-arm64", "arm64"),
+        ("/grub/grub.cfg-52:54:00:00:01:05", ""),
+        ("/pxelinux.cfg/01-52-54-00-00-01-05", ""),
+        ("/pxelinux.cfg/default", ""),
+        ("/pxelinux.cfg/default-arm-bcm283x-rpi", "armhf"),
+        ("/grub/grub.cfg-default-arm64", "arm64"),
+    ] {
+        let mut script = Script::new(snapshot());
+        script.connect();
+        assert!(script.http(&get(path)).is_empty(), "{path}");
+        let ToLink::BootConfig { ticket, query } = script.next_to_link() else {
+            panic!()
+        };
+        assert_eq!(query.arch, want, "{path}");
+        // The region has no image for it.
+        let nothing = boot::Machine::without_image("arm64");
+        let answer = BootAnswer::Machine(Arc::new(nothing));
+        script.tell(ToShard::Machine { ticket, answer });
+        let left = script.turn();
+        let [Left::Stream(text)] = left.as_slice() else {
+            panic!("{left:?}")
+        };
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        assert!(
+            text.contains("There is no image to boot for arm64."),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn an_architecture_that_no_region_has_images_for_is_told_so_at_once() {
+    for path in [
+        "/ipxe.cfg-52-54-00-00-01-05-mips64",
+        "/ipxe.cfg-default-mips64",
+        "/grub/grub.cfg-default-mips64",
+        "/pxelinux.cfg/default-mips64-board",
+    ] {
+        let mut script = Script::new(snapshot());
+        script.connect();
+        let left = script.http(&get(path));
+        let [Left::Stream(text)] = left.as_slice() else {
+            panic!("{left:?}")
+        };
+        assert!(
+            text.contains("There is no image to boot for mips64."),
+            "{text}"
+        );
+        while let Some(message) = script.link.from_shard.pop() {
+            assert!(!matches!(message, ToLink::BootConfig { .. }), "{message:?}");
+        }
+    }
+    // One that is known boots what its record says.
+    let mut with = snapshot();
+    with.insert_machine(machine());
+    let mut script = Script::new(with);
+    script.connect();
+    let left = script.http(&get("/ipxe.cfg-52-54-00-00-01-05-mips64"));
+    let [Left::Stream(text)] = left.as_slice() else {
+        panic!("{left:?}")
+    };
+    assert!(text.contains("sanboot"), "{text}");
+}
+
+/// Another's question about a machine, from an address whose architecture is not known, is no answer to its own.
+#[test]
+fn what_another_host_asks_about_a_machine_is_not_kept_for_it() {
+    let mut script = Script::new(snapshot());
+    for host in [10, 9] {
+        asks_for(
+            b"pxelinux.cfg/01-52-54-00-00-01-05",
+            &mut script,
+            host,
+            2070,
+        );
+        let ToLink::BootConfig { ticket, query } = script.next_to_link() else {
+            panic!("{host}")
+        };
+        assert_eq!(query.address, IpAddr::from([10, 99, 0, host]));
+        let answer = BootAnswer::Machine(machine_that(boot::Purpose::Local, 5));
+        script.tell(ToShard::Machine { ticket, answer });
+        script.turn();
+        while script.link.from_shard.pop().is_some() {}
+    }
 }

@@ -10,6 +10,7 @@
 //!                       Bindings +
 //! ```
 
+mod archs;
 mod bindings;
 mod boots;
 mod clock;
@@ -128,6 +129,8 @@ pub struct Status {
     pub leases: lease::rack::Counters,
     pub feed: FeedCounters,
     pub boots: BootCounters,
+    /// Architectures of unknown machines that newer ones took the place of.
+    pub archs_displaced: u64,
     pub events: EventCounters,
     pub shard_mail_dropped: u64,
 }
@@ -144,6 +147,7 @@ impl Default for Status {
             leases: lease::rack::Counters::default(),
             feed: FeedCounters::default(),
             boots: BootCounters::default(),
+            archs_displaced: 0,
             events: EventCounters::default(),
             shard_mail_dropped: 0,
         }

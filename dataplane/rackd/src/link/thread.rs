@@ -20,6 +20,7 @@ use shard::{BootAnswer, Bucket, ToLink, ToShard};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::archs::Archs;
 use super::boots::{Boots, Key};
 use super::clock::Now;
 use super::connect::Endpoint;
@@ -107,6 +108,7 @@ pub(super) struct Thread {
     identity: Rc<Identity>,
     renewing: bool,
     boots: Boots,
+    archs: Archs,
     events: Events,
     /// For events of addresses that nobody was given.
     neighbours_asked: Bucket,
@@ -190,6 +192,7 @@ impl Thread {
             identity: Rc::new(identity),
             renewing: false,
             boots: Boots::default(),
+            archs: Archs::default(),
             events: Events::default(),
             neighbours_asked: Bucket::full(calls::NEIGHBOURS_ASKED, now),
             sockets: BTreeMap::new(),
@@ -387,6 +390,7 @@ impl Thread {
             ToLink::Lent { shard, lent } => self.shards.send(shard as usize, ToShard::Lent(lent)),
             ToLink::BootConfig { ticket, query } => self.on_boot_query(shard, ticket, query),
             ToLink::Event(event) => self.on_event(event),
+            ToLink::Arch { mac, address, arch } => self.archs.note(mac, address, arch),
         }
     }
 

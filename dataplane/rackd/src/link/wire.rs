@@ -452,7 +452,7 @@ pub(super) fn put_event(
     builder.set_ago_ms(millis(now.saturating_duration_since(event.at)));
     builder.set_detail(event.detail.to_string());
     if let shard::Detail::BootFile(told) = &event.detail {
-        builder.set_boot_method(told.method);
+        builder.set_boot_method(told.method());
     }
 }
 

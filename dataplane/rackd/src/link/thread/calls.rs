@@ -51,7 +51,7 @@ impl Thread {
         self.events.push(event, lane, now);
     }
 
-    pub(super) fn on_boot_query(&mut self, shard: usize, ticket: u64, query: shard::BootQuery) {
+    pub(super) fn on_boot_query(&mut self, shard: usize, ticket: u64, mut query: shard::BootQuery) {
         let (asker, now) = ((shard, ticket), Instant::now());
         // Outside our subnets no region has anything that boots through this rack.
         if query.vlan == 0 {
@@ -77,6 +77,9 @@ impl Thread {
                 Err(Unclear) => return self.answer_boot(asker, BootAnswer::Busy),
             },
         };
+        if query.arch.is_empty() {
+            query.arch = self.archs.of(mac, query.address).to_owned();
+        }
         let key = Key {
             mac,
             arch: query.arch.clone(),

@@ -116,6 +116,7 @@ impl Thread {
             leases: self.leases.counters(),
             feed: feed.counters(),
             boots: self.boots.counters,
+            archs_displaced: self.archs.displaced(),
             events: self.events.counters,
             shard_mail_dropped: self.shards.dropped,
         });
