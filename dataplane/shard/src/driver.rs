@@ -68,6 +68,15 @@ pub trait Driver {
     fn counters(&self) -> DriverCounters;
 }
 
+/// What is known of a connection from its first frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// The Ethernet source of the frame that opened it, where the kernel kept that.
+    pub frame: Option<[u8; 6]>,
+}
+
 /// Everything that can happen to a shard.
 #[derive(Debug)]
 pub enum Completion {
@@ -75,8 +84,7 @@ pub enum Completion {
     /// A client connected.
     Accepted {
         stream: StreamId,
-        peer: SocketAddr,
-        local: SocketAddr,
+        ends: Ends,
     },
     /// Octets of a client.
     Received {

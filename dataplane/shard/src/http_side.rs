@@ -4,14 +4,14 @@
 //! whole head, between requests, being served. So heads that never end take no place of those who are served, however
 //! many addresses they come from.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use images::{Catalog, Connection, Found, Phase, Served, Step};
 
 use crate::config::Config;
-use crate::driver::{Close, Driver, StreamId};
+use crate::driver::{Close, Driver, Ends, StreamId};
 use crate::lookup::{Asked, Core, Lookup};
 use crate::mailbox::{TO_WORK_MAX, ToWork};
 use crate::queries::Waiter;
@@ -62,8 +62,7 @@ struct Http {
     source: Source,
     /// None once it is leaving.
     place: Option<(Phase, Place)>,
-    peer: SocketAddr,
-    local: SocketAddr,
+    ends: Ends,
     connection: Connection,
     /// Noted with those who wait for pieces.
     noted: bool,
@@ -112,8 +111,7 @@ impl HttpSide {
     pub fn on_accepted(
         &mut self,
         stream: StreamId,
-        peer: SocketAddr,
-        local: SocketAddr,
+        ends: Ends,
         core: &mut Core,
         driver: &mut impl Driver,
     ) {
@@ -125,7 +123,7 @@ impl HttpSide {
             let old = old.stream; // the driver has given it up
             self.remove(old);
         }
-        let source = Source::from(peer.ip());
+        let source = core.source(ends.peer.ip(), ends.frame);
         match self.places.new.room(source, Standing::Stranger) {
             Room::Free => {}
             Room::Instead(oldest) => self.displace(oldest, core, driver),
@@ -149,8 +147,7 @@ impl HttpSide {
             stream,
             source,
             place: Some((Phase::New, place)),
-            peer,
-            local,
+            ends,
             connection: Connection::new(self.limits, core.now),
             noted: false,
             leaving: None,
@@ -228,8 +225,8 @@ impl HttpSide {
         read.extend_from_slice(&late);
         let hand_off = ToWork::HandOff {
             socket,
-            peer: http.peer,
-            local: http.local,
+            ends: http.ends,
+            source: http.source,
             read,
         };
         // Room was there when the take began, and only we fill it.
@@ -259,8 +256,8 @@ impl HttpSide {
                 http.connection.on_queued(driver.stream_queued(stream));
             }
             let mut catalog = HttpCatalog {
-                client: http.peer.ip(),
-                local: http.local.ip(),
+                client: http.ends.peer.ip(),
+                local: http.ends.local.ip(),
                 stream,
                 core: &mut *core,
                 engine,
@@ -272,7 +269,7 @@ impl HttpSide {
             let step = http.connection.step(now, &mut catalog, &mut self.counters);
             let (room, standing) = (catalog.room, catalog.standing);
             if let Some(served) = http.connection.take_served() {
-                tell(&served, http.peer.ip(), core, engine);
+                tell(&served, http.ends.peer.ip(), core, engine);
             }
             if let Some(victim) = settle(http, room, standing, &mut self.places) {
                 self.displace(victim, core, driver);

@@ -34,7 +34,7 @@ pub use buckets::{Bucket, Buckets, Rate};
 pub use choices::Told;
 pub use config::{Bound, Config};
 pub use driver::{
-    Buffer, Close, Completion, Datagram, Driver, DriverCounters, LinkSocket, NoSlot, Service,
+    Buffer, Close, Completion, Datagram, Driver, DriverCounters, Ends, LinkSocket, NoSlot, Service,
     StreamId, Target, Train,
 };
 pub use mailbox::{

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::events::Gate;
 use crate::mailbox::{BootQuery, KEPT_FOR_LEASES, ShardMailbox, ToLink, ToWork};
 use crate::queries::{Answer, Queries, Waiter};
-use crate::shares::Standing;
+use crate::shares::{Source, Standing};
 use crate::snapshot::{Loader, Snapshot};
 use crate::stats::Counters;
 
@@ -325,6 +325,19 @@ impl Core {
         match mac.and_then(|mac| self.snapshot.machine_by_mac(&mac)) {
             Some(_) => Standing::Known,
             None => Standing::Stranger,
+        }
+    }
+
+    /// Who holds what a connection takes: on a link of the rack's own the card that opened it, else its address. A relay's
+    /// card speaks for all behind it.
+    pub fn source(&self, address: IpAddr, frame: Option<[u8; 6]>) -> Source {
+        let IpAddr::V4(v4) = address.to_canonical() else {
+            return address.into();
+        };
+        let link = self.snapshot.link_by_address(v4);
+        match (link, frame) {
+            (Some(link), Some(mac)) if !link.interface.is_empty() => Source::card(mac),
+            _ => address.into(),
         }
     }
 

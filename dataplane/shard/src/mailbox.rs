@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -22,7 +22,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use wire::ethernet::Mac;
 
 use crate::choices::Told;
-use crate::driver::{LinkSocket, Service};
+use crate::driver::{Ends, LinkSocket, Service};
+use crate::shares::Source;
 
 /// Messages that fit a queue to a shard, from a shard to the link thread, and to the work thread.
 pub const TO_SHARD_MAX: usize = 4096;
@@ -228,8 +229,9 @@ pub enum ToWork {
     /// A connection that is not the shard's, with the octets already read.
     HandOff {
         socket: OwnedFd,
-        peer: SocketAddr,
-        local: SocketAddr,
+        ends: Ends,
+        /// Whose share it takes.
+        source: Source,
         read: Vec<u8>,
     },
 }

@@ -16,9 +16,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Whose a place is. An IPv4 address is one source; of IPv6 a network of 64 bits is, which one host may fill.
+/// Whose a place is. An IPv4 address is one source; of IPv6 a network of 64 bits is, which one host may fill. Where the
+/// network shows the card behind addresses, the card is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(u128);
+
+impl Source {
+    /// However many addresses it has.
+    pub fn card(mac: [u8; 6]) -> Self {
+        // No address begins so: of IPv4 the upper half is 0, of IPv6 the lower.
+        let [a, b, c, d, e, f] = mac;
+        Self(1 << 64 | u128::from(u64::from_be_bytes([1, 0, a, b, c, d, e, f])))
+    }
+}
 
 impl From<IpAddr> for Source {
     fn from(address: IpAddr) -> Self {
@@ -207,6 +217,14 @@ mod tests {
         assert_ne!(of("10.0.0.2"), of("10.0.0.1"));
         assert_eq!(of("fd00::1"), of("fd00::9:8:7:6"));
         assert_ne!(of("fd00:0:0:1::1"), of("fd00::1"));
+        assert_eq!(
+            Source::card([2, 0, 0, 0, 0, 9]),
+            Source::card([2, 0, 0, 0, 0, 9])
+        );
+        for address in ["0.0.0.9", "::9", "0:0:0:1::", "::"] {
+            assert_ne!(Source::card([0, 0, 0, 0, 0, 9]), of(address));
+            assert_ne!(Source::card([0; 6]), of(address));
+        }
     }
 
     #[test]

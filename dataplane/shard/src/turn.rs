@@ -223,13 +223,9 @@ impl<D: Driver> Shard<D> {
     fn on_completion(&mut self, completion: Completion) {
         match completion {
             Completion::Datagram(datagram) => self.on_datagram(datagram),
-            Completion::Accepted {
-                stream,
-                peer,
-                local,
-            } => {
+            Completion::Accepted { stream, ends } => {
                 self.http
-                    .on_accepted(stream, peer, local, &mut self.core, &mut self.driver);
+                    .on_accepted(stream, ends, &mut self.core, &mut self.driver);
             }
             Completion::Received { stream, buffer } => {
                 self.http.on_received(stream, self.driver.bytes(&buffer));

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use images::Object;
 use shard::{
-    Bell, Bound, Buffer, Close, Completion, Config, Driver, DriverCounters, LinkMailbox,
+    Bell, Bound, Buffer, Close, Completion, Config, Driver, DriverCounters, Ends, LinkMailbox,
     LinkSocket, NoSlot, Shard, SharedStats, Snapshot, StreamId, Target, Train, WorkMailbox,
     mailboxes,
 };
@@ -87,6 +87,8 @@ struct Script {
     _work: WorkMailbox,
     stats: SharedStats,
     next: u32,
+    /// What opens connections from now.
+    frame: Option<[u8; 6]>,
 }
 
 const FILE: &str = "GET /images/0000000000000000000000000000000000000000000000000000000000000000/squashfs HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -117,9 +119,48 @@ fn machine() -> Arc<boot::Machine> {
     })
 }
 
+fn link(relayed: bool) -> shard::Link {
+    let subnet = dhcp::Subnet {
+        id: 1,
+        net: "10.99.0.0/16".parse().unwrap(),
+        gateway: None,
+        dns: vec![],
+        ntp: vec![],
+        domain: String::new(),
+        lease: Duration::from_secs(600),
+        ranges: vec![],
+        disabled_archs: vec![],
+        client_id_identity: false,
+        options: [].into(),
+    };
+    shard::Link {
+        dhcp: dhcp::Link {
+            vlan: 1,
+            server: Ipv4Addr::new(10, 99, 0, 1),
+            mtu: 1500,
+            mode: dhcp::Mode::Serve,
+            rack: 1,
+            peers: vec![],
+            subnets: vec![subnet],
+        },
+        interface: if relayed { "" } else { "eth1" }.into(),
+        index: (!relayed).then_some(7),
+    }
+}
+
 impl Script {
     fn new(config: Config) -> Self {
+        Self::on(config, Snapshot::default())
+    }
+
+    /// The hosts' network is a link of the rack's own, or behind a relay.
+    fn with_link(config: Config, relayed: bool) -> Self {
         let mut snapshot = Snapshot::default();
+        snapshot.set_links(vec![link(relayed)]);
+        Self::on(config, snapshot)
+    }
+
+    fn on(config: Config, mut snapshot: Snapshot) -> Self {
         snapshot.insert_machine(machine());
         let file = std::fs::File::open("/dev/null").unwrap().into();
         let object = Object::complete([0; 32], 1_000_000, 0, file);
@@ -140,6 +181,7 @@ impl Script {
             _work: work,
             stats,
             next: 0,
+            frame: None,
         }
     }
 
@@ -158,8 +200,11 @@ impl Script {
         self.next += 1;
         self.shard.driver().arrived.push(Completion::Accepted {
             stream: stream(index),
-            peer: SocketAddr::from((from, 40_000)),
-            local: SocketAddr::from(([10, 99, 0, 1], 5248)),
+            ends: Ends {
+                peer: SocketAddr::from((from, 40_000)),
+                local: SocketAddr::from(([10, 99, 0, 1], 5248)),
+                frame: self.frame,
+            },
         });
         self.turns();
         index
@@ -332,6 +377,42 @@ fn a_known_machine_is_served_though_many_addresses_hold_every_place() {
     );
     let stats = script.stats();
     assert_eq!((stats.http_busy, stats.shard.displaced_busy), (16, 1));
+}
+
+/// On a link of ours the frame that opens a connection shows the card, however many addresses it has.
+#[test]
+fn a_card_with_many_addresses_has_one_share() {
+    let refused = Some(Told::Answered("HTTP/1.1 503 Service Unavailable".into()));
+    for (relayed, served) in [(false, 4), (true, 16)] {
+        let mut script = Script::with_link(config(), relayed);
+        script.frame = Some([2, 0, 0, 0, 0, 66]);
+        let told: Vec<Option<Told>> = (0..20)
+            .map(|number| {
+                let client = script.ask(host(10 + number), FILE);
+                script.told(client)
+            })
+            .collect();
+        assert!(told[..served].iter().all(|told| *told == Some(Told::File)));
+        assert!(told[served..].iter().all(|told| *told == refused));
+        // Half heads and idle connections likewise.
+        for number in 0..20 {
+            script.ask(host(40 + number), HALF);
+        }
+        let halves = if relayed { 4 } else { 1 };
+        assert_eq!(script.stats().http_new, halves);
+        script.frame = Some([2, 0, 0, 0, 0, 67]);
+        let client = script.ask(host(90), FILE);
+        let expected = if relayed {
+            refused.clone()
+        } else {
+            Some(Told::File)
+        };
+        assert_eq!(
+            script.told(client),
+            expected,
+            "behind a relay the router's card says nothing"
+        );
+    }
 }
 
 /// Connections on their way to the work thread do not fill its queue: wants and probes have the rest.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use images::Object;
 use lease::{Block, BlockId, Epoch, Outcome};
 use shard::{
-    Bell, BootAnswer, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters,
+    Bell, BootAnswer, Buffer, Close, Completion, Config, Datagram, Driver, DriverCounters, Ends,
     LinkMailbox, LinkSocket, Loader, NoSlot, Service, Shard, SharedStats, Snapshot, StreamId,
     TO_LINK_MAX, Target, ToLink, ToShard, ToWork, Train, WorkMailbox, mailboxes_of,
 };
@@ -329,8 +329,11 @@ impl Script {
     fn connect(&mut self) {
         self.shard.driver().arrived.push_back(Completion::Accepted {
             stream: STREAM,
-            peer: SocketAddr::from(([10, 99, 0, 9], 49152)),
-            local: SocketAddr::from((SERVER, 5248)),
+            ends: Ends {
+                peer: SocketAddr::from(([10, 99, 0, 9], 49152)),
+                local: SocketAddr::from((SERVER, 5248)),
+                frame: None,
+            },
         });
         assert!(self.turn().is_empty());
     }
@@ -773,11 +776,11 @@ fn what_is_nobodys_and_what_is_not_ours() {
         read,
     });
     assert!(script.turn().is_empty());
-    let Some(ToWork::HandOff { read, peer, .. }) = script.work.from_shard.pop() else {
+    let Some(ToWork::HandOff { read, ends, .. }) = script.work.from_shard.pop() else {
         panic!()
     };
     assert_eq!(String::from_utf8(read).unwrap(), request + "body more");
-    assert_eq!(peer, SocketAddr::from(([10, 99, 0, 9], 49152)));
+    assert_eq!(ends.peer, SocketAddr::from(([10, 99, 0, 9], 49152)));
 }
 
 #[test]

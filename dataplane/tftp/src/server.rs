@@ -10,7 +10,7 @@
 //! |-------------|------------------------------------------------------------------------------------------------|
 //! | pending     | the oldest stranger's, else the oldest                                                         |
 //! | unconfirmed | the oldest: its client had more time to answer than any other                                  |
-//! | confirmed   | whoever is silent for `stalled_after`; if nobody is, the most silent stranger for a known machine, but for a stranger nobody: its request waits, and what runs goes on |
+//! | confirmed   | whoever made no progress for `stalled_after`; if all did, the slowest stranger for a known machine, but for a stranger nobody: its request waits, and what runs goes on |
 //!
 //! A stranger is an address that was not given to a machine that the region knows ([`Host::is_known`]). How many addresses
 //! a host has, and how often it answers, is its own choice; whom it is known as is not.

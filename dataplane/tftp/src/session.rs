@@ -23,6 +23,8 @@ const FIRST_LIFE: Duration = Duration::from_secs(5);
 const LIFE: Duration = Duration::from_secs(60);
 const LIFE_PER_BLOCK: Duration = Duration::from_millis(250);
 const LIFE_MAX: Duration = Duration::from_secs(3600);
+/// So much has to be confirmed before that counts as progress: one block now and then keeps no place that another wants.
+const PACE_BYTES: u64 = 16 * 1024;
 
 /// What the caller does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +69,9 @@ pub struct ReadSession {
     oack_pending: bool,
     /// The client has answered, and the transfer went on.
     confirmed: bool,
-    /// When something was last confirmed.
+    /// When [`PACE_BYTES`] were last complete, and what was confirmed since.
     progress: Instant,
+    since: u64,
     deadline: Instant,
     /// All is over by then.
     ends: Instant,
@@ -86,6 +89,7 @@ impl ReadSession {
             oack_pending: oack,
             confirmed: false,
             progress: now,
+            since: 0,
             deadline: now,
             ends: now + FIRST_LIFE,
             retries: 0,
@@ -130,11 +134,16 @@ impl ReadSession {
         if !self.confirmed {
             let blocks = u32::try_from(self.last_block).unwrap_or(u32::MAX);
             self.ends = now + LIFE_MAX.min(LIFE + LIFE_PER_BLOCK.saturating_mul(blocks));
+            self.progress = now;
         }
         self.oack_pending = false;
         self.acked += ahead;
         self.confirmed = true;
-        self.progress = now;
+        self.since += ahead * u64::from(self.terms.block_bytes);
+        if self.since >= PACE_BYTES {
+            self.since = 0;
+            self.progress = now;
+        }
         self.retries = 0;
         self.send(now)
     }
@@ -177,7 +186,7 @@ impl ReadSession {
         self.confirmed
     }
 
-    /// How long nothing was confirmed.
+    /// How long nothing was confirmed that is worth a place.
     pub fn silence(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.progress)
     }

@@ -235,8 +235,13 @@ fn with_every_place_taken_the_stalled_give_way_and_the_running_stay() {
         story.confirm(peer(host, 1000), timeout(10));
     }
     story.wait(Duration::from_millis(1_500));
-    let tid = story.tid(peer(3, 1000));
-    story.ack(peer(3, 1000), tid, 1);
+    // One has 16 KiB, the others a block.
+    for host in 0..8 {
+        let tid = story.tid(peer(host, 1000));
+        for block in 1..=if host == 3 { 32 } else { 1 } {
+            story.ack(peer(host, 1000), tid, block);
+        }
+    }
     assert!(!story.download(peer(50, 1000)), "nobody is stalled yet");
     story.wait(Duration::from_millis(600));
     assert!(story.download(peer(51, 1000)), "seven places are free");
@@ -266,7 +271,9 @@ fn a_known_machine_boots_though_many_addresses_hold_every_place_and_answer() {
                 continue;
             }
             let tid = story.tid(*peer);
-            story.ack(*peer, tid, block);
+            for part in 1..=32 {
+                story.ack(*peer, tid, 32 * (block - 1) + part);
+            }
         }
         // More of them wait than may.
         for host in 0..40 {

@@ -308,11 +308,8 @@ fn a_handed_off_connection_keeps_its_octets() {
         });
         let (socket, peer, local, mut read) = rack.next_to_work(|message| match message {
             ToWork::HandOff {
-                socket,
-                peer,
-                local,
-                read,
-            } => Some((socket, peer, local, read)),
+                socket, ends, read, ..
+            } => Some((socket, ends.peer, ends.local, read)),
             ToWork::Want(_) | ToWork::Probe { .. } => None,
         });
         assert_eq!(

@@ -95,8 +95,9 @@ const DISPUTED: &str =
 /// A connection that left a shard for good.
 pub struct HandedOff {
     pub socket: OwnedFd,
-    pub peer: SocketAddr,
-    pub local: SocketAddr,
+    pub ends: shard::Ends,
+    /// Whose share it takes.
+    pub source: Source,
     /// What the shard has read already.
     pub read: Vec<u8>,
 }
@@ -195,10 +196,8 @@ async fn serve(mut inbox: mpsc::Receiver<HandedOff>, proxy: Arc<Proxy>, mut shar
         let Some(handed) = handed else { break };
         let counters = &proxy.counters.proxy;
         counters.connections.add(1);
-        let source = Source::from(handed.peer.ip());
-        let standing = proxy
-            .attester
-            .standing(handed.peer.ip(), std::time::Instant::now());
+        let (source, address) = (handed.source, handed.ends.peer.ip());
+        let standing = proxy.attester.standing(address, std::time::Instant::now());
         match shares.room(source, standing) {
             Room::Free => {}
             Room::Instead(victim) => {
@@ -249,15 +248,14 @@ impl Proxy {
     async fn connection(self: Arc<Self>, handed: HandedOff) {
         let HandedOff {
             socket,
-            peer,
-            local,
+            ends,
+            source,
             read,
         } = handed;
-        let frame = uring::opened_by(&socket);
         let stream = match adopt(socket) {
             Ok(stream) => stream,
             Err(error) => {
-                tracing::debug!(%error, %peer, "connection lost at hand-over");
+                tracing::debug!(%error, peer = %ends.peer, "connection lost at hand-over");
                 self.counters.proxy.broken.add(1);
                 return;
             }
@@ -269,7 +267,7 @@ impl Proxy {
             pace: Arc::clone(&pace),
         };
         let service = service_fn(async |request| {
-            let answer = self.answer(request, peer, local, frame, &pace).await;
+            let answer = self.answer(request, ends, source, &pace).await;
             pace.begin(false);
             Ok::<_, Infallible>(answer)
         });
@@ -291,11 +289,11 @@ impl Proxy {
     async fn answer(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
-        local: SocketAddr,
-        frame: Option<[u8; 6]>,
+        ends: shard::Ends,
+        source: Source,
         pace: &Arc<Pace>,
     ) -> Response<Answer> {
+        let shard::Ends { peer, local, frame } = ends;
         let counters = &self.counters.proxy;
         counters.requests.add(1);
         let path = request.uri().path();
@@ -341,7 +339,6 @@ impl Proxy {
             counters.rejected.add(1);
             return plain(StatusCode::PAYLOAD_TOO_LARGE, "Too large.\n");
         }
-        let source = Source::from(peer.ip());
         let (request, body) = outgoing(request, peer, local, card);
         let (body, charge) = match body::collect(body, memory.buffer(source)).await {
             Ok(collected) => collected,

@@ -134,15 +134,15 @@ fn take(shard: usize, message: ToWork, mailboxes: &Mailboxes, counters: &WorkCou
         }
         ToWork::HandOff {
             socket,
-            peer,
-            local,
+            ends,
+            source,
             read,
         } => {
             counters.shards.hand_offs.add(1);
             let handed = HandedOff {
                 socket,
-                peer,
-                local,
+                ends,
+                source,
                 read,
             };
             if let Err(full) = mailboxes.connections.try_send(handed) {
@@ -189,8 +189,12 @@ mod tests {
                 client,
                 ToWork::HandOff {
                     socket: server.into(),
-                    peer,
-                    local: address,
+                    ends: shard::Ends {
+                        peer,
+                        local: address,
+                        frame: None,
+                    },
+                    source: peer.ip().into(),
                     read,
                 },
             )

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use io_uring::types::RecvMsgOut;
-use shard::{Buffer, Completion, Datagram, Service};
+use shard::{Buffer, Completion, Datagram, Ends, Service};
 
 use super::{Ring, SET_DHCP, SET_TFTP};
 use crate::buffers::Buffers;
@@ -91,12 +91,12 @@ impl Ring {
             return;
         }
         let fd = crate::streams::adopt(reaped.result);
+        let frame = crate::sockets::opened_by(&fd);
         if let Some((stream, peer, local)) = self.memory.streams.insert(fd, &mut self.queue) {
             self.counters.accepted += 1;
             done.push(Completion::Accepted {
                 stream,
-                peer,
-                local,
+                ends: Ends { peer, local, frame },
             });
         }
     }

@@ -117,8 +117,12 @@ impl Bench {
             self.mailbox
                 .send(HandedOff {
                     socket,
-                    peer,
-                    local,
+                    ends: shard::Ends {
+                        peer,
+                        local,
+                        frame: None,
+                    },
+                    source: peer.ip().into(),
                     read
                 })
                 .await
