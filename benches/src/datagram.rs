@@ -156,10 +156,19 @@ mod tests {
         assert!(meter.taken.is_some());
     }
 
+    /// Each takes well below a second.
+    const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+
     #[test]
     fn every_engine_echoes() {
         for (name, engine) in ENGINES {
-            match measure(name, *engine, 1, 2_000) {
+            // An engine that loses a datagram waits for ever.
+            let (done, is_done) = std::sync::mpsc::channel();
+            std::thread::spawn(move || done.send(measure(name, *engine, 1, 2_000)));
+            let Ok(measured) = is_done.recv_timeout(TIME_LIMIT) else {
+                panic!("{name} has not echoed 2,000 datagrams in {TIME_LIMIT:?}");
+            };
+            match measured {
                 Ok(run) => assert!(run.requests >= 2_000 && run.cpu_ns > 0.0, "{run:?}"),
                 // A sandbox without io_uring, or without locked memory for glommio.
                 Err(error) if *name == "epoll" || *name == "blocking" => {
