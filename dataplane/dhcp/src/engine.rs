@@ -134,7 +134,7 @@ impl Engine {
             limits,
             scale: Scale::new(now),
             table: Table::new(seed, Circuits::new(limits.leases_per_circuit_max, seed)),
-            pending: PendingTable::new(limits.pending_max),
+            pending: PendingTable::new(limits.pending_max, seed),
             peers: peer::Peers::new(seed),
             until: None,
             next_scan: Ms::NEVER,

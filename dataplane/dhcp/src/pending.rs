@@ -66,13 +66,16 @@ pub(crate) struct PendingTable {
     #[expect(clippy::vec_box, reason = "they move to and fro without a copy")]
     buffers: Vec<Box<[u8; MESSAGE_BYTES_MAX]>>,
     max: usize,
+    /// Tickets are counted from here on, so that an outcome for an engine that was names nothing in the one after it.
+    first: u32,
 }
 
 impl PendingTable {
-    pub fn new(max: usize) -> Self {
+    pub fn new(max: usize, seed: u64) -> Self {
         // An index of all ones is kept for Ticket::UNAWAITED.
         Self {
             max: max.min(u32::MAX as usize - 1),
+            first: seed as u32, // any half of it
             ..Self::default()
         }
     }
@@ -108,7 +111,7 @@ impl PendingTable {
             Some(index) => index,
             None if self.entries.len() < self.max => {
                 self.entries.push(Entry {
-                    generation: 0,
+                    generation: self.first,
                     pending: None,
                 });
                 (self.entries.len() - 1) as u32 // below max, which fits
@@ -178,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_used_ticket_names_nothing() {
-        let mut table = PendingTable::new(2);
+        let mut table = PendingTable::new(2, 0);
         let reclaim = |slot| Pending {
             slot,
             since: Ms::PAST,
@@ -197,5 +200,20 @@ mod tests {
         assert!(table.take(Ticket::UNAWAITED).is_none());
         table.clear();
         assert_eq!((table.count(), table.take(third).is_none()), (0, true));
+    }
+
+    /// A shard that begins anew uses the mailbox of the one that was.
+    #[test]
+    fn a_ticket_of_the_engine_before_names_nothing() {
+        let reclaim = || Pending {
+            slot: 1,
+            since: Ms::PAST,
+            kind: Kind::Reclaim,
+        };
+        let mut before = PendingTable::new(2, 7);
+        let (_, ticket) = before.add(reclaim()).unwrap();
+        let mut after = PendingTable::new(2, 0xdead_beef);
+        after.add(reclaim()).unwrap();
+        assert!(after.take(ticket).is_none());
     }
 }

@@ -385,7 +385,8 @@ impl ShardMailbox {
         self.to_link.push(ToLink::Restarted).is_ok()
     }
 
-    pub(crate) fn pop(&mut self) -> Option<ToShard> {
+    /// The next message.
+    pub fn pop(&mut self) -> Option<ToShard> {
         self.from_link.pop().or_else(|| self.from_work.pop())
     }
 }
@@ -488,6 +489,26 @@ mod tests {
             (receiver.pop(), receiver.pop(), receiver.pop()),
             (Some(1), Some(2), None)
         );
+    }
+
+    /// What waited was for the shard that was; that all is to end is for whoever hears it.
+    #[test]
+    fn a_shard_that_begins_anew_drops_its_mail_but_hears_the_end() {
+        let (link, work) = (Bell::new().unwrap(), Bell::new().unwrap());
+        let (mut shard, mut of_link, mut of_work) = mailboxes_of(&link, &work, 1).unwrap();
+        of_link.to_shard.push(ToShard::Forget).unwrap();
+        of_work.to_shard.push(ToShard::Progress).unwrap();
+        assert!(!shard.discard());
+        assert!(shard.pop().is_none());
+        // Told only when there is room: the link thread must not miss it.
+        assert!(shard.tell_restarted() && !shard.tell_restarted());
+        assert!(matches!(of_link.from_shard.pop(), Some(ToLink::Restarted)));
+        assert!(shard.tell_restarted());
+        of_link.to_shard.push(ToShard::Stop).unwrap();
+        of_link.to_shard.push(ToShard::Forget).unwrap();
+        assert!(shard.discard());
+        drop(of_link);
+        assert!(shard.discard(), "nobody is left to say it");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Peers {
                 state: state.clone(),
             },
             extended: HashMap::with_hasher(state),
-            extending: PendingTable::new(EXTENDING_MAX),
+            extending: PendingTable::new(EXTENDING_MAX, seed),
             sweep_at: Ms::PAST,
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Leases {
     sessions: HashMap<LinkId, session::Client>,
     clocks: Watch,
     actions: Vec<Action>,
+    /// A shard began anew and knows no leases: all is learnt anew once a region answers.
+    relearns: bool,
     shared: Rc<Shared>,
 }
 
@@ -57,6 +59,7 @@ impl Leases {
             sessions: HashMap::new(),
             clocks: Watch::start(super::clock::boottime(), SystemTime::now()),
             actions: Vec::new(),
+            relearns: false,
             shared,
         }
     }
@@ -107,16 +110,24 @@ impl Leases {
 
     /// A shard begins anew and knows no leases. What was asked for it before is answered to nobody, and all is learnt anew
     /// from the region, which gives every shard its part. Without a region the shard deals nothing until there is one, and
-    /// the others go on.
+    /// the others go on: nothing is forgotten before a region answers, for a link that is up is no answer.
     pub fn restarted(&mut self, shard: usize, now: Now, shards: &mut Shards) {
         for waiting in self.waiting.values_mut() {
             if waiting.shard == shard {
                 waiting.ticket = None;
             }
         }
-        if self.machine.mode() == Mode::Attached {
-            self.handle(Input::ClocksDisagree, now, shards);
-        }
+        self.relearns = true;
+        // A heartbeat at once: its answer is a region's word.
+        self.handle(Input::LinksChanged, now, shards);
+    }
+
+    /// Whether it is time to learn anew. Not attached, it happens by itself at the next attach.
+    fn learns_now(&mut self, answered: bool) -> bool {
+        let is_attached = self.machine.mode() == Mode::Attached;
+        let now = self.relearns && is_attached && answered;
+        self.relearns &= is_attached && !answered;
+        now
     }
 
     pub fn link_up(
@@ -164,12 +175,22 @@ impl Leases {
 
     /// Tells the machine what happened and does what it asks.
     pub fn handle(&mut self, input: Input, now: Now, shards: &mut Shards) {
+        let answered = matches!(
+            &input,
+            Input::BatchAnswer {
+                outcomes: Some(_),
+                ..
+            } | Input::HeartbeatAnswer { reply: Some(_), .. }
+        );
         let mut actions = std::mem::take(&mut self.actions);
         self.machine.handle(now.boot, input, &mut actions);
         for action in actions.drain(..) {
             self.act(action, now, shards);
         }
         self.actions = actions;
+        if self.learns_now(answered) {
+            self.handle(Input::ClocksDisagree, now, shards);
+        }
     }
 
     fn act(&mut self, action: Action, now: Now, shards: &mut Shards) {
@@ -370,3 +391,6 @@ fn told<T>(call: &'static str, result: Result<T, capnp::Error>) -> Option<T> {
         .inspect_err(|error| tracing::warn!(call, %error, "the region did not answer a lease call"))
         .ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ pub mod power;
 pub mod proxy;
 pub mod shards;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod upstream;
 
 use std::sync::Arc;

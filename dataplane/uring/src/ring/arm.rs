@@ -148,3 +148,26 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bell, the listener and every socket have one.
+    #[test]
+    fn what_fails_is_tried_at_once_then_with_pauses_and_a_success_begins_anew() {
+        let (mut retry, start) = (Retry::default(), Instant::now());
+        assert!(retry.is_due(start));
+        retry.failed(start);
+        assert!(retry.is_due(start), "the first time at once");
+        for round in 1..4 {
+            let at = start + RETRY_AFTER * round;
+            retry.failed(at);
+            assert!(!retry.is_due(at + RETRY_AFTER / 2), "{round}");
+            assert!(retry.is_due(at + RETRY_AFTER), "{round}");
+        }
+        retry.succeeded();
+        retry.failed(start);
+        assert!(retry.is_due(start));
+    }
+}
