@@ -1,5 +1,7 @@
 //! A rack's and a host's network namespace on one wire.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::process::Command;
