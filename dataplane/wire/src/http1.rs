@@ -429,6 +429,24 @@ mod tests {
     }
 
     #[test]
+    fn a_head_of_just_the_limit_is_taken_and_one_octet_more_is_not() {
+        let of = |bytes: usize| {
+            let empty = "GET / HTTP/1.1\r\nHost: h\r\nX: \r\n\r\n".len();
+            let filler = "a".repeat(bytes - empty);
+            format!("GET / HTTP/1.1\r\nHost: h\r\nX: {filler}\r\n\r\n")
+        };
+        let whole = of(HEAD_BYTES_MAX);
+        // Whatever follows it is not the head's.
+        for text in [whole.clone(), format!("{whole}GET / HTTP/1.1\r\n")] {
+            assert_eq!(parse(&text).unwrap().unwrap().head_bytes, HEAD_BYTES_MAX);
+        }
+        assert_eq!(parse(&whole[..HEAD_BYTES_MAX - 1]), Ok(None));
+        let longer = of(HEAD_BYTES_MAX + 1);
+        assert_eq!(parse(&longer), Err(Refused::TooLong));
+        assert_eq!(parse(&longer[..HEAD_BYTES_MAX]), Ok(None), "it may end yet");
+    }
+
+    #[test]
     fn ranges() {
         /// (offset, length) as resolved.
         type Resolved = Option<(u64, u64)>;

@@ -546,8 +546,8 @@ fn outgoing(
         set(CLIENT_VLAN, card.vlan.to_string());
     }
     // Path and query only: the absolute form is for proxies, which a region is not.
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    parts.uri = path.parse().unwrap_or_else(|_| http::Uri::from_static("/"));
+    let path = parts.uri.path_and_query().cloned();
+    parts.uri = path.map_or_else(http::Uri::default, http::Uri::from);
     parts.version = http::Version::HTTP_11;
     // Its length is that of what is here.
     parts.headers.remove(header::CONTENT_LENGTH);

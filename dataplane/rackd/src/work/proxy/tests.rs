@@ -269,6 +269,200 @@ async fn an_ended_or_unknown_binding_attests_nothing() {
     assert!(!text.contains("client-mac") && text.contains("x-muster-client-address: 127.0.0.1"));
 }
 
+/// Whatever frames a body, the region gets one request with the length of what is here, or none at all.
+#[tokio::test]
+async fn nothing_is_smuggled_behind_a_request() {
+    let bench = Bench::new().await;
+    let asked = |bench: &Bench| bench.region.behaviour.requests.load(Ordering::Relaxed);
+    let second = "GET /MAAS/second HTTP/1.1\r\nHost: h\r\n\r\n";
+    for (fields, rest, body, why) in [
+        ("Content-Length: 3\r\n", "abc", Some("abc"), "a length"),
+        (
+            "Content-Length: 3\r\nContent-Length: 3\r\n",
+            "abc",
+            Some("abc"),
+            "the same length twice",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nContent-Length: 99\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            Some("abc"),
+            "TE and CL",
+        ),
+        (
+            "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            Some("abc"),
+            "CL and TE",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            "3;x=y\r\nabc\r\n0\r\nX-Muster-Client-Mac: 1\r\n\r\n",
+            Some("abc"),
+            "an extension and a trailer",
+        ),
+        ("", "", Some(""), "no body at all"),
+        (
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "abc",
+            None,
+            "two lengths",
+        ),
+        ("Content-Length: +3\r\n", "abc", None, "a sign"),
+        (
+            "Content-Length: 0x3\r\n",
+            "abc",
+            None,
+            "a hexadecimal length",
+        ),
+        ("Content-Length: -1\r\n", "", None, "a negative length"),
+        (
+            "Transfer-Encoding: xchunked\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            None,
+            "another coding",
+        ),
+        (
+            "Transfer-Encoding: chunked, identity\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            None,
+            "a coding that is not the last",
+        ),
+        (
+            "Transfer-Encoding : chunked\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            None,
+            "a space before the colon",
+        ),
+        (
+            "X: y\r\n Transfer-Encoding: chunked\r\n",
+            "",
+            None,
+            "a folded field",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            "-3\r\nabc\r\n0\r\n\r\n",
+            None,
+            "a negative chunk",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            "ffffffffffffffff1\r\nabc",
+            None,
+            "a chunk of more than 64 bits",
+        ),
+    ] {
+        let before = asked(&bench);
+        let text = bench
+            .ask(&format!(
+                "POST /MAAS/first HTTP/1.1\r\nHost: h\r\n{fields}\r\n{rest}{second}"
+            ))
+            .await;
+        assert!(!text.contains("second"), "{why}: {text}");
+        let answers = text.matches("HTTP/1.1 ").count();
+        assert!(answers <= 1, "{why}: {text}");
+        match body {
+            Some(body) => {
+                assert!(text.starts_with("HTTP/1.1 200 "), "{why}: {text}");
+                assert!(text.ends_with(&format!("\n\n{body}")), "{why}: {text}");
+                let text = text.to_lowercase();
+                let (_, echo) = text.split_once("\r\n\r\n").unwrap();
+                assert!(!echo.contains("transfer-encoding"), "{why}: {echo}");
+                let lengths = echo.matches("content-length: ").count();
+                assert!(lengths <= 1, "{why}: {echo}");
+                assert!(!echo.contains("client-mac"), "{why}: {echo}");
+                assert_eq!(asked(&bench), before + 1, "{why}");
+            }
+            None => {
+                assert!(!text.starts_with("HTTP/1.1 2"), "{why}: {text}");
+                assert_eq!(asked(&bench), before, "{why}");
+            }
+        }
+    }
+}
+
+/// A region sees the path as it was sent, and only what is below /MAAS; what the client says of hosts is a hint.
+#[tokio::test]
+async fn paths_hosts_and_forms_that_deceive_reach_nothing_else() {
+    let bench = Bench::new().await;
+    for (target, seen) in [
+        ("/MAAS", Some("/MAAS")),
+        ("/MAAS?op=x", Some("/MAAS?op=x")),
+        ("/MAAS/a//b", Some("/MAAS/a//b")),
+        // Not resolved here, nor by a region: they name nothing there.
+        ("/MAAS/../images/x", Some("/MAAS/../images/x")),
+        ("/MAAS/%2e%2e/images/x", Some("/MAAS/%2e%2e/images/x")),
+        ("/MAAS/..%2fimages", Some("/MAAS/..%2fimages")),
+        ("/MAAS/a;x=1", Some("/MAAS/a;x=1")),
+        ("http://other/MAAS/a?b", Some("/MAAS/a?b")),
+        ("//MAAS/a", None),
+        ("//evil/MAAS/a", None),
+        ("/maas/a", None),
+        ("/%4dAAS/a", None),
+        ("/MAAS;/a", None),
+        ("/MAAS%2fa", None),
+        ("/MAASX", None),
+        ("/images/../MAAS/a", None),
+        ("http://other", None),
+        ("*", None),
+    ] {
+        let text = bench.ask(&get(target)).await;
+        match seen {
+            Some(seen) => {
+                let line = format!("\r\n\r\nGET {seen}\n");
+                assert!(text.contains(&line), "{target}: {text}");
+            }
+            None => assert!(text.starts_with("HTTP/1.1 40"), "{target}: {text}"),
+        }
+    }
+    let connect = "CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\n\r\n";
+    assert!(bench.ask(connect).await.starts_with("HTTP/1.1 404 "));
+    // The oldest clients name no host: the rack's own address is as good.
+    let old = bench.ask("GET /MAAS/a HTTP/1.0\r\n\r\n").await;
+    assert!(old.contains(" 200 OK\r\n"), "{old}");
+    assert!(old.contains("x-forwarded-host: 127.0.0.1:"), "{old}");
+}
+
+/// Hop-by-hop fields go before the rack says its word, so a client cannot name that word for removal; nor add to it.
+#[tokio::test]
+async fn a_client_neither_removes_nor_adds_to_the_racks_word() {
+    let bench = Bench::new().await;
+    let binding = Binding {
+        mac: [0x52, 0x54, 0, 0, 1, 7],
+        vlan: 5_001,
+        end: std::time::Instant::now() + Duration::from_secs(60),
+    };
+    let address = "127.0.0.1".parse().unwrap();
+    bench.bindings.write().unwrap().insert(address, binding);
+    let text = bench
+        .ask(
+            "GET /MAAS/a HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-For: 8.8.8.8\r\n\
+             X-Forwarded-Host: evil\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 7.7.7.7\r\nForwarded: for=6.6.6.6\r\n\
+             X-MUSTER-CLIENT-ADDRESS: 5.5.5.5\r\nX-Muster-Client-Mac: aa:aa:aa:aa:aa:aa\r\n\
+             Connection: X-Muster-Client-Mac, X-Muster-Client-Address, X-Forwarded-For, close\r\n\r\n",
+        )
+        .await;
+    let (_, echo) = text.split_once("\r\n\r\n").unwrap();
+    for (name, value) in [
+        ("x-muster-client-mac", "52:54:00:00:01:07"),
+        ("x-muster-client-address", "127.0.0.1"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-host", "h"),
+        ("x-forwarded-proto", "http"),
+    ] {
+        let line = format!("{name}: ");
+        let lines: Vec<&str> = echo
+            .lines()
+            .filter_map(|text| text.strip_prefix(&line))
+            .collect();
+        assert_eq!(lines, [value], "{name} in {echo}");
+    }
+    for claim in ["9.9.9.9", "8.8.8.8", "6.6.6.6", "5.5.5.5", "aa:aa", "evil"] {
+        assert!(!echo.contains(claim), "{claim} in {echo}");
+    }
+}
+
 /// "No neighbour" would go to the region unattested, and a preseed would be refused for good.
 #[tokio::test]
 async fn a_client_whose_neighbour_is_not_known_now_waits_and_is_told_to_come_back() {
