@@ -352,6 +352,28 @@ class InventoryTest(unittest.TestCase):
         counts = [card["sriov"] for card in cards if card["sriov"]]
         self.assertEqual(counts, [{"current_vfs": 2, "maximum_vfs": 64}])
 
+    def test_infiniband_is_told_so_that_it_can_be_said_to_be_left_out(self):
+        mac = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:0a:6b:91"
+        for name, kind in {"ib0": "32", "wwan0": "519"}.items():
+            device = os.path.join(self.sys, "devices/pci0", name)
+            os.makedirs(device)
+            write(self.sys, f"class/net/{name}/type", kind)
+            write(self.sys, f"class/net/{name}/address", mac)
+            os.symlink(device, os.path.join(self.sys, "class/net", name, "device"))
+        with open(os.devnull, "rb") as control:
+            cards = self.script.network_part(control, {}, self.script.PciNames(set()))["cards"]
+        ports = [(port["id"], port["address"], port["protocol"]) for card in cards for port in card["ports"]]
+        self.assertEqual(ports, [("ib0", mac, "infiniband")])
+
+    def test_an_inventory_of_a_great_machine_is_not_cut_on_its_way(self):
+        written = self.script.written
+        self.assertIn("\n", written({"cpu": {"total": 4}}))
+        threads = [{"id": n, "numa_node": 0, "thread": 0, "online": True, "isolated": False} for n in range(20000)]
+        great = written({"cpu": {"threads": threads}})
+        self.assertNotIn("\n", great)
+        self.assertLess(len(great), 2 * self.script.READABLE_MAX)
+        self.assertEqual(len(json.loads(great)["cpu"]["threads"]), 20000)
+
     def test_a_part_that_cannot_be_read_costs_only_itself(self):
         script = self.script
 

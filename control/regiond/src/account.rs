@@ -1,6 +1,6 @@
 //! `regiond createadmin` and `regiond apikey`, as MAAS has them.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -79,8 +79,13 @@ impl ApiKey {
         let database = Database::open_shared(config).await?;
         let key = self.key(config, &database).await;
         database.close().await;
-        println!("{}", key?);
-        Ok(())
+        // Whoever reads it may have gone: that is no failure, and no panic.
+        match writeln!(std::io::stdout(), "{}", key?) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(error).context("writing to standard output")
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn key(&self, config: &Config, database: &Database) -> anyhow::Result<String> {

@@ -19,6 +19,8 @@ struct Service {
     status: Option<u16>,
     /// Answers a text that neither pattern knows.
     mumbles: bool,
+    /// Never ends an answer.
+    rambles: bool,
 }
 
 struct Bench {
@@ -105,10 +107,15 @@ async fn answer(mut stream: TcpStream, service: &Mutex<Service>) {
         format!(
             "HTTP/1.1 {status} X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: {}\r\n\
              Connection: close\r\n\r\n{state}",
-            state.len()
+            if service.rambles {
+                1 << 40
+            } else {
+                state.len()
+            }
         )
     };
     let _ = stream.write_all(text.as_bytes()).await;
+    while service.lock().unwrap().rambles && stream.write_all(&[b' '; 4096]).await.is_ok() {}
 }
 
 #[tokio::test]
@@ -214,4 +221,18 @@ async fn statuses_have_classes() {
     bench.task.abort();
     let report = bench.run(PowerCommand::On, "").await;
     assert!(report.result.unwrap_err().is_transient());
+}
+
+/// What is looked at of an answer has an end, whether the answer has one or not.
+#[tokio::test]
+async fn an_answer_without_end_is_read_as_far_as_it_matters() {
+    let bench = Bench::new(Service {
+        on: true,
+        rambles: true,
+        ..Service::default()
+    })
+    .await;
+    let report = bench.run(PowerCommand::Query, "").await;
+    assert!(report.result.is_ok(), "{report:?}");
+    assert_eq!(report.state, PowerState::On);
 }

@@ -86,16 +86,10 @@ fn is_k_g(text: &str) -> bool {
     }
 }
 
+/// By the parser that the racks use: a URI that only looks well would be refused when the power is needed.
 fn is_uri(text: &str) -> bool {
-    let lower = text.to_ascii_lowercase();
-    let rest = lower
-        .strip_prefix("http://")
-        .or_else(|| lower.strip_prefix("https://"));
-    let Some(rest) = rest else { return false };
-    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = host.rsplit('@').next().unwrap_or_default();
-    let odd = |c: char| c.is_control() || c.is_whitespace();
-    !host.is_empty() && !host.starts_with(':') && text.len() <= URI_BYTES_MAX && !text.contains(odd)
+    let fits = |uri: url::Url| matches!(uri.scheme(), "http" | "https") && uri.has_host();
+    text.len() <= URI_BYTES_MAX && url::Url::parse(text).is_ok_and(fits)
 }
 
 /// The racks' patterns are the part of regular expressions that needs no backtracking.
@@ -113,7 +107,12 @@ fn pattern_refusal(text: &str) -> Option<&'static str> {
                 return Some("Counted repeats are not available.");
             }
             '*' | '+' | '?' if !repeatable => return Some("Nothing to repeat."),
-            '*' | '+' | '?' | '|' | '^' | '$' => repeatable = false,
+            '*' | '+' | '?' => {
+                // Lazy or greedy makes no difference to whether it matches.
+                chars.next_if_eq(&'?');
+                repeatable = false;
+            }
+            '|' | '^' | '$' => repeatable = false,
             '\\' => match chars.next() {
                 None => return Some("It ends in a backslash."),
                 Some(c) if c.is_ascii_alphanumeric() && !"sSdDwWntr".contains(c) => {
@@ -137,20 +136,26 @@ fn pass_class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> bool {
     let _ = chars.next_if_eq(&'^');
     let mut is_empty = true;
     while let Some(first) = chars.next() {
-        match first {
+        let first = match first {
             ']' if !is_empty => return true,
             '\\' => match chars.next() {
-                Some(c) if !c.is_ascii_alphanumeric() || "sdwntr".contains(c) => {}
+                Some('n') => '\n',
+                Some('t') => '\t',
+                Some('r') => '\r',
+                Some('s' | 'd' | 'w') => {
+                    is_empty = false;
+                    continue;
+                }
+                Some(c) if !c.is_ascii_alphanumeric() => c,
                 _ => return false,
             },
-            _ => {
-                let mut ahead = chars.clone();
-                if ahead.next() == Some('-') && ahead.next().is_some_and(|c| c != ']') {
-                    chars.next();
-                    if chars.next().is_none_or(|last| last == '\\' || last < first) {
-                        return false;
-                    }
-                }
+            c => c,
+        };
+        let mut ahead = chars.clone();
+        if ahead.next() == Some('-') && ahead.next().is_some_and(|c| c != ']') {
+            chars.next();
+            if chars.next().is_none_or(|last| last == '\\' || last < first) {
+                return false;
             }
         }
         is_empty = false;
