@@ -8,8 +8,10 @@ use serde_json::{Number, Value};
 use super::ResourcesError;
 use super::notes::Notes;
 
-/// Places that are tried in vain: lines that begin with `{`, then any `{`.
-const BEGINNINGS_MAX: usize = 16;
+/// Octets that are looked at, for each one of the text.
+const SCANS_MAX: usize = 6;
+/// Objects around the inventory that are looked into.
+const FRAMES_MAX: usize = 3;
 /// Nested deeper than this a value is taken for nothing. The contract has nine levels, the parser's own limit is 128.
 const DEPTH_MAX: usize = 64;
 /// The parts of an inventory. A text with fewer than two of them is none.
@@ -18,57 +20,27 @@ const PARTS: [&str; 5] = ["cpu", "memory", "network", "storage", "system"];
 /// The inventory's root in `output`.
 pub(super) fn find(output: &[u8], notes: &mut Notes) -> Result<Value, ResourcesError> {
     let text = decode(output, notes);
-    let mut is_json = false;
-    let mut is_cut = false;
-    let mut try_at = |at: usize| {
-        let Some(tidied) = tidy(&text[at..]) else {
-            is_cut |= names_a_part(&text[at..]);
-            return Tried::Nothing;
-        };
-        let Ok(root) = serde_json::from_str::<Value>(&tidied.json) else {
-            return Tried::Nothing;
-        };
-        is_json = true;
-        match is_inventory(&root) {
-            true => Tried::Inventory(root, at, tidied),
-            false => Tried::Other(at + tidied.end),
-        }
+    let mut search = Search {
+        text: &text,
+        octets_left: SCANS_MAX * text.len() + SCANS_MAX,
+        is_json: false,
+        is_cut: false,
     };
-    // Lines of JSON that are something else, a driver's or a logger's, cost one look each however many they are.
-    let (mut passed, mut failed, mut found) = (0, 0, None);
-    for at in line_beginnings(&text) {
-        if at < passed || failed == BEGINNINGS_MAX {
-            continue;
-        }
-        match try_at(at) {
-            Tried::Inventory(root, at, tidied) => {
-                found = Some((root, at, tidied));
-                break;
-            }
-            Tried::Other(end) => passed = end,
-            Tried::Nothing => failed += 1,
-        }
-    }
-    if found.is_none() {
-        let anywhere = text.match_indices('{').map(|(at, _)| at);
-        found = anywhere
-            .take(BEGINNINGS_MAX)
-            .find_map(|at| match try_at(at) {
-                Tried::Inventory(root, at, tidied) => Some((root, at, tidied)),
-                _ => None,
-            });
-    }
+    let anywhere = text.match_indices('{').map(|(at, _)| at);
+    let found = search
+        .among(line_beginnings(&text))
+        .or_else(|| search.among(anywhere));
     if let Some((root, at, tidied)) = found {
         say_what_was_skipped(&text, at, &tidied, notes);
         return Ok(root);
     }
-    if is_cut {
+    if search.is_cut {
         return Err(ResourcesError::Cut {
             octets: output.len(),
         });
     }
     match serde_json::from_str::<Value>(&text) {
-        Err(error) if !is_json => Err(ResourcesError::NotJson {
+        Err(error) if !search.is_json => Err(ResourcesError::NotJson {
             line: error.line(),
             column: error.column(),
         }),
@@ -76,10 +48,58 @@ pub(super) fn find(output: &[u8], notes: &mut Notes) -> Result<Value, ResourcesE
     }
 }
 
+/// A look for the inventory, within an amount of work: the text is a machine's own.
+struct Search<'a> {
+    text: &'a str,
+    octets_left: usize,
+    /// Something of it is JSON; something of it begins like an inventory and does not end.
+    is_json: bool,
+    is_cut: bool,
+}
+
+impl Search<'_> {
+    /// The first inventory that begins at one of these places. Other JSON there, a logger's or a driver's, costs one look
+    /// however much of it there is.
+    fn among(&mut self, places: impl Iterator<Item = usize>) -> Option<(Value, usize, Tidied)> {
+        let mut passed = 0;
+        for at in places {
+            if at < passed {
+                continue;
+            }
+            match self.try_at(at)? {
+                Tried::Inventory(root, tidied) => return Some((root, at, tidied)),
+                Tried::Other(end) => passed = end,
+                Tried::Nothing => {}
+            }
+        }
+        None
+    }
+
+    /// `None`: enough has been tried.
+    fn try_at(&mut self, at: usize) -> Option<Tried> {
+        let text = &self.text[at..];
+        let tidied = tidy(text);
+        let octets = tidied.as_ref().map_or(text.len(), |tidied| tidied.end);
+        self.octets_left = self.octets_left.checked_sub(octets)?;
+        let Some(tidied) = tidied else {
+            self.is_cut = self.is_cut || names_a_part(text);
+            return Some(Tried::Nothing);
+        };
+        let Ok(root) = serde_json::from_str::<Value>(&tidied.json) else {
+            return Some(Tried::Nothing);
+        };
+        self.is_json = true;
+        Some(match unwrapped(root, FRAMES_MAX) {
+            Some(root) => Tried::Inventory(root, tidied),
+            None => Tried::Other(at + tidied.end),
+        })
+    }
+}
+
 /// What begins at a place of the text.
 enum Tried {
-    /// The inventory, where it begins and how it was read.
-    Inventory(Value, usize, Tidied),
+    /// The inventory, and how it was read.
+    Inventory(Value, Tidied),
     /// Other JSON, that ends here.
     Other(usize),
     Nothing,
@@ -109,6 +129,19 @@ fn names_a_part(text: &str) -> bool {
 /// Where the parts are. Old scripts print them without the frame around them.
 pub(super) fn resources(root: &Value) -> &Value {
     root.get("resources").unwrap_or(root)
+}
+
+/// The inventory in what a tool or a service has put around it: LXD answers with it as `metadata`.
+fn unwrapped(root: Value, frames: usize) -> Option<Value> {
+    if is_inventory(&root) {
+        return Some(root);
+    }
+    match root {
+        Value::Object(members) if frames > 0 => members
+            .into_iter()
+            .find_map(|(_, member)| unwrapped(member, frames - 1)),
+        _ => None,
+    }
 }
 
 fn is_inventory(root: &Value) -> bool {
@@ -520,6 +553,9 @@ mod tests {
         let (root, notes) = read(format!("{}{GOOD}", line.repeat(500)).as_bytes());
         assert_eq!(root["resources"]["cpu"]["n"], 1);
         assert_eq!(notes.as_deref(), Some("500 lines before the JSON skipped"));
+        // Places where nothing begins, that do not end or are no JSON.
+        let odd = format!("{{odd}} {{ {{x\n{{\n{}{GOOD}", "{y}\n".repeat(1000));
+        assert_eq!(read(odd.as_bytes()).0["resources"]["cpu"]["n"], 1);
         let lxd = r#"{"type": "sync", "metadata": {"cpu": {"n": 1}, "memory": {}}}"#;
         assert_eq!(read(lxd.as_bytes()).0["cpu"]["n"], 1);
         let coloured = format!("\x1b[0m\x1b[32m{GOOD}\x1b[0m");
