@@ -19,11 +19,14 @@ mod release;
 mod request;
 mod rules;
 mod sender;
+mod waiting;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ::lease::{Block, Client, DECLINE_QUARANTINE, OFFER_HOLD, Row, TAKE_AWAY_GRACE, VlanId};
+use ::lease::{
+    Block, BlockId, Client, DECLINE_QUARANTINE, OFFER_HOLD, Row, TAKE_AWAY_GRACE, VlanId,
+};
 use wire::dhcp4::{MessageType, View};
 use wire::ethernet::Mac;
 
@@ -548,6 +551,11 @@ impl Engine {
             resting: pools.iter().map(|pool| pool.resting()).sum(),
             pending: self.pending.count(),
         }
+    }
+
+    /// How many addresses of each block are dealt to nobody because some host answers for them.
+    pub fn claimed(&self) -> Vec<(BlockId, u32)> {
+        self.table.claimed()
     }
 
     /// The MAC that holds a live lease on this address: what a rack may vouch for. Reservations are the

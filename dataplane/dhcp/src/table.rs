@@ -383,8 +383,8 @@ impl Table {
     }
 
     /// Holds an address for a client, or prolongs its hold.
-    pub fn offer(&mut self, slot: u32, client: &Client, until: Ms, stranger: bool) {
-        let what = What::Offered { until };
+    pub fn offer(&mut self, slot: u32, client: &Client, until: Ms, source: u64, stranger: bool) {
+        let what = What::Offered { until, source };
         self.change(slot, State::Offered, Some((Some(client), what)), stranger);
         self.put_offer(slot, stranger);
         self.offers_due = self.offers_due.min(until);
@@ -630,14 +630,15 @@ mod tests {
     fn an_address_stands_in_one_list() {
         let mut table = table(8);
         let before = table.steps;
-        table.offer(3, &client(1), Ms::PAST, true);
-        table.offer(4, &client(2), Ms::PAST, false);
+        table.offer(3, &client(1), Ms::PAST, 0, true);
+        table.offer(4, &client(2), Ms::PAST, 0, false);
         assert_eq!(table.pools[0].queue.length, 6);
         // Prolonged: the other may run out first, and does.
         table.offer(
             3,
             &client(1),
             Ms::PAST.plus(std::time::Duration::from_secs(9)),
+            0,
             true,
         );
         table.expire_offers(Ms::PAST, 10);
@@ -645,8 +646,8 @@ mod tests {
             (table.state(3), table.state(4)),
             (State::Offered, State::Free)
         );
-        assert_eq!(table.evict_stranger_offer(1, 1), Some(3));
-        assert_eq!(table.evict_stranger_offer(1, 1), None);
+        assert_eq!(table.evict_stranger_offer(1, 1, 0), Some(3));
+        assert_eq!(table.evict_stranger_offer(1, 1, 0), None);
         assert_eq!((table.offered, table.pools[0].strangers), (0, 0));
         assert_eq!(table.held_by(&client(1)), None);
         // Taken out of turn, it is not met again.

@@ -1,7 +1,7 @@
 //! DHCP between the driver and the engine: frames and datagrams in, replies, lease writes and events out.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dhcp::{Config as _, Destination, EventKind, Out, Received, Reply};
 use lease::{Outcome, Refusal, VlanId};
@@ -9,6 +9,7 @@ use wire::dhcp4::{Joined, MessageType, PROXY_PORT, View};
 use wire::ethernet::Mac;
 use wire::udp::{self, Checksum};
 
+use crate::buckets::{Buckets, Rate};
 use crate::choices::Choices;
 use crate::config::Config;
 use crate::driver::{Datagram, Driver, Service, Target, Train};
@@ -18,6 +19,12 @@ use crate::mailbox::{Detail, HandOver, KEPT_FOR_LEASES, ToLink, ToWork, Wish};
 use crate::snapshot::{Link, Snapshot};
 use crate::trace;
 
+/// Messages that one source may have handed to other shards: far more than its clients send when all of a relay's boot.
+const HAND_OVERS: Rate = Rate {
+    burst: 512,
+    every: Duration::from_millis(4),
+};
+const HAND_OVER_SOURCES: usize = 1_024;
 /// Replies between two flushes.
 const REPLIES_MAX: usize = 256;
 
@@ -34,6 +41,7 @@ pub(crate) struct DhcpSide {
     /// Messages whose answer will come in a moment.
     kept: Kept,
     shards: u32,
+    hand_overs: Buckets<Way>,
     traced: trace::Budget,
 }
 
@@ -52,7 +60,21 @@ pub(crate) struct Arrival {
     pub kept_since: Option<Instant>,
 }
 
+/// By which way a message came: the Ethernet source of its frame, or who sent the datagram, which is a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Way {
+    Card(Mac),
+    At(Ipv4Addr),
+}
+
 impl Arrival {
+    fn way(&self) -> Way {
+        match self.ethernet {
+            Some(source) => Way::Card(source),
+            None => Way::At(*self.source.ip()),
+        }
+    }
+
     pub fn kept(mut self, since: Instant) -> Self {
         self.kept_since = Some(since);
         self
@@ -87,6 +109,7 @@ impl DhcpSide {
             refused: Vec::new(),
             kept: Kept::new(),
             shards: config.count,
+            hand_overs: Buckets::new(HAND_OVER_SOURCES, HAND_OVERS),
             traced: trace::Budget::new(now),
         }
     }
@@ -245,7 +268,12 @@ impl DhcpSide {
             && !arrival.handed_over
             && let Ok(owner) = dhcp::owner(&query, &received, snapshot, self.shards)
         {
-            hand_over(owner, arrival, payload, core);
+            let is_known = query.mac().is_some_and(|mac| core.snapshot.is_known(mac));
+            if self.hand_overs.take(arrival.way(), core.now) {
+                hand_over(owner, arrival, payload, is_known, core);
+            } else {
+                core.counters.dhcp_hand_overs_refused += 1;
+            }
         }
         if dropped.is_some_and(dhcp::Drop::waits) {
             let is_known = query.mac().is_some_and(|mac| core.snapshot.is_known(mac));
@@ -456,9 +484,13 @@ fn detail(event: &dhcp::Event) -> Detail {
     }
 }
 
-/// Counted, and refused rather than in the way of leases.
-fn hand_over(shard: u32, arrival: &Arrival, payload: &[u8], core: &mut Core) {
-    if core.mail.to_link.free_slots() <= KEPT_FOR_LEASES {
+/// Counted, and refused rather than in the way of leases. Unknown clients' fill half of what there is.
+fn hand_over(shard: u32, arrival: &Arrival, payload: &[u8], is_known: bool, core: &mut Core) {
+    let kept = match is_known {
+        true => KEPT_FOR_LEASES,
+        false => KEPT_FOR_LEASES + KEPT_FOR_LEASES / 2,
+    };
+    if core.mail.to_link.free_slots() <= kept {
         core.counters.dhcp_hand_overs_refused += 1;
         return;
     }

@@ -105,9 +105,13 @@ fn shards() -> Vec<End> {
 }
 
 fn discover(client_id: &[u8]) -> Vec<u8> {
+    discover_of(MAC, client_id)
+}
+
+fn discover_of(mac: [u8; 6], client_id: &[u8]) -> Vec<u8> {
     let mut header = Header::new(OP_REQUEST);
     (header.htype, header.hlen) = (1, 6);
-    header.chaddr[..6].copy_from_slice(&MAC);
+    header.chaddr[..6].copy_from_slice(&mac);
     header.flags.set(FLAG_BROADCAST);
     let mut buffer = [0; 576];
     let mut writer = Writer::new(&mut buffer, 576, &header, MessageType::Discover).unwrap();
@@ -119,6 +123,10 @@ fn discover(client_id: &[u8]) -> Vec<u8> {
 impl End {
     /// In a frame of the client's.
     fn receive(&mut self, payload: Vec<u8>) {
+        self.receive_from(MAC, payload);
+    }
+
+    fn receive_from(&mut self, mac: [u8; 6], payload: Vec<u8>) {
         let mut octets = vec![0; HEADROOM_BYTES];
         octets.extend_from_slice(&payload);
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68);
@@ -133,7 +141,7 @@ impl End {
             from: SocketAddr::from(([0, 0, 0, 0], 68)),
             local: IpAddr::V4(Ipv4Addr::BROADCAST),
             interface: 7,
-            ethernet: Some(MAC),
+            ethernet: Some(mac),
             checksum_missing: false,
             buffer: Buffer {
                 set: 0,
@@ -199,7 +207,7 @@ fn a_client_known_by_its_id_is_answered_wherever_it_arrives() {
     assert_eq!(counted[0].1 + counted[1].1, 16);
 }
 
-/// What is not a shard's own takes at most half of its mailbox.
+/// What is not a shard's own takes at most half of its mailbox, and unknown clients half of that.
 #[test]
 fn a_flood_of_others_clients_leaves_room_for_leases() {
     let mut ends = shards();
@@ -219,6 +227,36 @@ fn a_flood_of_others_clients_leaves_room_for_leases() {
     while ends[0].link.from_shard.pop().is_some() {
         waiting += 1;
     }
-    assert_eq!(waiting, TO_LINK_MAX / 2);
+    assert_eq!(waiting, TO_LINK_MAX / 4);
     assert!(ends[0].stats().dhcp_hand_overs_refused > 4_000);
+}
+
+/// One source has its share of the hand-overs, however it calls its clients; another's are handed over all the same.
+#[test]
+fn a_source_has_a_share_of_the_hand_overs() {
+    let mut ends = shards();
+    let foreign = |end: &mut End, mac: [u8; 6]| {
+        (0..=255)
+            .map(|number| discover_of(mac, &[0xff, 8, 8, number]))
+            .find(|octets| {
+                end.receive_from(mac, octets.clone());
+                end.link.from_shard.pop().is_some()
+            })
+            .expect("half of them are the other's")
+    };
+    let (flood, other) = ([0x52, 0x54, 0, 0, 2, 1], [0x52, 0x54, 0, 0, 2, 2]);
+    let (from_flood, from_other) = (foreign(&mut ends[0], flood), foreign(&mut ends[0], other));
+    ends[0].shard.driver().now += Duration::from_secs(10);
+    // At once: of these its rate, and what all share beyond it, lets 564 through.
+    for _ in 0..1_000 {
+        ends[0].receive_from(flood, from_flood.clone());
+    }
+    let mut handed = 0;
+    while ends[0].link.from_shard.pop().is_some() {
+        handed += 1;
+    }
+    assert_eq!(handed, 512, "the rest of its 564 messages is refused");
+    ends[0].receive_from(other, from_other);
+    assert!(ends[0].link.from_shard.pop().is_some());
+    assert_eq!(ends[0].stats().dhcp_hand_overs_refused, 52);
 }

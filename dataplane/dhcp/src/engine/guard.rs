@@ -82,6 +82,18 @@ impl Engine {
         }
     }
 
+    // ---------------------------------------------------------------- shares
+
+    /// The way a message came, for the share of a place that it may take: the relay's port, or the relay where it names none. All
+    /// that come straight from a link are one source; its known machines are another.
+    pub(super) fn source<C: Config>(&self, ask: &Ask<'_, C>) -> u64 {
+        let giaddr = ask.query.giaddr();
+        let relayed = !giaddr.is_unspecified();
+        let behind = relayed.then(|| (giaddr, circuit(ask.query)));
+        let way = (ask.link.vlan, behind, ask.is_stranger());
+        self.table.circuits.hash(way)
+    }
+
     // ---------------------------------------------------------------- strangers
 
     /// A free address of the subnet, or that of the oldest offer to a stranger.
@@ -111,14 +123,17 @@ impl Engine {
         Some(slot)
     }
 
-    /// The address that was offered to a stranger the longest ago. An offer lasts only until its client has shown that
-    /// it receives, and others are not to wait for one that never does.
+    /// An address that was offered to a stranger, one of the source that has the most. An offer lasts only until its client has
+    /// shown that it receives, and others are not to wait for one that never does.
     pub(super) fn displace_offer<C: Config>(
         &mut self,
         ask: &Ask<'_, C>,
         subnet: u32,
     ) -> Option<u32> {
-        let slot = self.table.evict_stranger_offer(ask.link.vlan, subnet)?;
+        let source = self.source(ask);
+        let slot = self
+            .table
+            .evict_stranger_offer(ask.link.vlan, subnet, source)?;
         self.counters.count(Sent::OfferEvicted);
         let is_allowed = rules::is_allocatable(ask, self.table.address(slot));
         (self.is_dealable(slot) && is_allowed).then_some(slot)

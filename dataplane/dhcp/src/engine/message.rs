@@ -57,9 +57,9 @@ impl Engine {
             self.hold_released(slot, ask.now);
         } else {
             self.note_unprobed(slot, ask);
-            let until = ask.now.plus(OFFER_HOLD);
+            let (until, source) = (ask.now.plus(OFFER_HOLD), self.source(ask));
             self.table
-                .offer(slot, &ask.client, until, ask.is_stranger());
+                .offer(slot, &ask.client, until, source, ask.is_stranger());
         }
         Ok(())
     }

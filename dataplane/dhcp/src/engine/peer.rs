@@ -15,7 +15,6 @@
 //! relay in a hurry doubles messages, so that only repeats which lie apart count.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -24,23 +23,13 @@ use foldhash::SharedSeed;
 use foldhash::quality::SeedableRandomState;
 use wire::ethernet::Mac;
 
+use super::waiting::Waiting;
 use super::{Ask, Engine, mac_of};
 use crate::clock::{Ms, trusted};
 use crate::config::{Config, Link, Subnet};
 use crate::counters::{Drop, Sent};
 use crate::outbox::{Outbox, Ticket};
 use crate::pending::{Kind, Pending, PendingTable, Prepared};
-
-/// The client's second repeat is its third message.
-const MESSAGES_UNTIL_ANSWERED: u8 = 3;
-/// Copies that come closer together are one message: two relays, a bridge's loop, firmware that sends in bursts.
-const REPEAT_APART: Duration = Duration::from_millis(250);
-/// A client that was silent this long begins anew. RFC 2131 §4.1 lets it leave 64 s and some between two DISCOVERs; one may be
-/// lost.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(150);
-/// Waiting clients that are remembered: 8,192 in sets of four.
-const SETS: usize = 2_048;
-const WAYS: usize = 4;
 
 /// Bindings of peers' blocks in memory, and extends on their way: the latter must leave room for grants.
 const EXTENDED_MAX: usize = 1 << 16;
@@ -74,10 +63,7 @@ impl Peers {
     pub fn new(seed: u64) -> Self {
         let state = SeedableRandomState::with_seed(seed, SharedSeed::global_fixed());
         Self {
-            waiting: Waiting {
-                places: Vec::new(),
-                state: state.clone(),
-            },
+            waiting: Waiting::new(state.clone()),
             extended: HashMap::with_hasher(state),
             extending: PendingTable::new(EXTENDING_MAX, seed),
             sweep_at: Ms::PAST,
@@ -134,16 +120,18 @@ impl Engine {
             }
             _ => is_winner(link, &ask.client, ask.mac),
         };
-        if ours
-            || self
-                .peers
-                .waiting
-                .is_due(&ask.client, ask.now, &mut self.counters)
-        {
+        if ours || self.has_waited(ask) {
             Ok(())
         } else {
             Err(Drop::PeerAnswers)
         }
+    }
+
+    /// Counts a message, and says whether its client has waited long enough for a peer.
+    fn has_waited<C: Config>(&mut self, ask: &Ask<'_, C>) -> bool {
+        let source = self.source(ask);
+        let waiting = &mut self.peers.waiting;
+        waiting.is_due(&ask.client, source, ask.now, &mut self.counters)
     }
 
     /// The client has chosen another server, so it was answered.
@@ -185,77 +173,6 @@ fn weight(rack: u64, client: &Client, mac: Option<Mac>) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Clients that a peer should answer, and how often they have asked. Of a fixed size: who floods it makes others wait
-/// for the region's word that the peer is dead, and nothing else.
-struct Waiting {
-    /// Empty until the first one.
-    places: Vec<Waiter>,
-    state: SeedableRandomState,
-}
-
-#[derive(Clone, Copy)]
-struct Waiter {
-    /// 0: free.
-    client: u64,
-    messages: u8,
-    last: Ms,
-}
-
-impl Waiting {
-    const FREE: Waiter = Waiter {
-        client: 0,
-        messages: 0,
-        last: Ms::PAST,
-    };
-
-    fn set_of(&mut self, client: &Client) -> (u64, &mut [Waiter]) {
-        if self.places.is_empty() {
-            self.places = vec![Self::FREE; SETS * WAYS];
-        }
-        let hash = self.state.hash_one(client) | 1;
-        let set = (hash >> 32) as usize % SETS;
-        (hash, &mut self.places[set * WAYS..][..WAYS])
-    }
-
-    /// Counts a message, and says whether its client has waited long enough for a peer.
-    fn is_due(&mut self, client: &Client, now: Ms, counters: &mut crate::Counters) -> bool {
-        let (hash, set) = self.set_of(client);
-        let known = set.iter().position(|waiter| waiter.client == hash);
-        let oldest = || (0..WAYS).min_by_key(|at| (set[*at].client != 0, set[*at].last));
-        let Some(at) = known.or_else(oldest) else {
-            return false;
-        };
-        let waiter = &mut set[at];
-        let fresh = waiter.last.plus(FORGOTTEN_AFTER) > now;
-        if waiter.client != hash || !fresh {
-            if waiter.client != 0 && waiter.client != hash && fresh {
-                counters.count(Sent::WaiterForgotten);
-            }
-            *waiter = Waiter {
-                client: hash,
-                messages: 1,
-                last: now,
-            };
-            return false;
-        }
-        if waiter.last.plus(REPEAT_APART) <= now {
-            waiter.messages = waiter.messages.saturating_add(1);
-            waiter.last = now;
-        }
-        waiter.messages >= MESSAGES_UNTIL_ANSWERED
-    }
-
-    fn forget(&mut self, client: &Client) {
-        if self.places.is_empty() {
-            return;
-        }
-        let (hash, set) = self.set_of(client);
-        for waiter in set.iter_mut().filter(|waiter| waiter.client == hash) {
-            *waiter = Self::FREE;
-        }
-    }
-}
-
 // -------------------------------------------------------------------- the survivor
 
 impl Engine {
@@ -288,12 +205,7 @@ impl Engine {
         let known = durable.left(ask.now) >= lease.given || writing.is_some();
         let gone = ask.link.peers.iter().any(|peer| !peer.alive);
         let now_ours = gone || (to_us && known);
-        if !now_ours
-            && !self
-                .peers
-                .waiting
-                .is_due(&ask.client, ask.now, &mut self.counters)
-        {
+        if !now_ours && !self.has_waited(ask) {
             // §4.3.2: no record of this client, so silence.
             let alone = ask.link.peers.is_empty();
             return Err(if alone {
@@ -503,48 +415,5 @@ mod tests {
         let mac = Some(Mac([0x52, 0x54, 0, 0, 0, 1]));
         assert_eq!(weight(1, &client(9), mac), weights[0]);
         assert_eq!(weights, [0x78c0_a536_01b8_949e, 0xb23f_3da8_fab6_a9d1]);
-    }
-
-    #[test]
-    fn repeats_count_when_they_lie_apart_and_are_forgotten_in_time() {
-        let mut waiting = Peers::new(7).waiting;
-        let mut counters = crate::Counters::default();
-        let mut at = |waiting: &mut Waiting, ms: u64, n: u16| {
-            let now = Ms::PAST.plus(Duration::from_secs(1_000) + Duration::from_millis(ms));
-            waiting.is_due(&client(n), now, &mut counters)
-        };
-        for (ms, due) in [
-            (0, false),
-            (100, false),
-            (200, false),
-            (4_000, false),
-            (4_100, false),
-            (8_000, true),
-            (8_001, true),
-        ] {
-            assert_eq!(at(&mut waiting, ms, 1), due, "{ms} ms");
-        }
-        assert!(!at(&mut waiting, 8_002, 2), "another client");
-        assert!(at(&mut waiting, 60_000, 1), "still the same boot");
-        assert!(at(&mut waiting, 190_000, 1), "at its slowest, one lost");
-        assert!(!at(&mut waiting, 341_000, 1), "long silence");
-        waiting.forget(&client(2));
-        assert!(!at(&mut waiting, 341_001, 2));
-    }
-
-    #[test]
-    fn a_flood_of_clients_costs_no_memory() {
-        let mut waiting = Peers::new(7).waiting;
-        let mut counters = crate::Counters::default();
-        assert!(waiting.places.is_empty(), "a lone rack needs none");
-        for n in 0..u16::MAX {
-            waiting.is_due(&client(n), Ms::PAST.plus(FORGOTTEN_AFTER), &mut counters);
-        }
-        assert_eq!(waiting.places.len(), SETS * WAYS);
-        let kept = (SETS * WAYS) as u64;
-        assert_eq!(
-            counters.sent(Sent::WaiterForgotten),
-            u64::from(u16::MAX) - kept
-        );
     }
 }

@@ -1,9 +1,10 @@
 //! Which free address is next: allocation, offers that run out or yield, and the stock of probed ones.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use lease::VlanId;
+use lease::{BlockId, VlanId};
 
 use super::list::{NONE, Place};
 use super::records::What;
@@ -15,6 +16,10 @@ use crate::clock::Ms;
 pub(super) const TRIES_MAX: usize = 1024;
 /// Of those aside, how many are looked at again by one allocation: for what is no longer reserved.
 const ASIDE_TRIES: usize = 2;
+/// Of a pool's offers to strangers, so many of the oldest and of the newest are looked at for one that gives way; and so many
+/// sources of them are told apart.
+const OFFERS_LOOKED_AT: usize = 128;
+const YIELDING_SOURCES: usize = 32;
 /// Resting addresses looked at for one that may be given all the same.
 const CLAIMED_TRIES: usize = 256;
 pub(super) const ASIDE_TRIES_EMPTY: usize = 64;
@@ -125,17 +130,82 @@ impl Table {
     fn first_offer(&mut self, pool: usize, place: Place) -> Option<(u32, Ms)> {
         let slot = self.pools[pool].list(place)?.head;
         match self.records.what(self.slots.get(slot as usize)?.record)? {
-            What::Offered { until } => Some((slot, *until)),
+            What::Offered { until, .. } => Some((slot, *until)),
             _ => None,
         }
     }
 
-    /// Frees the address that was offered to a stranger the longest ago, in this subnet.
-    pub fn evict_stranger_offer(&mut self, vlan: VlanId, subnet: u32) -> Option<u32> {
+    /// Frees an address of this subnet that was offered to a stranger, for a newcomer of that source.
+    pub fn evict_stranger_offer(
+        &mut self,
+        vlan: VlanId,
+        subnet: u32,
+        newcomer: u64,
+    ) -> Option<u32> {
         let pool = *self.pool_index.get(&(vlan, subnet))? as usize;
-        let (slot, _) = self.first_offer(pool, Place::StrangerOffers)?;
+        let slot = self.offer_that_yields(pool, Some(newcomer))?;
         self.free(slot);
         Some(slot)
+    }
+
+    /// The oldest offer of the source that has the most, and two more than the newcomer's; else the newcomer's source's own oldest;
+    /// else the oldest of all.
+    fn offer_that_yields(&self, pool: usize, newcomer: Option<u64>) -> Option<u32> {
+        let mut sources = [(0, 0, NONE); YIELDING_SOURCES];
+        let mut count = 0;
+        let mut own = (0, NONE);
+        for slot in self.offers_looked_at(pool) {
+            let source = self.source_of_offer(slot)?;
+            if Some(source) == newcomer {
+                own = (own.0 + 1, if own.1 == NONE { slot } else { own.1 });
+                continue;
+            }
+            let known = sources[..count].iter().position(|of| of.0 == source);
+            if let Some(at) = known {
+                sources[at].1 += 1;
+            } else if count < YIELDING_SOURCES {
+                sources[count] = (source, 1, slot);
+                count += 1;
+            }
+        }
+        // Of those with as many, the one that has the oldest.
+        let most = sources[..count].iter().rev().max_by_key(|of| of.1);
+        match most {
+            Some((_, held, oldest)) if *held >= own.0 + 2 => Some(*oldest),
+            _ if own.0 > 0 => Some(own.1),
+            _ => Some(self.pools[pool].stranger_offers.head).filter(|head| *head != NONE),
+        }
+    }
+
+    /// Offers to strangers, the oldest first: all, or of very many the oldest and the newest. A flood's are among the latter.
+    fn offers_looked_at(&self, pool: usize) -> impl Iterator<Item = u32> + use<> {
+        let list = &self.pools[pool].stranger_offers;
+        let mut found = [NONE; 2 * OFFERS_LOOKED_AT];
+        let (oldest, newest) = match list.length {
+            few if few <= 2 * OFFERS_LOOKED_AT => (few, 0),
+            _ => (OFFERS_LOOKED_AT, OFFERS_LOOKED_AT),
+        };
+        let mut slot = list.head;
+        for place in &mut found[..oldest] {
+            *place = slot;
+            slot = self.slots.get(slot as usize).map_or(NONE, |slot| slot.next);
+        }
+        slot = list.tail;
+        for place in found[oldest..oldest + newest].iter_mut().rev() {
+            *place = slot;
+            slot = self
+                .slots
+                .get(slot as usize)
+                .map_or(NONE, |slot| slot.previous);
+        }
+        found.into_iter().take(oldest + newest)
+    }
+
+    fn source_of_offer(&self, slot: u32) -> Option<u64> {
+        match self.records.what(self.slots.get(slot as usize)?.record)? {
+            What::Offered { source, .. } => Some(*source),
+            _ => None,
+        }
     }
 
     /// Takes one stranger's offer back, of the pool that has the most of them: a flood of one network makes room for
@@ -143,8 +213,8 @@ impl Table {
     pub fn evict_any_stranger_offer(&mut self) -> bool {
         let fullest =
             (0..self.pools.len()).max_by_key(|pool| self.pools[*pool].stranger_offers.length);
-        let found = fullest.and_then(|pool| self.first_offer(pool, Place::StrangerOffers));
-        if let Some((slot, _)) = found {
+        let found = fullest.and_then(|pool| self.offer_that_yields(pool, None));
+        if let Some(slot) = found {
             self.free(slot);
         }
         found.is_some()
@@ -171,6 +241,21 @@ impl Table {
             slot = next;
         }
         None
+    }
+
+    /// How many addresses of each block rest only because some host claimed them.
+    pub fn claimed(&self) -> Vec<(BlockId, u32)> {
+        let mut of_runs = BTreeMap::new();
+        for pool in &self.pools {
+            let mut slot = pool.resting.head;
+            while let Some(next) = self.slots.get(slot as usize).map(|slot| slot.next) {
+                if self.client(slot).is_none() && !self.is_quarantined(slot) {
+                    *of_runs.entry(self.run(slot).id).or_default() += 1;
+                }
+                slot = next;
+            }
+        }
+        of_runs.into_iter().collect()
     }
 
     // ---------------------------------------------------------------- probes

@@ -29,7 +29,7 @@ pub(crate) enum Place {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
     pub head: u32,
-    tail: u32,
+    pub tail: u32,
     pub length: usize,
 }
 

@@ -55,6 +55,8 @@ impl Holder {
 pub(crate) enum What {
     Offered {
         until: Ms,
+        /// By which way its client came.
+        source: u64,
     },
     Bound(Binding),
     /// Nobody's until then. The holder is that of the row that may stand in the database, which ended then.
@@ -280,7 +282,10 @@ mod tests {
             vlan: 1,
             key: ClientKey::ClientId([9; 20].into()),
         };
-        let offered = || What::Offered { until: Ms::PAST };
+        let offered = || What::Offered {
+            until: Ms::PAST,
+            source: 0,
+        };
         let indices: Vec<u32> = (0..100)
             .map(|number| records.add(number, Some(&client(number as u8)), offered()))
             .collect();
