@@ -643,7 +643,10 @@ impl Response {
         };
         let failed = object.failures() != self.failures;
         if !failed && !late {
-            let want = matches!(object.state(), ObjectState::Absent | ObjectState::Failed);
+            let want = matches!(
+                object.state(),
+                ObjectState::Absent | ObjectState::Failed | ObjectState::Damaged
+            );
             let piece = object.piece_at(self.offset);
             return Step::WaitFor {
                 object: Arc::clone(object),

@@ -16,6 +16,9 @@ pub enum State {
     Complete,
     /// The last fill failed; the next request asks again.
     Failed,
+    /// It was complete, and its file no longer holds what it did (a disk that fails, a file cut short). Nothing of it is
+    /// served any more; the work thread puts another object in its place.
+    Damaged,
 }
 
 #[derive(Debug)]
@@ -91,7 +94,8 @@ impl Object {
             0 => State::Absent,
             1 => State::Filling,
             2 => State::Complete,
-            _ => State::Failed,
+            3 => State::Failed,
+            _ => State::Damaged,
         }
     }
 
@@ -134,6 +138,24 @@ impl Object {
     /// The fill ended without the whole file. What is present stays present.
     pub fn set_failed(&self) {
         self.state.store(State::Failed as u8, Ordering::Release);
+        self.give_up();
+    }
+
+    /// The file of a complete object could not be read: whoever serves it says so.
+    pub fn set_damaged(&self) {
+        let (complete, damaged) = (State::Complete as u8, State::Damaged as u8);
+        let was = (Ordering::AcqRel, Ordering::Acquire);
+        let done = self
+            .state
+            .compare_exchange(complete, damaged, was.0, was.1)
+            .is_ok();
+        if done {
+            self.give_up();
+        }
+    }
+
+    /// Requests that wait for it give up.
+    pub fn give_up(&self) {
         self.failures.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -142,7 +164,10 @@ impl Object {
     }
 
     pub fn has_piece(&self, piece: u32) -> bool {
-        piece < self.piece_count() && (self.state() == State::Complete || self.has_bit(piece))
+        let state = self.state();
+        piece < self.piece_count()
+            && state != State::Damaged
+            && (state == State::Complete || self.has_bit(piece))
     }
 
     fn has_bit(&self, piece: u32) -> bool {
@@ -155,8 +180,10 @@ impl Object {
         if offset >= end || self.file.get().is_none() {
             return 0;
         }
-        if self.state() == State::Complete {
-            return end - offset;
+        match self.state() {
+            State::Complete => return end - offset,
+            State::Damaged => return 0,
+            State::Absent | State::Filling | State::Failed => {}
         }
         let mut reached = offset;
         while reached < end && self.has_bit(self.piece_at(reached)) {
@@ -212,6 +239,24 @@ mod tests {
         (0..10).for_each(|piece| object.set_present(piece));
         assert_eq!(object.state(), State::Complete);
         assert_eq!(object.available(90, 99), 5);
+    }
+
+    #[test]
+    fn nothing_of_a_damaged_file_is_served_and_it_is_not_filled_again() {
+        let object = Object::absent([0; 32], 20, 10);
+        object.set_damaged();
+        assert_eq!(object.state(), State::Absent, "only what was complete");
+        object.open(file());
+        (0..2).for_each(|piece| object.set_present(piece));
+        assert_eq!(
+            (object.state(), object.available(0, 99)),
+            (State::Complete, 20)
+        );
+        object.set_damaged();
+        object.set_damaged();
+        assert_eq!((object.state(), object.failures()), (State::Damaged, 1));
+        assert_eq!((object.available(0, 99), object.has_piece(0)), (0, false));
+        assert!(!object.set_filling());
     }
 
     #[test]

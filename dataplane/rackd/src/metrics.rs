@@ -286,6 +286,7 @@ fn work_lines(text: &mut Vec<(String, u64)>, work: &Counters) {
         ("fill_filled_total", &work.fill.filled),
         ("fill_failed_total", &work.fill.failed),
         ("fill_evicted_total", &work.fill.evicted),
+        ("fill_damaged_total", &work.fill.damaged),
         ("proxy_connections_total", &work.proxy.connections),
         ("proxy_requests_total", &work.proxy.requests),
         ("proxy_attested_total", &work.proxy.attested),

@@ -607,8 +607,20 @@ impl Streams {
                         self.ready.push_back(index);
                     }
                 }
-                // The client is gone, or the file is shorter than it should be.
-                Ok(_) | Err(_) => {
+                // The file is shorter than it should be, or its disk fails; or the client is gone.
+                outcome => {
+                    if is_files_fault(&outcome) {
+                        let file = object.sha256();
+                        tracing::error!(
+                            file = format_args!(
+                                "{:02x}{:02x}{:02x}{:02x}...",
+                                file[0], file[1], file[2], file[3]
+                            ),
+                            offset,
+                            "a file of the cache cannot be read: it is fetched anew"
+                        );
+                        object.set_damaged();
+                    }
                     self.counters.sends_failed += 1;
                     stream.send = Outgoing::None;
                     done.push(Completion::Ended {
@@ -648,6 +660,14 @@ fn send_some(stream: &Stream, object: &Object, offset: u64, length: u64) -> io::
         Ok(sent) => Ok(sent as u64),
         Err(Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What could not be sent was not there to be read. Everything else is the connection's end.
+fn is_files_fault(outcome: &io::Result<u64>) -> bool {
+    match outcome {
+        Ok(sent) => *sent == 0,
+        Err(error) => error.raw_os_error() == Some(libc::EIO),
     }
 }
 

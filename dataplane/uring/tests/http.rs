@@ -258,6 +258,34 @@ fn a_fill_in_progress_is_streamed_piece_by_piece() {
     rack.stop();
 }
 
+/// The file is shorter than it was: the client is let go, and the next one is not served from it.
+#[test]
+fn a_file_of_the_cache_that_was_cut_short_is_damaged_and_wanted_anew() {
+    let image = content(100_000);
+    let cut = Object::complete([3; 32], 200_000, 1 << 20, file(&image).into());
+    let cut = Arc::new(cut);
+    let mut rack = Rack::start(snapshot(&[], &[Arc::clone(&cut)]), Setup::default());
+    let mut stream = connect(rack.http);
+    stream.write_all(get(&image_path(3)).as_bytes()).unwrap();
+    let mut octets = Vec::new();
+    // An end or a reset, but no whole body.
+    let _ = stream.read_to_end(&mut octets);
+    assert!(octets.len() < 200_000);
+    wait_for(|| (cut.state() == images::State::Damaged).then_some(()));
+    let mut next = connect(rack.http);
+    next.write_all(get(&image_path(3)).as_bytes()).unwrap();
+    let wanted = rack.next_to_work(|message| match message {
+        ToWork::Want(sha256) => Some(sha256),
+        _ => None,
+    });
+    assert_eq!(wanted, [3; 32]);
+    // As the work thread does when it has put another in its place.
+    cut.give_up();
+    rack.tell(0, ToShard::Progress);
+    assert!(head(&mut next).starts_with("HTTP/1.1 503 "));
+    rack.stop();
+}
+
 #[test]
 fn a_fill_that_fails_is_a_503() {
     let object = Arc::new(Object::absent([1; 32], 1_000, 0));

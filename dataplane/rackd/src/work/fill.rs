@@ -96,6 +96,8 @@ pub struct Counters {
     pub filled: Counter,
     pub failed: Counter,
     pub evicted: Counter,
+    /// Complete files that could not be read any more.
+    pub damaged: Counter,
     /// Manifests that contradict themselves or exceed a limit.
     pub refused: Counter,
 }
@@ -283,8 +285,20 @@ impl Filler {
                 object.open(file);
                 object.set_complete();
             }
-            _ => self.remove_files(sha256),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // No descriptor, a disk that fails: no reason to throw away what may be good.
+                tracing::warn!(file = hex::encode(sha256), %error, "opening a file of the cache");
+            }
+            Ok(_) | Err(_) => self.remove_files(sha256),
         }
+    }
+
+    /// A file that could not be read: it goes, and a new object begins in its place. Whoever waits is told to come back.
+    fn replace_damaged(&mut self, object: &Object) {
+        self.counters().damaged.add(1);
+        self.renew(object.sha256());
+        object.give_up();
+        self.wake();
     }
 
     fn forget(&mut self, sha256: &Sha256) {
@@ -307,6 +321,11 @@ impl Filler {
         let Some(object) = self.objects.get(&sha256).cloned() else {
             return;
         };
+        if object.state() == State::Damaged {
+            return self.replace_damaged(&object);
+        }
+        // It could not be opened before.
+        self.open_complete(&object);
         if self.running.contains_key(&sha256)
             || object.state() == State::Complete
             || self.wanted.contains(&sha256)
@@ -529,6 +548,11 @@ impl Filler {
     fn evict(&mut self, sha256: &Sha256) {
         tracing::info!(file = hex::encode(sha256), "file evicted");
         self.counters().evicted.add(1);
+        self.renew(sha256);
+    }
+
+    /// Off the disk, and another object for it.
+    fn renew(&mut self, sha256: &Sha256) {
         self.remove_files(sha256);
         if let Some(manifest) = self.manifests.get(sha256) {
             let object = manifest.object();

@@ -305,6 +305,63 @@ fn the_least_recently_used_file_goes_and_never_one_in_use() {
     });
 }
 
+/// A disk that fails under a complete file: it was served broken for ever.
+#[test]
+fn a_file_that_cannot_be_read_any_more_is_fetched_anew() {
+    run(async {
+        let mut bench = Bench::new(1 << 20).await;
+        let octets = content(30, 3 * PIECE);
+        let object = bench.know(&octets, false).await;
+        bench.want(&object).await;
+        complete(&object).await;
+        until("counted", || bench.counters().filled.get() == 1).await;
+        object.set_damaged();
+        let failures = object.failures();
+        bench.want(&object).await;
+        let fresh = timeout(Duration::from_secs(20), bench.replaced.recv()).await;
+        let fresh = fresh.unwrap().unwrap();
+        assert_eq!(fresh.state(), State::Absent);
+        until("given up", || object.failures() > failures).await;
+        bench.want(&fresh).await;
+        complete(&fresh).await;
+        assert_eq!(read(&fresh), octets);
+        assert_eq!(bench.counters().damaged.get(), 1);
+    });
+}
+
+/// "It cannot be opened now" is not "it is not there": a rack without a descriptor left threw its images away.
+#[test]
+fn a_file_that_cannot_be_opened_now_stays_on_the_disk() {
+    run(async {
+        let mut bench = Bench::new(1 << 20).await;
+        let octets = content(31, PIECE);
+        let object = bench.know(&octets, false).await;
+        bench.want(&object).await;
+        complete(&object).await;
+        until("counted", || bench.counters().filled.get() == 1).await;
+        bench.restart(1 << 20);
+        let other = bench.know(&content(32, PIECE), false).await;
+        bench.want(&other).await;
+        complete(&other).await;
+        // A link to itself: an error, and not one of absence.
+        let path = Folder::unchecked(&bench.home.path().join("cache")).complete(object.sha256());
+        let aside = bench.home.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let again = bench.know(&octets, false).await;
+        let third = bench.know(&content(33, PIECE), false).await;
+        bench.want(&third).await;
+        complete(&third).await;
+        assert!(path.symlink_metadata().is_ok(), "it was not removed");
+        // It can be opened again, and is, with nothing fetched.
+        std::fs::rename(&aside, &path).unwrap();
+        let asked = bench.requests();
+        bench.want(&again).await;
+        complete(&again).await;
+        assert_eq!((read(&again), bench.requests()), (octets, asked));
+    });
+}
+
 #[test]
 fn prefetch_fills_free_room_only() {
     run(async {
