@@ -256,10 +256,17 @@ async fn identity(
 }
 
 impl Ports {
-    /// A missing or unreadable file is none: the token or the next Welcome says where regions are.
+    /// A missing or unreadable file is none: the token or the next Welcome says where regions are. An operator whose rack
+    /// finds no region after a restart should know which of the two it was.
     fn load_regions(&self) -> BTreeSet<Endpoint> {
-        let text = std::fs::read(self.state_dir.join(REGIONS_FILE)).unwrap_or_default();
-        let list: Vec<String> = serde_json::from_slice(&text).unwrap_or_default();
+        let path = self.state_dir.join(REGIONS_FILE);
+        let read = std::fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        let list: Vec<String> = read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "the list of regions");
+            }
+            Vec::new()
+        });
         list.iter()
             .filter_map(|endpoint| endpoint.parse().ok())
             .collect()

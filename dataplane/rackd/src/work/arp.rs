@@ -160,9 +160,12 @@ impl Prober {
 
     fn on_time(&mut self, now: Instant) {
         while let Some((_, key)) = self.again.pop_front_if(|(at, _)| *at <= now) {
-            // Answered, or failed: then the first one's verdict stands.
-            if self.asked.borrow().contains_key(&key) {
-                let _ = self.send(key, now);
+            // Not there any more: answered.
+            let is_asked = self.asked.borrow().contains_key(&key);
+            if is_asked && self.send(key, now).is_err() {
+                // Who was asked once may not have heard it: silence would say nothing.
+                self.counters.arp.failed.add(1);
+                finish(&self.asked, &self.answers, key, Probed::Unknown);
             }
         }
         while let Some((_, key)) = self.ends.pop_front_if(|(at, _)| *at <= now) {
@@ -281,6 +284,43 @@ fn finish(asked: &Asked, answers: &mpsc::Sender<Answer>, key: Key, probed: Probe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first probe left and the second did not: nobody's silence is an answer.
+    #[tokio::test]
+    async fn a_second_probe_that_fails_leaves_what_is_asked_unknown() {
+        let test = async {
+            let (answers, mut told) = mpsc::channel(8);
+            let counters = std::sync::Arc::new(WorkCounters::default());
+            let now = Instant::now();
+            let (interface, address) = (7, Ipv4Addr::new(10, 0, 0, 1));
+            let key = (interface, address);
+            let asked = Asked::default();
+            asked
+                .borrow_mut()
+                .insert(key, (0, Probe { vlan: 1, address }));
+            // A send without a destination fails.
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let device = Device {
+                socket: Rc::new(socket.into()),
+                mac: Mac([2; 6]),
+                listener: tokio::task::spawn_local(std::future::pending()),
+                used: now,
+            };
+            let mut prober = Prober {
+                asked,
+                devices: HashMap::from([(interface, device)]),
+                again: VecDeque::from([(now, key)]),
+                ends: VecDeque::from([(now, key)]),
+                answers,
+                counters: counters.clone(),
+            };
+            prober.on_time(now);
+            assert!(matches!(told.recv().await.unwrap().probed, Probed::Unknown));
+            assert!(told.try_recv().is_err(), "one answer for one question");
+            assert_eq!(counters.arp.failed.get(), 1);
+        };
+        tokio::task::LocalSet::new().run_until(test).await;
+    }
 
     /// A listener that breaks is no silence: what is asked then would be given to two.
     #[tokio::test]
