@@ -42,7 +42,14 @@ pub(crate) async fn serve(
     let counters = region.racks.counters();
     // Small messages that someone waits for.
     stream.set_nodelay(true).ok();
-    let handshake = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream));
+    let doors = region.racks.doors();
+    let shake = async {
+        match doors.turn(&stream, from.ip(), counters).await {
+            true => acceptor.accept(stream).await,
+            false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    };
+    let handshake = tokio::time::timeout(HANDSHAKE_TIME, shake);
     let stream = tokio::select! {
         () = region.cancel.cancelled() => return,
         () = place.displaced() => {

@@ -21,6 +21,7 @@ counters! {
     accepted: "connections accepted",
     refused_full: "connections refused because there were too many",
     refused_often: "connections of unknown addresses refused because they came too often",
+    handshakes_delayed: "TLS handshakes of unknown addresses that waited, as too many came from all of them",
     displaced: "connections without a certificate that gave way to newer ones",
     hello_late: "connections with a certificate closed because no hello came in time",
     handshake_failed: "TLS handshakes that failed or took too long",

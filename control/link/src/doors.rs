@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gate::{Bounds, Buckets, Full, Numbers, Place, Rate, Recent, Room, Source};
+use tokio::net::TcpStream;
+
+use crate::counters::{Counters, count};
 
 /// Connections without a certificate: handshakes, and hosts that enrol.
 const STRANGERS: Bounds = open(256, 8);
@@ -18,6 +21,18 @@ const KNOWN: Bounds = open(1024, 128);
 const HANDSHAKES: Rate = Rate {
     burst: 20,
     every: Duration::from_millis(100),
+};
+/// Of all unknown addresses together: a tenth of a core.
+const HANDSHAKES_ALL: Rate = Rate {
+    burst: 200,
+    every: Duration::from_millis(10),
+};
+/// Between two looks for a turn.
+const TURN: Duration = Duration::from_millis(30);
+/// Of one address where racks are: a whole site may come back behind it.
+const HANDSHAKES_KNOWN: Rate = Rate {
+    burst: 1000,
+    every: Duration::from_millis(10),
 };
 /// Addresses remembered as racks', and as strangers'.
 const ADDRESSES_MAX: usize = 8 << 10;
@@ -45,12 +60,15 @@ pub(crate) struct Doors {
     pub https: Port,
     addresses: Mutex<Recent<Source, ()>>,
     handshakes: Mutex<Buckets<Source>>,
+    handshakes_all: Mutex<Buckets<()>>,
+    handshakes_known: Mutex<Buckets<Source>>,
 }
 
 /// Why a connection is closed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Full,
+    /// This address comes too often.
     TooOften,
 }
 
@@ -71,6 +89,8 @@ impl Default for Doors {
             },
             addresses: Mutex::new(Recent::new(ADDRESSES_MAX)),
             handshakes: Mutex::new(Buckets::new(HANDSHAKES, ADDRESSES_MAX)),
+            handshakes_all: Mutex::new(Buckets::new(HANDSHAKES_ALL, 1)),
+            handshakes_known: Mutex::new(Buckets::new(HANDSHAKES_KNOWN, ADDRESSES_MAX)),
         }
     }
 }
@@ -82,12 +102,35 @@ impl Doors {
         let is_known = lock(&self.addresses).peek(&source).is_some();
         let full = |_: Full| Refused::Full;
         if is_known {
+            if !lock(&self.handshakes_known).take(&source, now) {
+                return Err(Refused::TooOften);
+            }
             return port.known.enter(source, 1).map_err(full);
         }
         if !lock(&self.handshakes).take(&source, now) {
             return Err(Refused::TooOften);
         }
         port.strangers.enter(source, 1).map_err(full)
+    }
+
+    /// Whether a handshake may begin: of all unknown addresses only so many do. One that nobody begins costs nothing.
+    fn may_begin(&self, from: IpAddr, now: Instant) -> bool {
+        let is_known = lock(&self.addresses).peek(&Source::host(from)).is_some();
+        is_known || lock(&self.handshakes_all).take(&(), now)
+    }
+
+    /// Waits for the client's first octet, and then for its turn. False: the client is gone.
+    pub async fn turn(&self, stream: &TcpStream, from: IpAddr, counters: &Counters) -> bool {
+        if !stream.peek(&mut [0]).await.is_ok_and(|octets| octets > 0) {
+            return false;
+        }
+        if !self.may_begin(from, Instant::now()) {
+            count(&counters.handshakes_delayed);
+            while !self.may_begin(from, Instant::now()) {
+                tokio::time::sleep(TURN).await;
+            }
+        }
+        true
     }
 
     /// A place of the rack itself, open until it is firm.
@@ -155,6 +198,60 @@ mod tests {
         assert_eq!(again.err(), Some(Refused::TooOften));
         let later = now + Duration::from_secs(1);
         assert!(doors.enter(&doors.link, address(1), later).is_ok());
+    }
+
+    #[test]
+    fn handshakes_of_unknown_addresses_have_a_rate_in_all_and_known_addresses_a_lane_of_their_own()
+    {
+        let (doors, now) = (Doors::default(), Instant::now());
+        doors.know(address(1));
+        // Each comes once: no share of an address is used up.
+        let begun = (10..6000).filter(|number| doors.may_begin(address(*number), now));
+        assert_eq!(begun.count(), HANDSHAKES_ALL.burst as usize);
+        assert!((0..6000).all(|_| doors.may_begin(address(1), now)));
+        assert!(!doors.may_begin(address(6001), now));
+        let second = now + Duration::from_secs(1);
+        let later = (6001..9000).filter(|number| doors.may_begin(address(*number), second));
+        assert_eq!(later.count(), 100);
+        // A known address has a share of its own: of connections.
+        let enter = |number| doors.enter(&doors.link, address(number), now).err();
+        let known = (0..HANDSHAKES_KNOWN.burst).filter(|_| enter(1).is_none());
+        assert_eq!(known.count(), HANDSHAKES_KNOWN.burst as usize);
+        assert_eq!(enter(1), Some(Refused::TooOften));
+        assert_eq!(enter(2), None);
+    }
+
+    /// What says nothing takes no turn, and one that waits for its turn gets it.
+    #[tokio::test]
+    async fn a_turn_is_taken_by_the_first_octet() {
+        use tokio::io::AsyncWriteExt;
+        let (doors, counters) = (Doors::default(), Counters::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(to).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let turn = doors.turn(&stream, address(1), &counters);
+        let mut turn = std::pin::pin!(turn);
+        assert!(futures::poll!(turn.as_mut()).is_pending());
+        let now = Instant::now();
+        let begun = (0..).take_while(|_| doors.may_begin(address(2), now));
+        assert_eq!(
+            begun.count(),
+            HANDSHAKES_ALL.burst as usize,
+            "nothing was taken"
+        );
+        client.write_all(b"x").await.unwrap();
+        assert!(turn.await);
+        assert_eq!(
+            counters
+                .handshakes_delayed
+                .load(std::sync::atomic::Ordering::Relaxed),
+            1
+        );
+        let gone = TcpStream::connect(to).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        drop(gone);
+        assert!(!doors.turn(&stream, address(1), &counters).await);
     }
 
     #[test]

@@ -124,6 +124,10 @@ impl Connection {
     async fn shown(&self, stream: TcpStream, from: SocketAddr) -> Option<Shown> {
         let (racks, counters) = (&self.racks, self.racks.counters());
         stream.set_nodelay(true).ok();
+        if !racks.doors().turn(&stream, from.ip(), counters).await {
+            count(&counters.handshake_failed);
+            return None;
+        }
         let Ok(stream) = self.acceptor.accept(stream).await else {
             count(&counters.handshake_failed);
             return None;
