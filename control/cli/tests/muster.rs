@@ -359,18 +359,21 @@ fn the_power_of_a_manual_machine_is_a_persons_to_switch() {
 
 #[test]
 fn a_commission_on_a_vlan_that_no_rack_serves_warns_at_once() {
-    let commission = |vlan: Value| {
+    let rack = |id: &str, connected: bool| json!({"system_id": id, "hostname": id, "connected": connected});
+    let commission_with = |vlan: Value, racks: Value| {
         let card = json!({"boot_interface": {"mac_address": "52:54:00:00:00:01", "vlan": vlan}});
         let found = machine(card);
         let region = Region::new(&[
             ("GET machines/", 200, json!([found.clone()])),
             ("GET events/", 200, json!({"events": []})),
+            ("GET rackcontrollers/", 200, racks),
             ("POST machines/abc123/", 200, found),
         ]);
         let ended = region.run(&["machine", "commission", "web1"]);
         assert!(ended.status.success(), "{}", err(&ended));
         err(&ended)
     };
+    let commission = |vlan| commission_with(vlan, json!([rack("rack01", true)]));
     let served = json!({"id": 5001, "dhcp_on": true, "primary_rack": "rack01"});
     assert_eq!(commission(served.clone()), "");
     assert_eq!(
@@ -386,6 +389,38 @@ fn a_commission_on_a_vlan_that_no_rack_serves_warns_at_once() {
         assert!(said.contains("warning: no rack serves VLAN 5002"), "{said}");
     }
     assert!(commission(Value::Null).contains("no rack has seen 52:54:00:00:00:01"));
+    // A rack that is named and not there serves nobody.
+    let both =
+        json!({"id": 5001, "dhcp_on": true, "primary_rack": "rack01", "secondary_rack": "rack02"});
+    for (vlan, racks, want) in [
+        (
+            &served,
+            json!([rack("rack01", false)]),
+            "is connected (rack01)",
+        ),
+        (
+            &json!({"id": 5001, "dhcp_on": false, "relay_vlan": served}),
+            json!([rack("rack01", false)]),
+            "is connected (rack01)",
+        ),
+        (&served, json!([]), "is connected ()"),
+        (
+            &both,
+            json!([rack("rack01", false), rack("rack02", true)]),
+            "",
+        ),
+        (
+            &both,
+            json!([rack("rack01", false), rack("rack02", false)]),
+            "is connected (rack01, rack02)",
+        ),
+    ] {
+        let said = commission_with(vlan.clone(), racks.clone());
+        match want {
+            "" => assert_eq!(said, "", "{vlan} {racks}"),
+            want => assert!(said.contains(want), "{vlan} {racks}: {said}"),
+        }
+    }
 }
 
 #[test]

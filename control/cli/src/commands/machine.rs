@@ -175,7 +175,8 @@ impl Command {
             Command::Commission { machine, watch } => {
                 let found = find(client, &machine).await?;
                 let id = text(&found, "/system_id");
-                if let Some(warning) = boot_warning(&found) {
+                let racks = serving_racks(client, &found).await;
+                if let Some(warning) = boot_warning(&found, racks.as_deref()) {
                     complain(format_args!("warning: {warning}"));
                 }
                 if text(&found, "/power_type") == "manual" {
@@ -234,8 +235,35 @@ impl Command {
     }
 }
 
+/// The VLAN whose racks serve a machine where it boots: that VLAN itself, or the one it is relayed to.
+fn serving_vlan(machine: &Value) -> Option<&Value> {
+    let vlan = machine.pointer("/boot_interface/vlan")?;
+    let served = |vlan: &&Value| {
+        vlan.get("dhcp_on") == Some(&Value::Bool(true)) && !text(vlan, "/primary_rack").is_empty()
+    };
+    [Some(vlan), vlan.get("relay_vlan")]
+        .into_iter()
+        .flatten()
+        .find(served)
+}
+
+/// The racks that should serve a machine where it boots. `None`: none is set, or they could not be asked for.
+async fn serving_racks(client: &Client, machine: &Value) -> Option<Vec<Value>> {
+    let ids: Vec<(&str, String)> = serving_vlan(machine)
+        .into_iter()
+        .flat_map(|vlan| ["/primary_rack", "/secondary_rack"].map(|field| text(vlan, field)))
+        .filter(|id| !id.is_empty())
+        .map(|id| ("id", id))
+        .collect();
+    if ids.is_empty() {
+        return None;
+    }
+    let racks = client.get("rackcontrollers/", &ids).await.ok()?;
+    racks.as_array().cloned()
+}
+
 /// Why a machine may not get an address where it boots. `None`: as far as is known it does.
-fn boot_warning(machine: &Value) -> Option<String> {
+fn boot_warning(machine: &Value, racks: Option<&[Value]>) -> Option<String> {
     let vlan = machine.pointer("/boot_interface/vlan")?;
     if vlan.is_null() {
         let mac = text(machine, "/boot_interface/mac_address");
@@ -243,14 +271,19 @@ fn boot_warning(machine: &Value) -> Option<String> {
             "no rack has seen {mac} yet: it boots only on a VLAN that a rack serves"
         ));
     }
-    // Served where it is, or through a relay by the VLAN that it leads to.
-    let served = |vlan: &Value| {
-        vlan.get("dhcp_on") == Some(&Value::Bool(true)) && !text(vlan, "/primary_rack").is_empty()
-    };
-    if served(vlan) || vlan.get("relay_vlan").is_some_and(served) {
-        return None;
-    }
     let (id, fabric) = (text(vlan, "/id"), text(vlan, "/fabric"));
+    if serving_vlan(machine).is_some() {
+        let racks = racks?;
+        let is_away = |rack: &Value| rack.get("connected") != Some(&Value::Bool(true));
+        let names: Vec<String> = racks.iter().map(|rack| text(rack, "/hostname")).collect();
+        return racks.iter().all(is_away).then(|| {
+            format!(
+                "no rack that serves VLAN {id} ({fabric}), where it boots, is connected ({}): until one is, it may get no \
+                 address and no boot file",
+                names.join(", ")
+            )
+        });
+    }
     Some(format!(
         "no rack serves VLAN {id} ({fabric}), where it boots: it gets no address and no boot file. \
          `muster vlan dhcp-on {id} --primary-rack RACK` changes that"
