@@ -5,21 +5,23 @@ use std::net::IpAddr;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::stream;
+use futures::stream::{self as pages, StreamExt};
+use gate::Place;
 use http::header;
 use serde_json::Value;
 use store::lease;
 use store::reservation::Reservation;
 
 use crate::App;
+use crate::auth::Caller;
 use crate::error::ApiError;
 use crate::ipaddress::{lease_view, reserved_view};
 use crate::network_view::Networks;
+use crate::results::stream;
 
-/// Items that are read and written at once.
+/// Items that are read and written at once. There is no other bound: the list is whole, however long it is, and costs a
+/// page of memory and one of the places of those who read much.
 const PAGE: u32 = 500;
-/// Leases in one answer.
-const LEASES_MAX: u32 = 100_000;
 
 /// What of the addresses is to be written, and how far it got.
 pub struct AddressList {
@@ -31,29 +33,32 @@ pub struct AddressList {
     /// Whether to say whose they are.
     pub with_owner: bool,
     pub progress: Progress,
+    /// Of a list of more than one page: one account reads only so many at once.
+    pub place: Option<Place>,
 }
 
 #[derive(Default)]
 pub struct Progress {
     reserved: usize,
     after: Option<IpAddr>,
-    leases: u32,
     begun: bool,
     ended: bool,
 }
 
 impl AddressList {
     /// The first page is read before the answer begins, so that what is wrong then has a status.
-    pub async fn respond(mut self) -> Result<Response, ApiError> {
+    pub async fn respond(mut self, caller: &Caller) -> Result<Response, ApiError> {
         let first = self.page().await?;
-        let rest = stream::try_unfold(self, |mut list| async move {
+        if !self.progress.ended {
+            self.place = Some(stream::place(&self.app, caller).await?);
+        }
+        let rest = pages::try_unfold(self, |mut list| async move {
             match list.progress.ended {
                 true => Ok(None),
                 false => list.page().await.map(|page| Some((page, list))),
             }
         });
-        use futures::StreamExt;
-        let all = stream::once(async move { Ok(first) }).chain(rest);
+        let all = pages::once(async move { Ok(first) }).chain(rest);
         let all = all.map(|page| page.map_err(|error| std::io::Error::other(format!("{error:?}"))));
         let content_type = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
         Ok((content_type, Body::from_stream(all)).into_response())
@@ -88,15 +93,13 @@ impl AddressList {
                 .map(|one| reserved_view(one, &self.networks))
                 .collect());
         }
-        let page = PAGE.min(LEASES_MAX - progress.leases);
         // No connection is held while the reader reads.
         let bindings = {
             let mut db = self.app.db().await?;
-            lease::list(&mut db, self.subnet, progress.after, page).await?
+            lease::list(&mut db, self.subnet, progress.after, PAGE).await?
         };
-        progress.leases += bindings.len() as u32;
         progress.after = bindings.last().map(|last| last.address);
-        progress.ended = bindings.len() < PAGE as usize || progress.leases >= LEASES_MAX;
+        progress.ended = bindings.len() < PAGE as usize;
         Ok(bindings
             .iter()
             .map(|one| lease_view(one, &self.networks))

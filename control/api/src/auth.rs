@@ -3,11 +3,12 @@
 //! Whatever part of a key is wrong, the answer is the same. A nonce is remembered only after the signature was
 //! found right, so that nobody can fill the table without a key.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gate::Source;
 use http::{HeaderMap, header};
 use model::{Permission, Role};
+use store::nonce::{self, Use};
 use store::token::{self, MachineToken};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
@@ -18,7 +19,7 @@ use crate::error::ApiError;
 use crate::oauth::{self, Signed};
 
 /// Signed requests between two clean-ups of old nonces.
-const CLEANING_INTERVAL: u32 = 4096;
+const CLEANING_INTERVAL: u64 = 4096;
 
 /// The account behind a request.
 #[derive(Clone, Debug)]
@@ -70,7 +71,8 @@ pub(crate) async fn caller(
     let found = found.filter(right);
     shares.key_was(found.is_some(), source, &signed.token_key);
     let account = found.ok_or_else(wrong_key)?.account;
-    use_nonce(app, &mut db, signed).await?;
+    let owner = format!("account {}", account.id);
+    use_nonce(app, &mut db, signed, &owner).await?;
     drop(turn);
     Ok(Caller {
         id: account.id,
@@ -109,7 +111,8 @@ pub(crate) async fn machine_caller(
     let found = found.filter(right);
     shares.key_was(found.is_some(), source, &signed.token_key);
     let found = found.ok_or_else(wrong_key)?;
-    use_nonce(app, &mut db, &signed).await?;
+    let owner = format!("machine {}", found.machine);
+    use_nonce(app, &mut db, &signed, &owner).await?;
     drop(turn);
     Ok(found)
 }
@@ -118,17 +121,65 @@ async fn use_nonce(
     app: &App,
     db: &mut sqlx::PgConnection,
     signed: &Signed,
+    owner: &str,
 ) -> Result<(), ApiError> {
-    if !token::remember_nonce(db, &signed.token_key, &signed.nonce).await? {
-        return Err(ApiError::Unauthorized("Nonce already used.".into()));
+    let Signed {
+        token_key,
+        nonce,
+        timestamp,
+        ..
+    } = signed;
+    let nonces = &app.state.nonces;
+    match nonce::remember(db, owner, token_key, nonce, *timestamp).await? {
+        Use::Fresh => {}
+        Use::Again => return Err(ApiError::Unauthorized("Nonce already used.".into())),
+        Use::BelowFloor => {
+            nonces.below_floor.fetch_add(1, Ordering::Relaxed);
+            return Err(ApiError::Unauthorized(
+                "Expired timestamp: so many requests are signed with these keys that only the latest are taken."
+                    .into(),
+            ));
+        }
     }
-    let count = app
-        .state
-        .nonces_since_cleaning
-        .fetch_add(1, Ordering::Relaxed);
+    let count = nonces.used.fetch_add(1, Ordering::Relaxed);
     if count % CLEANING_INTERVAL == CLEANING_INTERVAL - 1 {
-        token::forget_nonces(db).await?;
+        if let Some(cleaned) = nonce::clean(db, nonce::BOUNDS).await? {
+            nonces.note(cleaned);
+        }
         token::forget_revoked(db).await?;
     }
     Ok(())
+}
+
+/// What this process knows of the nonces, for the metrics page.
+#[derive(Default)]
+pub(crate) struct Nonces {
+    used: AtomicU64,
+    below_floor: AtomicU64,
+    held: AtomicU64,
+    owners: AtomicU64,
+    raised: AtomicU64,
+}
+
+impl Nonces {
+    fn note(&self, cleaned: nonce::Cleaned) {
+        self.held.store(cleaned.held, Ordering::Relaxed);
+        self.owners.store(cleaned.owners, Ordering::Relaxed);
+        self.raised.fetch_add(cleaned.raised, Ordering::Relaxed);
+    }
+
+    /// `held` and `sources` are of this process's last clean-up.
+    pub fn numbers(&self) -> gate::Numbers {
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        gate::Numbers {
+            name: "nonces",
+            held: read(&self.held),
+            sources: read(&self.owners),
+            total: nonce::BOUNDS.total,
+            entered: read(&self.used),
+            displaced: read(&self.raised),
+            refused_source: read(&self.below_floor),
+            ..gate::Numbers::default()
+        }
+    }
 }

@@ -7,7 +7,7 @@ use http::StatusCode;
 use library::{CHUNK_BYTES_MAX, LibraryError};
 use model::Permission;
 use serde_json::{Value, json};
-use store::image::{self, BootResource, ResourceName};
+use store::image::{self, BootResource, BootResourceFile, ResourceName};
 
 use axum::response::IntoResponse;
 
@@ -88,21 +88,39 @@ pub fn resources() -> Vec<Resource> {
     ]
 }
 
+/// A file as MAAS shows it.
+fn file_view(file: &BootResourceFile, uri: &str) -> Value {
+    json!({
+        "filename": file.filetype,
+        "filetype": file.filetype,
+        "sha256": hex::encode(file.sha256),
+        "size": file.size_bytes,
+        "complete": file.complete,
+        "progress": file.received_bytes,
+        "upload_uri": uri,
+    })
+}
+
+/// The sets of an answer to an upload: the `maas` command goes on with the one file that it finds in them.
+fn sets_of_upload(file: &BootResourceFile, uri: &str) -> Value {
+    json!({
+        LABEL: {
+            "version": LABEL,
+            "label": LABEL,
+            "size": file.size_bytes,
+            "complete": file.complete,
+            "files": { &file.filetype: file_view(file, uri) },
+        }
+    })
+}
+
 fn view(resource: &BootResource) -> Value {
     let files: serde_json::Map<String, Value> = resource
         .files
         .iter()
         .map(|file| {
-            let value = json!({
-                "filename": file.filetype,
-                "filetype": file.filetype,
-                "sha256": hex::encode(file.sha256),
-                "size": file.size_bytes,
-                "complete": file.complete,
-                "progress": file.received_bytes,
-                "upload_uri": upload_uri(&resource.id.to_string(), &file.id.to_string()),
-            });
-            (file.filetype.clone(), value)
+            let uri = upload_uri(&resource.id.to_string(), &file.id.to_string());
+            (file.filetype.clone(), file_view(file, &uri))
         })
         .collect();
     let complete = is_complete(resource);
@@ -209,7 +227,7 @@ async fn create(request: Request) -> Reply {
     let known = request
         .app
         .library
-        .announce(sha256, size_bytes)
+        .announce(sha256, size_bytes, Some(request.caller()?.id))
         .await
         .map_err(refusal)?;
     let mut tx = request.app.begin().await?;
@@ -234,13 +252,21 @@ async fn create(request: Request) -> Reply {
             .ok_or_else(|| ApiError::no_such("BootResource"))?;
         (reply, upload_uri(&id.to_string(), &file.to_string()))
     };
-    let received = image::manifest(&mut tx, &sha256)
-        .await?
-        .map_or(0, |m| m.received_bytes);
+    let manifest = image::manifest(&mut tx, &sha256).await?;
+    let manifest = manifest.ok_or_else(|| ApiError::no_such("BootResourceFile"))?;
     tx.commit().await?;
+    let file = BootResourceFile {
+        id: 0,
+        filetype: filetype.to_owned(),
+        sha256,
+        size_bytes: manifest.size_bytes,
+        received_bytes: manifest.received_bytes,
+        complete: manifest.complete,
+    };
+    reply["sets"] = sets_of_upload(&file, &uri);
     if !known {
         reply["upload_uri"] = uri.into();
-        reply["received"] = received.into();
+        reply["received"] = manifest.received_bytes.into();
     }
     Ok((StatusCode::CREATED, answer(&reply)).into_response())
 }
@@ -322,6 +348,19 @@ fn refusal(error: LibraryError) -> ApiError {
             ApiError::bad_request(error.to_string())
         }
         LibraryError::Store(error) => error.into(),
+        LibraryError::GivenUp => ApiError::conflict(error),
+        LibraryError::NoRoom { of_account: true } => ApiError::Unavailable(
+            "Your unfinished uploads hold all the room there is for them: finish some, or give them a day to be given up.",
+        ),
+        LibraryError::NoRoom { of_account: false } => ApiError::Unavailable(
+            "Unfinished uploads hold all the room there is for them: finish some, or give them a day to be given up.",
+        ),
+        LibraryError::DiskFull { .. } => {
+            ApiError::Unavailable("The region's disk has no room for this file.")
+        }
+        LibraryError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ApiError::Unavailable("The region's disk is full.")
+        }
         LibraryError::Io { .. } => ApiError::internal(error),
     }
 }

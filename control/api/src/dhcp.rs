@@ -136,6 +136,7 @@ async fn trace(request: Request) -> Reply {
     }
     let mut tx = request.app.begin().await?;
     if !dhcp::trace(&mut tx, mac.octets(), secs, &request.username()).await? {
+        request.app.count(|counters| &counters.bounds_met);
         return Err(ApiError::conflict(format!(
             "{} machines are followed already.",
             dhcp::TRACES_MAX

@@ -260,7 +260,7 @@ async fn create(request: Request) -> Reply {
     network::lock_networks(&mut tx).await?;
     let scope = scope_of(&mut tx, form).await?;
     if dhcp::option_count(&mut tx, scope).await? >= dhcp::OPTIONS_PER_SCOPE_MAX {
-        return Err(ApiError::bad_request(format!(
+        return Err(ApiError::BoundMet(format!(
             "At most {} options in one scope.",
             dhcp::OPTIONS_PER_SCOPE_MAX
         )));

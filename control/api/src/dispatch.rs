@@ -4,7 +4,7 @@
 //! body, else from a path suffix `op-<name>`; empty means none. Trailing slashes do not matter.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -26,6 +26,7 @@ use crate::describe;
 use crate::error::ApiError;
 use crate::lacking::{self, Lacking};
 use crate::shares::{self, STRANGER_BYTES_MAX};
+use crate::transaction;
 use crate::{App, Attestation};
 
 pub type Reply = Result<Response, ApiError>;
@@ -122,11 +123,11 @@ pub struct Request {
     pub caller: Option<Caller>,
     pub attestation: Option<Attestation>,
     captured: Vec<(&'static str, String)>,
-    pub query: Form,
+    pub query: Arc<Form>,
     /// Of a POST or PUT.
-    pub form: Form,
+    pub form: Arc<Form>,
     /// The octets of `form`: its source's until the request is answered.
-    _octets: Option<Place>,
+    _octets: Arc<Option<Place>>,
     /// In a lock only because a body is not `Sync`, and a `&Request` is held across awaits.
     stream: Mutex<Body>,
     pub headers: HeaderMap,
@@ -283,7 +284,11 @@ pub(crate) fn router(app: App) -> Router {
     Router::new()
         .route("/MAAS/api/version", get(plain_version))
         .route("/MAAS/api/version/", get(plain_version))
+        .route("/MAAS/api/1.0", any(gone))
+        .route("/MAAS/api/1.0/", any(gone))
         .route("/MAAS/api/1.0/{*rest}", any(gone))
+        .route("/MAAS/api/2.0", any(serve))
+        .route("/MAAS/api/2.0/", any(serve))
         .route("/MAAS/api/2.0/describe", get(describe::describe))
         .route("/MAAS/api/2.0/describe/", get(describe::describe))
         .route("/MAAS/api/2.0/{*path}", any(serve))
@@ -345,9 +350,9 @@ fn date() -> HeaderValue {
 }
 
 async fn serve(State(app): State<App>, request: axum::extract::Request) -> Response {
-    dispatch(app, request)
+    dispatch(app.clone(), request)
         .await
-        .unwrap_or_else(ApiError::into_response)
+        .unwrap_or_else(|error| app.refuse(error))
 }
 
 async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
@@ -455,18 +460,23 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
         caller.require(permission)?;
     }
     lacking::check(operation.lacking, [&query, &form])?;
-    let request = Request {
-        caller,
+    let (query, form, octets) = (Arc::new(query), Arc::new(form), Arc::new(octets));
+    let request = |app: App, stream: Body| Request {
+        caller: caller.clone(),
         attestation: parts.extensions.get::<Attestation>().cloned(),
-        captured: found.captured,
-        query,
-        form,
-        _octets: octets,
+        captured: found.captured.clone(),
+        query: Arc::clone(&query),
+        form: Arc::clone(&form),
+        _octets: Arc::clone(&octets),
         stream: Mutex::new(stream),
-        headers: parts.headers,
+        headers: parts.headers.clone(),
         app,
     };
-    (operation.handler)(request).await
+    if operation.streams {
+        // Its body is there once.
+        return (operation.handler)(request(app, stream)).await;
+    }
+    transaction::again(&app, |app| (operation.handler)(request(app, Body::empty()))).await
 }
 
 /// In whose share a body is read.

@@ -3,6 +3,7 @@
 use model::{EventType, Permission};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
+use store::StoreError;
 use store::domain::{self, Domain};
 use store::event::{self, NewEvent};
 
@@ -132,9 +133,12 @@ async fn create(request: Request) -> Reply {
     }
     let mut tx = request.app.begin().await?;
     let Some(domain) = domain::create(&mut tx, name).await? else {
+        if domain::list(&mut tx).await?.len() as i64 >= domain::DOMAINS_MAX {
+            return Err(StoreError::Full { what: "domains" }.into());
+        }
         return Err(ApiError::field(
             "name",
-            "Domain with this Name already exists, or there are too many.",
+            "Domain with this Name already exists.",
         ));
     };
     event::record(&mut tx, told(&request, format!("Domain {name} created"))).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use store::StoreError;
+use store::{Conflict, StoreError};
 use workflow::WorkflowError;
 
 /// A refusal. Its text goes to the client as it is: no causes, no secrets. Causes are logged here.
@@ -14,6 +14,8 @@ use workflow::WorkflowError;
 pub enum ApiError {
     /// 400, text.
     BadRequest(String),
+    /// 400, text: there are as many of these as there may be.
+    BoundMet(String),
     /// 400, JSON: what is wrong with which field.
     Validation(BTreeMap<String, Vec<String>>),
     /// 401, with the reason after "Authorization Error: ".
@@ -35,6 +37,8 @@ pub enum ApiError {
     TooMany(Duration),
     /// 503: the same request may work in ten seconds.
     Unavailable(&'static str),
+    /// 503, when it is not tried again here: another transaction was in the way, and nothing was done.
+    InTheWay,
     Internal(Box<dyn Error + Send + Sync>),
 }
 
@@ -122,6 +126,12 @@ fn refusal_of(constraint: &str) -> Option<ApiError> {
     Some(ApiError::field(field, message))
 }
 
+impl Conflict for ApiError {
+    fn is_conflict(&self) -> bool {
+        matches!(self, ApiError::InTheWay)
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
@@ -129,6 +139,10 @@ impl From<StoreError> for ApiError {
             StoreError::Constraint { constraint } => {
                 refusal_of(constraint).unwrap_or_else(|| ApiError::internal(error))
             }
+            StoreError::Full { what } => {
+                ApiError::BoundMet(format!("Too many {what}: delete some first."))
+            }
+            error if error.is_conflict() => ApiError::InTheWay,
             error if error.is_transient() => {
                 tracing::warn!(error = error as &dyn Error, "the database did not answer");
                 ApiError::Unavailable("The database is not available. Try again.")
@@ -182,7 +196,9 @@ fn with_header(mut response: Response, name: header::HeaderName, value: &str) ->
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
-            ApiError::BadRequest(reason) => text(StatusCode::BAD_REQUEST, reason),
+            ApiError::BadRequest(reason) | ApiError::BoundMet(reason) => {
+                text(StatusCode::BAD_REQUEST, reason)
+            }
             ApiError::Validation(fields) => {
                 let json = serde_json::to_string(&fields).unwrap_or_default();
                 let content_type = [(header::CONTENT_TYPE, "application/json; charset=utf-8")];
@@ -226,6 +242,9 @@ impl IntoResponse for ApiError {
                 header::RETRY_AFTER,
                 "10",
             ),
+            ApiError::InTheWay => {
+                ApiError::Unavailable("Other requests change the same. Try again.").into_response()
+            }
             ApiError::Internal(error) => {
                 tracing::error!(error = &*error as &dyn Error, "answering a request");
                 text(

@@ -12,7 +12,6 @@ use store::lease::{self, Binding};
 use store::network::{self, Range, Subnet};
 use store::reservation::{self, Key, NewReservation, Reservation};
 
-use crate::App;
 use crate::address_list::{AddressList, Progress};
 use crate::auth::Caller;
 use crate::dispatch::{Access, Operation, Reply, Request, Resource, deleted, json as answer};
@@ -94,7 +93,7 @@ async fn list(request: Request) -> Reply {
     });
     let Some(ip) = ip else {
         drop(db);
-        return respond(&request.app, networks, reserved, None, true).await;
+        return respond(&request, networks, reserved, None, true).await;
     };
     let binding = lease::binding_of_address(&mut db, ip).await?;
     let views = reserved
@@ -105,28 +104,34 @@ async fn list(request: Request) -> Reply {
 }
 
 async fn respond(
-    app: &App,
+    request: &Request,
     networks: Networks,
     reserved: Vec<Reservation>,
     subnet: Option<i32>,
     with_owner: bool,
 ) -> Reply {
     let list = AddressList {
-        app: app.clone(),
+        app: request.app.clone(),
         networks,
         reserved,
         subnet,
         with_owner,
         progress: Progress::default(),
+        place: None,
     };
-    list.respond().await
+    list.respond(request.caller()?).await
 }
 
 /// Of a subnet: everybody's reserved addresses and the live leases.
-pub async fn of_subnet(app: &App, networks: Networks, subnet: i32, with_owner: bool) -> Reply {
-    let mut reserved = reservation::of_subnets(&mut *app.db().await?, &[subnet]).await?;
+pub async fn of_subnet(
+    request: &Request,
+    networks: Networks,
+    subnet: i32,
+    with_owner: bool,
+) -> Reply {
+    let mut reserved = reservation::of_subnets(&mut *request.app.db().await?, &[subnet]).await?;
     reserved.retain(|reservation| reservation.user_reserved);
-    respond(app, networks, reserved, Some(subnet), with_owner).await
+    respond(request, networks, reserved, Some(subnet), with_owner).await
 }
 
 pub(crate) fn reserved_view(reservation: &Reservation, networks: &Networks) -> Value {
@@ -195,7 +200,7 @@ async fn reserve(request: Request) -> Reply {
     let ranges = network::ranges(&mut tx).await?;
     let taken = Taken::of(&mut tx, subnet, &ranges).await?;
     if taken.count_of(caller.id) >= RESERVED_MAX {
-        return Err(ApiError::bad_request(format!(
+        return Err(ApiError::BoundMet(format!(
             "An account can hold {RESERVED_MAX} addresses of a subnet."
         )));
     }
@@ -246,6 +251,7 @@ struct Taken<'a> {
     subnet: &'a Subnet,
     ranges: Vec<&'a Range>,
     reserved: Vec<Reservation>,
+    /// Outside the ranges, which are taken as a whole.
     leased: Vec<IpAddr>,
     /// Of BMCs, regions and other DHCP servers: whoever is given one hears what is meant for it.
     services: Vec<IpAddr>,
@@ -257,7 +263,7 @@ impl<'a> Taken<'a> {
         subnet: &'a Subnet,
         ranges: &'a [Range],
     ) -> Result<Self, ApiError> {
-        let leased = lease::addresses_within(&mut *db, &subnet.cidr).await?;
+        let leased = lease::leased_outside_ranges(&mut *db, subnet.id, &subnet.cidr).await?;
         Ok(Self {
             subnet,
             ranges: ranges

@@ -46,13 +46,14 @@ pub mod results;
 mod shares;
 mod specifier;
 mod subnet;
+mod transaction;
 mod user;
 mod version;
 mod vlan;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use library::Library;
@@ -66,6 +67,7 @@ pub use body::{File, Form, Limits};
 pub use dispatch::{Access, Operation, Reply, Request, Resource};
 pub use error::ApiError;
 pub use shares::ThroughRack;
+use transaction::{Committed, Tx};
 
 /// What every handler may use. Cheap to clone.
 #[derive(Clone)]
@@ -75,14 +77,15 @@ pub struct App {
     pub library: Library,
     pub racks: link::Racks,
     state: Arc<State>,
+    /// Of the request that this is for.
+    committed: Committed,
 }
 
 struct State {
     table: dispatch::Table,
     counters: Counters,
     shares: shares::Shares,
-    /// Signed requests since the nonces were last cleaned up.
-    nonces_since_cleaning: AtomicU32,
+    nonces: auth::Nonces,
 }
 
 /// What this process has refused, for the metrics page.
@@ -100,11 +103,13 @@ pub struct Counters {
     pub logins_refused: AtomicU64,
     /// Machines that may not enlist: too many wait.
     pub enlistments_refused: AtomicU64,
+    /// What was not made as there are as many of it as there may be.
+    pub bounds_met: AtomicU64,
 }
 
 impl Counters {
     /// (name, what it counts, value)
-    pub fn read(&self) -> [(&'static str, &'static str, u64); 8] {
+    pub fn read(&self) -> [(&'static str, &'static str, u64); 9] {
         [
             (
                 "unauthorized",
@@ -142,6 +147,11 @@ impl Counters {
                 "machines that may not enlist, as too many wait",
                 &self.enlistments_refused,
             ),
+            (
+                "bounds_met",
+                "domains, keys, addresses, options and traces not made, as there are as many as there may be",
+                &self.bounds_met,
+            ),
         ]
         .map(|(name, help, value)| (name, help, value.load(Ordering::Relaxed)))
     }
@@ -153,7 +163,7 @@ impl App {
             table: dispatch::Table::new(resources()),
             counters: Counters::default(),
             shares: shares::Shares::default(),
-            nonces_since_cleaning: AtomicU32::new(0),
+            nonces: auth::Nonces::default(),
         };
         Self {
             pool,
@@ -161,6 +171,7 @@ impl App {
             library,
             racks,
             state: Arc::new(state),
+            committed: Committed::default(),
         }
     }
 
@@ -170,21 +181,46 @@ impl App {
 
     /// What the shared places of requests hold and have refused, for the metrics page.
     pub fn places(&self) -> Vec<gate::Numbers> {
-        self.state.shares.numbers()
+        let mut numbers = self.state.shares.numbers();
+        numbers.push(self.state.nonces.numbers());
+        numbers.push(self.uploads());
+        numbers
+    }
+
+    /// Octets of files that arrive; `held` as of the last that was announced here.
+    fn uploads(&self) -> gate::Numbers {
+        let counters = self.library.counters();
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        gate::Numbers {
+            name: "upload_octets",
+            held: read(&counters.held_bytes),
+            total: library::Counters::bytes_max(),
+            entered: read(&counters.announced),
+            refused_source: read(&counters.refused_account),
+            refused_all: read(&counters.refused_all),
+            ..gate::Numbers::default()
+        }
     }
 
     pub(crate) fn count(&self, counter: impl FnOnce(&Counters) -> &AtomicU64) {
         counter(&self.state.counters).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The answer, counted where its status alone does not say what it was.
+    pub(crate) fn refuse(&self, error: ApiError) -> axum::response::Response {
+        if matches!(error, ApiError::BoundMet(_)) {
+            self.count(|counters| &counters.bounds_met);
+        }
+        axum::response::IntoResponse::into_response(error)
+    }
+
     pub(crate) async fn db(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, ApiError> {
         self.pool.acquire().await.map_err(ApiError::from)
     }
 
-    pub(crate) async fn begin(
-        &self,
-    ) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, ApiError> {
-        self.pool.begin().await.map_err(ApiError::from)
+    pub(crate) async fn begin(&self) -> Result<Tx, ApiError> {
+        let tx = self.pool.begin().await?;
+        Ok(Tx::new(tx, self.committed.clone()))
     }
 }
 

@@ -18,6 +18,7 @@ use crate::lacking::{Lacking, POOL, ZONE, fixed, lacks, off};
 use crate::machine_filter;
 use crate::machine_view::views;
 use crate::power::{self, PowerForm};
+use crate::transaction::Tx;
 use crate::{App, enlist, handler};
 
 const VIEW: Access = Access::With(Permission::View);
@@ -493,7 +494,7 @@ pub(crate) async fn insert(
     said: &Said<'_>,
     macs: &[Mac],
     vlan: Option<i32>,
-) -> Result<(sqlx::Transaction<'static, sqlx::Postgres>, SystemId), ApiError> {
+) -> Result<(Tx, SystemId), ApiError> {
     for _ in 0..ID_TRIES {
         let system_id = SystemId::from_random(rand::rng().random());
         let generated = format!("machine-{system_id}");

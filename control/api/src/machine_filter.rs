@@ -191,13 +191,13 @@ fn both(statuses: Vec<MachineStatus>, simple: Vec<MachineStatus>) -> Option<Vec<
 /// Filters by what is the same for every node here: its zone, its pool, no tag, no agent. `false`: no node meets them.
 pub fn constants(query: &Form) -> bool {
     let is_default = |value: &str| value == "default";
-    let meets = |name: &str| values(query, name).all(is_default);
-    let excluded = |name: &str| values(query, name).any(is_default);
     let has = |name: &str| values(query, name).next().is_some();
+    let named = |name: &str| values(query, name).any(is_default);
+    let meets = |name: &str| !has(name) || named(name);
     meets("zone")
         && meets("pool")
-        && !excluded("not_in_zone")
-        && !excluded("not_in_pool")
+        && !named("not_in_zone")
+        && !named("not_in_pool")
         && !has("tags")
         && !has("agent_name")
 }

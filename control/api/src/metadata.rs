@@ -30,6 +30,7 @@ use crate::body::{self, Form, Limits};
 use crate::dispatch::{deleted, text};
 use crate::error::ApiError;
 use crate::shares::{self, STRANGER_BYTES_MAX};
+use crate::transaction;
 use crate::{App, Attestation, machine_caller};
 use path::{Item, Resource, locate, rack_base};
 
@@ -102,11 +103,15 @@ async fn answer(app: &App, parts: Parts, body: Body) -> Result<Response, ApiErro
     };
     match locate(&parts.method, path)? {
         Resource::Preseed(id) => match (request.query.get("op"), &parts.method) {
-            (Some("get_preseed"), &Method::GET) => request.preseed(&id).await,
+            (Some("get_preseed"), &Method::GET) => {
+                transaction::again(app, |app| request.preseed(app, &id)).await
+            }
             (_, &Method::POST) => {
                 let form = request.small_form(body).await?;
                 match request.query.filled("op").or(form.filled("op")) {
-                    Some("netboot_off") => request.netboot_by_id(&id, false).await,
+                    Some("netboot_off") => {
+                        transaction::again(app, |app| request.netboot_by_id(app, &id, false)).await
+                    }
                     op => Err(unrecognised(&parts.method, op)),
                 }
             }
@@ -234,11 +239,11 @@ impl Asked<'_> {
 
     // ------------------------------------------------------------ preseed
 
-    async fn preseed(&self, id: &str) -> Result<Response, ApiError> {
+    async fn preseed(&self, app: App, id: &str) -> Result<Response, ApiError> {
         let (place, mac) = attested(self.attestation)?;
         let base = base_of(&self.parts.headers)?;
         let id = machine_id(id)?;
-        let mut tx = self.app.begin().await?;
+        let mut tx = app.begin().await?;
         own_mac(&mut tx, &id, mac).await?;
         served_there(&mut tx, place).await?;
         let life = lifecycle::lock(&mut tx, &id).await?;
@@ -288,10 +293,10 @@ impl Asked<'_> {
     }
 
     /// curtin's last word, without a token: from the machine's own card only.
-    async fn netboot_by_id(&self, id: &str, netboot: bool) -> Result<Response, ApiError> {
+    async fn netboot_by_id(&self, app: App, id: &str, netboot: bool) -> Result<Response, ApiError> {
         let (_, mac) = attested(self.attestation)?;
         let id = machine_id(id)?;
-        let mut tx = self.app.begin().await?;
+        let mut tx = app.begin().await?;
         own_mac(&mut tx, &id, mac).await?;
         lifecycle::lock(&mut tx, &id).await?;
         lifecycle::set_netboot(&mut tx, &id, netboot).await?;
@@ -325,9 +330,13 @@ impl Asked<'_> {
         // The VLAN is that of the card that asks, which may be another of the machine's.
         let vlan = place.vlan.filter(|_| place.client_mac == Some(token.mac));
         let report = report_of(form, token.mac, vlan)?;
-        let mut tx = self.app.begin().await?;
-        let status = workflow::signal(&mut tx, &token.machine, token.boot_id, &report).await?;
-        tx.commit().await?;
+        let taken = transaction::again(self.app, async |app| {
+            let mut tx = app.begin().await?;
+            let status = workflow::signal(&mut tx, &token.machine, token.boot_id, &report).await?;
+            tx.commit().await?;
+            Ok(status)
+        });
+        let status = taken.await?;
         let signal = report.status.as_str();
         tracing::debug!(machine = %token.machine, signal, status = %status, "signal taken");
         Ok(text("OK"))

@@ -1,6 +1,6 @@
 //! `nodes/{system_id}/results/`: what the scripts of a machine's boots gave.
 
-mod stream;
+pub(crate) mod stream;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -106,6 +106,8 @@ async fn sets_as_json(
     is_list: bool,
 ) -> Reply {
     let body = stream::body(request, async move |mut writer: stream::Writer| {
+        let ids: Vec<i32> = sets.iter().map(|set| set.id).collect();
+        let results = script::results_of_sets(writer.pool(), &ids).await?;
         if is_list {
             writer.text("[").await?;
         }
@@ -113,7 +115,8 @@ async fn sets_as_json(
             if index > 0 {
                 writer.text(",").await?;
             }
-            write_set(&mut writer, set, &wanted).await?;
+            let of_set = results.iter().filter(|result| result.set_id == set.id);
+            write_set(&mut writer, set, of_set.collect(), &wanted).await?;
         }
         if is_list {
             writer.text("]").await?;
@@ -263,9 +266,9 @@ const PARTS: [Part; 4] = [Part::Combined, Part::Stdout, Part::Stderr, Part::Resu
 async fn write_set(
     writer: &mut stream::Writer,
     set: &ScriptSet,
+    mut results: Vec<&ScriptResult>,
     wanted: &Wanted,
 ) -> Result<(), stream::Broken> {
-    let mut results = script::results(writer.pool(), set.id).await?;
     let head = head_of(set, &results);
     results.retain(|result| wanted.names(&result.name));
     writer.open_object(&head).await?;
@@ -288,7 +291,7 @@ async fn write_set(
 }
 
 /// All of a set but its results.
-fn head_of(set: &ScriptSet, results: &[ScriptResult]) -> Value {
+fn head_of(set: &ScriptSet, results: &[&ScriptResult]) -> Value {
     let status = ScriptStatus::summary(results.iter().map(|result| result.status));
     let started = results.iter().filter_map(|result| result.started).min();
     let ended = match status {

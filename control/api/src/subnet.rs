@@ -584,5 +584,5 @@ async fn ip_addresses(request: Request) -> Reply {
     }
     let networks = Networks::load(&mut *request.app.db().await?).await?;
     let id = find(&request, &networks)?.id;
-    ipaddress::of_subnet(&request.app, networks, id, with_username).await
+    ipaddress::of_subnet(&request, networks, id, with_username).await
 }

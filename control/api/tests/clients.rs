@@ -258,6 +258,105 @@ async fn no_list_asks_row_by_row() {
     assert!((1..=14).contains(&statements), "{statements} statements");
 }
 
+/// The list of a machine's script sets is one query of results, however many sets there are.
+#[tokio::test]
+async fn results_of_all_sets_are_one_query() {
+    let region = Region::start().await;
+    fill(
+        &region,
+        "with m as (insert into machine (system_id, hostname) values ('abc123', 'node') returning system_id),
+              s as (insert into script_set (machine, type, boot_id)
+                    select system_id, kind, gen_random_uuid()
+                    from m, unnest(array['commissioning', 'testing', 'release', 'deployment']) kind,
+                         generate_series(1, 10) returning id)
+         insert into script_result (set_id, name) select id, 'script-' || n from s, generate_series(1, 5) n",
+    )
+    .await;
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = tracing_subscriber::registry().with(Statements(count.clone()));
+    let _guard = tracing::subscriber::set_default(counting);
+    let sets = region.get("nodes/abc123/results/").await.json();
+    let sets = sets.as_array().unwrap();
+    assert_eq!(sets.len(), 40);
+    for set in sets {
+        let results = set["results"].as_array().unwrap();
+        let names: Vec<&str> = results
+            .iter()
+            .map(|one| one["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["script-1", "script-2", "script-3", "script-4", "script-5"]
+        );
+    }
+    let statements = count.load(Ordering::Relaxed);
+    assert!((1..=5).contains(&statements), "{statements} statements");
+}
+
+/// Lists that anybody with a key may ask for, each of a few statements however much there is.
+#[tokio::test]
+async fn every_list_is_a_few_statements() {
+    let region = Region::start().await;
+    for statement in [
+        "insert into fabric (name) select 'f' || n from generate_series(1, 40) n",
+        "insert into vlan (fabric_id, vid, name) select id, 7, 'v7' from fabric where name like 'f%'",
+        "insert into subnet (vlan_id, cidr, name)
+         select id, ('10.' || row_number() over () || '.0.0/16')::cidr, 's' || id from vlan where vid = 7",
+        "insert into iprange (subnet_id, type, start_ip, end_ip)
+         select id, 'reserved', cidr + 10, cidr + 20 from subnet",
+        "insert into reserved_ip (subnet_id, ip, mac)
+         select id, cidr + 30, ('5254' || lpad(to_hex(id), 8, '0'))::macaddr from subnet",
+        "insert into rack (system_id, hostname) select 'r' || lpad(n::text, 5, '0'), 'rack' || n from generate_series(1, 40) n",
+        "insert into rack_interface select system_id, 'eth0', null, '{10.1.0.1/16}' from rack",
+        "insert into account (username, email, password_hash, is_admin)
+         select 'u' || n, '', '!', false from generate_series(1, 40) n",
+        "insert into domain (name) select 'd' || n from generate_series(1, 40) n",
+        "insert into machine (system_id, hostname, domain, owner_id)
+         select 'm' || lpad(n::text, 5, '0'), 'node' || n, 'd' || n,
+                (select id from account where username = 'u' || n) from generate_series(1, 40) n",
+        "insert into interface (machine, name, mac, vlan_id)
+         select system_id, 'eth0', ('5255' || lpad(to_hex(row_number() over ()), 8, '0'))::macaddr,
+                (select min(id) from vlan where vid = 7) from machine",
+        "insert into library_file (sha256, size_bytes, piece_bytes, complete)
+         select decode(lpad(to_hex(n), 64, '0'), 'hex'), 1, 1, true from generate_series(1, 40) n",
+        "insert into boot_resource (osystem, release, architecture) select 'os', 'r' || n, 'amd64' from generate_series(1, 40) n",
+        "insert into boot_resource_file (resource_id, filetype, sha256)
+         select id, 'squashfs', decode(lpad(to_hex(1), 64, '0'), 'hex') from boot_resource",
+        "insert into event (type, level, at, machine, description)
+         select 'MACHINE_CREATED', 20, now(), system_id, '' from machine",
+    ] {
+        fill(&region, statement).await;
+    }
+    let described = region.get("describe/").await.json();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = tracing_subscriber::registry().with(Statements(count.clone()));
+    let _guard = tracing::subscriber::set_default(counting);
+    let (mut lists, mut too_many) = (0, Vec::new());
+    for handler in described["handlers"].as_array().unwrap() {
+        if !handler["params"].as_array().unwrap().is_empty() {
+            continue;
+        }
+        for action in handler["actions"].as_array().unwrap() {
+            if action["method"] != "GET" {
+                continue;
+            }
+            let path = handler["path"].as_str().unwrap();
+            let op = action["op"]
+                .as_str()
+                .map_or(String::new(), |op| format!("?op={op}"));
+            count.store(0, Ordering::Relaxed);
+            let answer = region.get(&format!("{path}{op}")).await;
+            let statements = count.load(Ordering::Relaxed);
+            if statements > 13 {
+                too_many.push(format!("{path}{op}: {statements}"));
+            }
+            lists += usize::from(answer.status.is_success());
+        }
+    }
+    assert_eq!(too_many, Vec::<String>::new());
+    assert!(lists >= 20, "{lists} lists");
+}
+
 /// 20,000 leases: nobody holds them all in memory.
 #[tokio::test]
 async fn a_long_list_of_addresses_comes_in_pieces() {
@@ -314,6 +413,51 @@ async fn a_long_list_of_addresses_comes_in_pieces() {
         largest < 1 << 20 && count >= 40,
         "{count} pieces, {largest} octets"
     );
+}
+
+/// More than 100,000, where it once ended without a word.
+#[tokio::test]
+async fn a_very_long_list_of_addresses_is_whole() {
+    let region = Region::start().await;
+    region
+        .post("subnets/", "cidr=10.64.0.0/10&name=lab")
+        .await
+        .json();
+    fill(
+        &region,
+        "insert into lease (address, vlan_id, client_kind, client_key, mac, ends, granted)
+         select '10.64.0.0'::inet + n, 5001, 0, decode('5254' || lpad(to_hex(n), 8, '0'), 'hex'),
+                ('5254' || lpad(to_hex(n), 8, '0'))::macaddr, now() + interval '1 hour', now()
+         from generate_series(1, 100777) n",
+    )
+    .await;
+    let request = http::Request::builder()
+        .uri("/MAAS/api/2.0/ipaddresses/")
+        .header("authorization", region.signature(&region.admin))
+        .body(Body::empty())
+        .unwrap();
+    let answer = tower::ServiceExt::oneshot(region.router.clone(), request)
+        .await
+        .unwrap();
+    let held = || {
+        let places = region.app.places();
+        places
+            .iter()
+            .find(|place| place.name == "result_readers")
+            .unwrap()
+            .held
+    };
+    assert_eq!(held(), 1, "a long list is read in a place");
+    let mut pieces = answer.into_body().into_data_stream();
+    let mut count = 0;
+    while let Some(piece) = futures::StreamExt::next(&mut pieces).await {
+        count += String::from_utf8_lossy(&piece.unwrap())
+            .matches("\"mac_address\":")
+            .count();
+    }
+    assert_eq!(count, 100_777);
+    drop(pieces);
+    assert_eq!(held(), 0);
 }
 
 /// Of any length.

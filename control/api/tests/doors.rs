@@ -76,8 +76,13 @@ async fn little_of_a_body_without_a_key_is_read() {
     let answer = post(&region, "/MAAS/api/2.0/fabrics/", Some(&key), body).await;
     assert_eq!(answer.status, 400, "one field with a long name");
     assert_eq!(read.load(Ordering::Relaxed), 1 << 20);
-    let held: Vec<_> = region.app.places().iter().map(|room| room.held).collect();
-    assert_eq!(held, [0; 7], "every octet and turn is given back");
+    let places = region.app.places();
+    let held = places.iter().filter(|place| place.held > 0);
+    assert_eq!(
+        (places.len(), held.count()),
+        (9, 0),
+        "every octet and turn is given back"
+    );
 }
 
 #[tokio::test]

@@ -664,3 +664,29 @@ async fn a_list_of_two_hundred_costs_as_many_statements_as_a_list_of_five() {
     assert_eq!(for_few, for_all);
     assert!(for_all <= 12, "{for_all} statements");
 }
+
+/// An earlier default filled in suite 3: the field is emptied as docs/operations/hardware.md says, and the rest stays.
+#[tokio::test]
+async fn an_emptied_cipher_suite_is_asked_from_the_bmc_again() {
+    let region = Region::start().await;
+    let body = "architecture=amd64&mac_addresses=52:54:00:00:00:01&power_type=ipmi&commission=false\
+                &power_parameters_power_address=10.0.0.9&power_parameters_power_pass=hush\
+                &power_parameters_cipher_suite_id=3";
+    let id = region.post("machines/", body).await.json()["system_id"].clone();
+    let id = id.as_str().unwrap();
+    let parameters = async || {
+        let all = region.get("machines/?op=power_parameters").await.json();
+        all[id].clone()
+    };
+    assert_eq!(parameters().await["cipher_suite_id"], "3");
+    region
+        .put(
+            &format!("machines/{id}/"),
+            "power_parameters_cipher_suite_id=",
+        )
+        .await
+        .json();
+    let emptied = parameters().await;
+    let suite = emptied["cipher_suite_id"].as_str().unwrap_or_default();
+    assert_eq!((suite, &emptied["power_pass"]), ("", &"hush".into()));
+}

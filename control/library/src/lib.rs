@@ -4,9 +4,13 @@
 //! piece by piece as it comes, and becomes visible only when its whole SHA-256 is the announced one. Racks
 //! read ranges of complete files; the library never serves a byte of a file that is not complete.
 
+mod budget;
+mod sweep;
+
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
@@ -15,6 +19,9 @@ use store::StoreError;
 use store::image::Manifest;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom};
+
+pub use budget::Counters;
+use budget::admit;
 
 /// Racks verify and serve in pieces of this size.
 pub const PIECE_BYTES: u32 = 4 << 20;
@@ -37,6 +44,15 @@ pub enum LibraryError {
     Mismatch { want: String, got: String },
     #[error("another chunk of this file is being written")]
     Busy,
+    #[error("no chunk came for a day: announce the file again")]
+    GivenUp,
+    /// Whose share of what arrives at once is full: the account's, or all of it.
+    #[error(
+        "unfinished uploads hold all the room there is for them: finish some, or give them a day to be given up"
+    )]
+    NoRoom { of_account: bool },
+    #[error("the region's disk has no room for {size_bytes} octets more")]
+    DiskFull { size_bytes: u64 },
     #[error("{doing} {path}")]
     Io {
         doing: &'static str,
@@ -102,6 +118,7 @@ pub struct Library {
     pool: PgPool,
     /// Uploads under way in this process; a chunk takes its entry out while it writes.
     uploads: Arc<Mutex<HashMap<[u8; 32], Option<Upload>>>>,
+    counters: Arc<Counters>,
 }
 
 impl Library {
@@ -115,23 +132,68 @@ impl Library {
             folder: folder.to_owned(),
             pool,
             uploads: Arc::default(),
+            counters: Arc::default(),
         })
     }
 
-    /// Announces a file; true when the library has it already and nothing need be sent.
-    pub async fn announce(&self, sha256: [u8; 32], size_bytes: u64) -> Result<bool, LibraryError> {
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Announces a file; true when the library has it already and nothing need be sent. What arrives at once has a bound
+    /// in all and for each account.
+    pub async fn announce(
+        &self,
+        sha256: [u8; 32],
+        size_bytes: u64,
+        account: Option<i32>,
+    ) -> Result<bool, LibraryError> {
         if size_bytes == 0 || size_bytes > FILE_BYTES_MAX {
             return Err(LibraryError::Size { size_bytes });
         }
-        let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
+        let mut tx = self.pool.begin().await.map_err(StoreError::from)?;
+        store::image::lock_uploads(&mut tx).await?;
         let manifest =
-            store::image::announce_file(&mut connection, &sha256, size_bytes, PIECE_BYTES).await?;
-        if manifest.complete && !self.path(&sha256).exists() {
-            // The manifest outlived the file (a lost disk): take it again.
-            store::image::reset_file(&mut connection, &sha256, size_bytes).await?;
-            return Ok(false);
+            store::image::announce_file(&mut tx, &sha256, size_bytes, PIECE_BYTES, account).await?;
+        let has_it = manifest.complete && self.path(&sha256).exists();
+        if has_it {
+            tx.commit().await.map_err(StoreError::from)?;
+            return Ok(true);
         }
-        Ok(manifest.complete)
+        if manifest.complete {
+            // The manifest outlived the file (a lost disk): take it again.
+            store::image::reset_file(&mut tx, &sha256, size_bytes).await?;
+        }
+        let (all, own) = store::image::uploads(&mut tx, account).await?;
+        let free = self.free_bytes()?;
+        let admitted = admit(all, own, size_bytes, free);
+        self.count(&admitted, all.bytes);
+        admitted?;
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(false)
+    }
+
+    fn count(&self, admitted: &Result<(), LibraryError>, held_bytes: u64) {
+        let counters = &self.counters;
+        let counter = match admitted {
+            Ok(()) => {
+                counters.held_bytes.store(held_bytes, Ordering::Relaxed);
+                &counters.announced
+            }
+            Err(LibraryError::NoRoom { of_account: true }) => &counters.refused_account,
+            Err(LibraryError::DiskFull { .. }) => &counters.disk_full,
+            Err(_) => &counters.refused_all,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn free_bytes(&self) -> Result<u64, LibraryError> {
+        let statistics = rustix::fs::statvfs(&self.folder).map_err(|error| LibraryError::Io {
+            doing: "asking how much is free in",
+            path: self.folder.clone(),
+            source: error.into(),
+        })?;
+        Ok(statistics.f_bavail.saturating_mul(statistics.f_frsize))
     }
 
     fn lock_uploads(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Option<Upload>>> {
@@ -148,9 +210,13 @@ impl Library {
         if manifest.complete {
             return Err(LibraryError::Complete);
         }
+        if !manifest.live {
+            return Err(LibraryError::GivenUp);
+        }
         let mut upload = match self.take_upload(&sha256)? {
-            Some(upload) => upload,
-            None => self.resume(&sha256, &manifest).await?,
+            // Announced again meanwhile, with another size: from the beginning.
+            Some(upload) if upload.received <= manifest.received_bytes => upload,
+            _ => self.resume(&sha256, &manifest).await?,
         };
         let written = self
             .write_chunk(&sha256, &manifest, &mut upload, chunk)
@@ -303,6 +369,10 @@ impl Library {
         file.flush().await.map_err(fail("writing"))?;
         upload.update(chunk);
         if upload.received == manifest.size_bytes {
+            // An earlier upload may have left more.
+            file.set_len(upload.received)
+                .await
+                .map_err(fail("cutting"))?;
             file.sync_all().await.map_err(fail("syncing"))?;
         }
         let mut connection = self.pool.acquire().await.map_err(StoreError::from)?;
@@ -357,7 +427,7 @@ mod tests {
         let library = Library::open(folder.path(), db.pool.clone()).expect("opens");
         assert!(
             !library
-                .announce(hash, content.len() as u64)
+                .announce(hash, content.len() as u64, None)
                 .await
                 .expect("announced")
         );
@@ -386,7 +456,7 @@ mod tests {
         assert_eq!(tail, content[8_999_990..]);
         assert!(
             library
-                .announce(hash, content.len() as u64)
+                .announce(hash, content.len() as u64, None)
                 .await
                 .expect("known")
         );
@@ -398,7 +468,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let library = Library::open(folder.path(), db.pool.clone()).expect("opens");
         let hash = sha256(b"right");
-        library.announce(hash, 5).await.expect("announced");
+        library.announce(hash, 5, None).await.expect("announced");
         let wrong = library.append(hash, b"wrong").await;
         assert!(
             matches!(wrong, Err(LibraryError::Mismatch { .. })),
@@ -414,8 +484,22 @@ mod tests {
             Err(LibraryError::Complete)
         ));
         assert!(matches!(
-            library.announce([1; 32], 0).await,
+            library.announce([1; 32], 0, None).await,
             Err(LibraryError::Size { .. })
         ));
+    }
+
+    /// The size that was announced first and wrong does not keep the file from coming.
+    #[tokio::test]
+    async fn the_last_word_on_the_size_of_an_unfinished_file_counts() {
+        let db = store::testing::database().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let library = Library::open(folder.path(), db.pool.clone()).expect("opens");
+        let hash = sha256(b"right");
+        library.announce(hash, 9, None).await.expect("announced");
+        assert!(!library.append(hash, b"wrong-ab").await.expect("taken"));
+        library.announce(hash, 5, None).await.expect("announced");
+        assert!(library.append(hash, b"right").await.expect("whole"));
+        assert_eq!(library.read(&hash, 0, 99).await.expect("there"), b"right");
     }
 }

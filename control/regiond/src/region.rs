@@ -26,6 +26,8 @@ use crate::{listener, rack_http};
 
 /// Requests under way get this long to finish when the process is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Between two looks for uploads that nobody goes on with.
+const LIBRARY_SWEEP: Duration = Duration::from_secs(3600);
 /// Database connections of the racks' link: it has a thread and a pool of its own.
 const LINK_CONNECTIONS_MAX: u32 = 16;
 
@@ -69,6 +71,8 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
         sweep.clone(),
         stop.clone(),
     );
+
+    runner.spawn(sweep_library(library.clone(), stop.clone()));
 
     let app = api::App::new(pool.clone(), sealer, library.clone(), racks.clone());
     let region = api::router(app.clone());
@@ -131,6 +135,21 @@ async fn serve(config: &Config, database: &Database, metrics: Arc<Metrics>) -> a
     outcome
 }
 
+/// Looks after what uploads leave, at the start and from time to time.
+async fn sweep_library(library: Library, stop: CancellationToken) {
+    let mut timer = tokio::time::interval(LIBRARY_SWEEP);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        if let Err(error) = library.sweep().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "sweeping the image library");
+        }
+    }
+}
+
 /// What the metrics page is written from.
 struct Page {
     metrics: Arc<Metrics>,
@@ -173,6 +192,8 @@ impl Page {
             + &metrics::places(&rooms)
             + &metrics::counters("api", listener)
             + &metrics::counters("api", self.app.counters().read())
+            + &metrics::counters("database", store::again::counters())
+            + &metrics::counters("library", self.app.library.counters().read())
             + &metrics::counters("link", self.racks.counters().read())
             + &metrics::counters("power", self.sweep.counters.read())
             + &metrics::power(&self.pool, self.sweep.every).await

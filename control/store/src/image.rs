@@ -1,6 +1,6 @@
 //! The image library's tables: file manifests, boot resources, boot loaders.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::StoreError;
 use crate::feed::{self, Kind};
@@ -14,7 +14,23 @@ pub struct Manifest {
     pub piece_bytes: u32,
     pub pieces: Vec<[u8; 32]>,
     pub complete: bool,
+    /// Still arriving: announced, or a chunk came, not long ago.
+    pub live: bool,
 }
+
+/// What is still arriving.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uploads {
+    pub files: u64,
+    pub bytes: u64,
+    /// Of `bytes`, those that have not come yet.
+    pub missing_bytes: u64,
+}
+
+/// An upload without a chunk for this long is given up.
+pub const UPLOAD_SECS: i64 = 24 * 3600;
+/// A file that no boot resource and no loader names is kept as long as this: machines may be booting from it.
+const UNUSED_DAYS: i32 = 7;
 
 /// A boot resource with its files, `(filetype, sha256, size_bytes, complete)`.
 #[derive(Clone, Debug)]
@@ -72,37 +88,140 @@ fn manifest_of(row: &sqlx::postgres::PgRow) -> Result<Manifest, StoreError> {
             .map(|piece| hash(piece))
             .collect::<Result<_, _>>()?,
         complete: row.try_get("complete")?,
+        live: row.try_get("live")?,
     })
 }
 
-/// Makes the file's row if it is new; returns it as it is.
+fn manifest_columns() -> String {
+    format!(
+        "sha256, size_bytes, received_bytes, piece_bytes, pieces, complete,
+         not complete and touched > now() - interval '{UPLOAD_SECS} seconds' as live"
+    )
+}
+
+/// Makes the file's row if it is new; returns it as it is. Of a file that is not complete the last word on its size counts.
 pub async fn announce_file(
     db: &mut PgConnection,
     sha256: &[u8; 32],
     size_bytes: u64,
     piece_bytes: u32,
+    account: Option<i32>,
 ) -> Result<Manifest, StoreError> {
-    let row = sqlx::query(
-        "insert into library_file (sha256, size_bytes, piece_bytes) values ($1, $2, $3)
-         on conflict (sha256) do update set sha256 = excluded.sha256
-         returning sha256, size_bytes, received_bytes, piece_bytes, pieces, complete",
-    )
+    let columns = manifest_columns();
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "insert into library_file as l (sha256, size_bytes, piece_bytes, account_id) values ($1, $2, $3, $4)
+         on conflict (sha256) do update set
+             touched = now(),
+             account_id = case when l.complete then l.account_id else excluded.account_id end,
+             size_bytes = case when l.complete then l.size_bytes else excluded.size_bytes end,
+             received_bytes = case when l.complete or l.size_bytes = excluded.size_bytes
+                                   then l.received_bytes else 0 end
+         returning {columns}"
+    )))
     .bind(sha256.as_slice())
     .bind(size_bytes.cast_signed())
     .bind(piece_bytes.cast_signed())
+    .bind(account)
     .fetch_one(db)
     .await?;
     manifest_of(&row)
+}
+
+/// Until the transaction ends nobody else announces a file: what is free is counted and taken by one at a time.
+pub async fn lock_uploads(db: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('muster uploads', 0))")
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+/// What is arriving in all, and of it what `account` has announced.
+pub async fn uploads(
+    db: &mut PgConnection,
+    account: Option<i32>,
+) -> Result<(Uploads, Uploads), StoreError> {
+    type Row = (bool, i64, i64, i64);
+    let rows: Vec<Row> = sqlx::query_as(
+        "select account_id is not distinct from $1, count(*), sum(size_bytes)::bigint,
+                sum(size_bytes - received_bytes)::bigint
+         from library_file where not complete and touched > now() - make_interval(secs => $2) group by 1",
+    )
+    .bind(account)
+    .bind(UPLOAD_SECS as f64)
+    .fetch_all(db)
+    .await?;
+    let (mut all, mut own) = (Uploads::default(), Uploads::default());
+    for (is_own, files, bytes, missing_bytes) in rows {
+        let some = Uploads {
+            files: size(files),
+            bytes: size(bytes),
+            missing_bytes: size(missing_bytes),
+        };
+        all.files += some.files;
+        all.bytes += some.bytes;
+        all.missing_bytes += some.missing_bytes;
+        if is_own {
+            own = some;
+        }
+    }
+    Ok((all, own))
+}
+
+/// Forgets uploads that nobody goes on with. Says how many there were.
+pub async fn give_up_uploads(db: &mut PgConnection) -> Result<u64, StoreError> {
+    const STALE: &str = "not complete and touched <= now() - make_interval(secs => $1)";
+    let gone = sqlx::query(AssertSqlSafe(format!(
+        "delete from library_file l where {STALE} and not {USED}"
+    )))
+    .bind(UPLOAD_SECS as f64)
+    .execute(&mut *db)
+    .await?;
+    let emptied = sqlx::query(AssertSqlSafe(format!(
+        "update library_file set received_bytes = 0 where {STALE} and received_bytes > 0"
+    )))
+    .bind(UPLOAD_SECS as f64)
+    .execute(db)
+    .await?;
+    Ok(gone.rows_affected() + emptied.rows_affected())
+}
+
+/// A file of the table `l` that a boot resource or a loader names.
+const USED: &str = "(exists (select from boot_resource_file f where f.sha256 = l.sha256)
+                     or exists (select from boot_loader b where b.sha256 = l.sha256))";
+
+/// Forgets one complete file that nobody has used for long. The caller removes its octets before it commits.
+pub async fn forget_unused(db: &mut PgConnection) -> Result<Option<[u8; 32]>, StoreError> {
+    sqlx::query(AssertSqlSafe(format!(
+        "update library_file l set touched = now()
+         where complete and touched < now() - interval '1 hour' and {USED}"
+    )))
+    .execute(&mut *db)
+    .await?;
+    let gone: Option<Vec<u8>> = sqlx::query_scalar(AssertSqlSafe(format!(
+        "delete from library_file where sha256 = (
+             select sha256 from library_file l
+             where complete and touched < now() - make_interval(days => $1) and not {USED}
+             order by touched limit 1 for update)
+         returning sha256"
+    )))
+    .bind(UNUSED_DAYS)
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(gone) = gone else {
+        return Ok(None);
+    };
+    feed::changed(db, Kind::File, &hex::encode(&gone)).await?;
+    hash(&gone).map(Some)
 }
 
 pub async fn manifest(
     db: &mut PgConnection,
     sha256: &[u8; 32],
 ) -> Result<Option<Manifest>, StoreError> {
-    let row = sqlx::query(
-        "select sha256, size_bytes, received_bytes, piece_bytes, pieces, complete
-         from library_file where sha256 = $1",
-    )
+    let columns = manifest_columns();
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "select {columns} from library_file where sha256 = $1"
+    )))
     .bind(sha256.as_slice())
     .fetch_optional(db)
     .await?;
@@ -115,7 +234,7 @@ pub async fn received(
     sha256: &[u8; 32],
     received_bytes: u64,
 ) -> Result<(), StoreError> {
-    sqlx::query("update library_file set received_bytes = $2 where sha256 = $1 and not complete")
+    sqlx::query("update library_file set received_bytes = $2, touched = now() where sha256 = $1 and not complete")
         .bind(sha256.as_slice())
         .bind(received_bytes.cast_signed())
         .execute(db)
@@ -148,7 +267,7 @@ pub async fn complete_file(
 ) -> Result<(), StoreError> {
     let pieces: Vec<&[u8]> = pieces.iter().map(<[u8; 32]>::as_slice).collect();
     sqlx::query(
-        "update library_file set pieces = $2, complete = true, received_bytes = size_bytes
+        "update library_file set pieces = $2, complete = true, received_bytes = size_bytes, touched = now()
          where sha256 = $1",
     )
     .bind(sha256.as_slice())
@@ -273,11 +392,11 @@ pub async fn resource_file(
     resource: i32,
     file: i32,
 ) -> Result<Option<Manifest>, StoreError> {
-    let row = sqlx::query(
-        "select sha256, size_bytes, received_bytes, piece_bytes, pieces, complete
-         from boot_resource_file join library_file using (sha256)
-         where resource_id = $1 and id = $2",
-    )
+    let columns = manifest_columns();
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "select {columns} from boot_resource_file join library_file using (sha256)
+         where resource_id = $1 and id = $2"
+    )))
     .bind(resource)
     .bind(file)
     .fetch_optional(db)
@@ -340,7 +459,7 @@ mod tests {
         let mut tx = db.pool.begin().await.unwrap();
         let (old, new) = ([1; 32], [2; 32]);
         for hash in [old, new] {
-            let manifest = announce_file(&mut tx, &hash, 10, 4).await.unwrap();
+            let manifest = announce_file(&mut tx, &hash, 10, 4, None).await.unwrap();
             assert!(!manifest.complete);
         }
         let id = ensure_resource(&mut tx, NAME, "").await.unwrap();
@@ -404,7 +523,7 @@ mod tests {
     async fn a_loader_is_listed_once_it_is_complete() {
         let db = crate::testing::database().await;
         let mut tx = db.pool.begin().await.unwrap();
-        announce_file(&mut tx, &[1; 32], 10, 4).await.unwrap();
+        announce_file(&mut tx, &[1; 32], 10, 4, None).await.unwrap();
         set_loader(&mut tx, "bootx64.efi", &[1; 32]).await.unwrap();
         assert_eq!(loaders(&mut tx).await.unwrap(), []);
         complete_file(&mut tx, &[1; 32], &[[2; 32]]).await.unwrap();

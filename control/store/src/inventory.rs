@@ -253,6 +253,7 @@ async fn merge_interfaces(
             Some(_) => {}
         }
     }
+    strangers.sort_by_key(|mac| mac.octets());
     Ok(strangers)
 }
 

@@ -32,7 +32,7 @@ use crate::StoreError;
 use history::take_away;
 
 pub use binding::{
-    Binding, addresses_of_macs, addresses_within, binding_of_address, bindings_of_mac, list,
+    Binding, addresses_of_macs, binding_of_address, bindings_of_mac, leased_outside_ranges, list,
 };
 pub(crate) use block::note_longest;
 pub use block::{BLOCKS_PER_RANGE_MAX, assign_blocks, ensure_blocks, settle};
@@ -45,6 +45,10 @@ pub use session::{
 /// A repeat of a key is answered as before and writes nothing; a batch may be refused in part. At most 512 writes;
 /// what is more is refused.
 pub async fn commit(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outcome>, StoreError> {
+    crate::again(|| commit_once(pool, rack, batch)).await
+}
+
+async fn commit_once(pool: &PgPool, rack: &str, batch: &Batch) -> Result<Vec<Outcome>, StoreError> {
     let mut tx = pool.begin().await?;
     let state = key_state(&mut tx, rack, batch).await?;
     if let Some(verdicts) = state.answered {

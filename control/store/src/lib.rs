@@ -5,6 +5,7 @@
 //! database tests, not by the compiler (docs/decisions/0002).
 
 pub mod account;
+pub mod again;
 pub mod bmc;
 pub mod card;
 pub mod cluster;
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod link;
 pub mod machine;
 pub mod network;
+pub mod nonce;
 pub mod rack;
 pub mod region;
 pub mod reservation;
@@ -35,6 +37,8 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
+pub use again::{Conflict, again};
+
 /// The embedded migrations of `schema/migrations`.
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../schema/migrations");
 
@@ -48,6 +52,9 @@ pub enum StoreError {
     Constraint { constraint: String },
     #[error("sealed data does not open with this region's key")]
     Sealed,
+    /// As many as there may be.
+    #[error("too many {what}: delete some first")]
+    Full { what: &'static str },
     #[error("stored {what} cannot be read")]
     Corrupt { what: &'static str },
     #[error("talking to PostgreSQL")]
@@ -92,6 +99,15 @@ impl StoreError {
             }),
             _ => false,
         }
+    }
+}
+
+impl again::Conflict for StoreError {
+    fn is_conflict(&self) -> bool {
+        let StoreError::Database(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        matches!(error.code().as_deref(), Some("40P01" | "40001"))
     }
 }
 

@@ -296,6 +296,19 @@ pub async fn results(
     .await?)
 }
 
+/// The results of these sets, by set and name, in one statement.
+pub async fn results_of_sets(
+    db: impl PgExecutor<'_>,
+    sets: &[i32],
+) -> Result<Vec<ScriptResult>, StoreError> {
+    Ok(sqlx::query_as(AssertSqlSafe(format!(
+        "select {RESULT} from script_result r where r.set_id = any($1) order by r.set_id, r.name"
+    )))
+    .bind(sets)
+    .fetch_all(db)
+    .await?)
+}
+
 /// Reads one result of this machine's set and locks it until the transaction ends.
 pub async fn lock_result(
     db: &mut PgConnection,

@@ -1,4 +1,4 @@
-//! OAuth tokens: API keys of accounts, tokens of booted machines, and the nonces that both used.
+//! OAuth tokens: API keys of accounts, tokens of booted machines.
 //!
 //! API keys are shown again on demand, so their secrets are sealed. A machine's token is minted for one boot
 //! and never shown again, so only the SHA-256 of its secret is kept (it has 190 bits of randomness: a slow
@@ -21,9 +21,8 @@ use crate::{StoreError, account};
 // MAAS's lengths.
 const KEY_CHARS: usize = 18;
 const SECRET_CHARS: usize = 32;
-
-/// How long a nonce is remembered: twice the age at which its timestamp is refused, and some.
-pub const NONCE_MEMORY_SECS: i64 = 900;
+/// API keys of one account.
+const KEYS_MAX: i64 = 200;
 
 /// The three parts of an API key (the consumer's secret is always empty).
 #[derive(Clone, PartialEq, Eq)]
@@ -82,13 +81,25 @@ fn context_of(token_key: &str) -> String {
     format!("api_token:{token_key}")
 }
 
-/// Makes a new API key for an account.
+/// Makes a new API key for an account; [`StoreError::Full`] when it has too many.
 pub async fn create(
     db: &mut PgConnection,
     sealer: &Sealer,
     account_id: i32,
     name: &str,
 ) -> Result<Credentials, StoreError> {
+    // One after another, so that the count holds.
+    sqlx::query("select id from account where id = $1 for update")
+        .bind(account_id)
+        .execute(&mut *db)
+        .await?;
+    let count: i64 = sqlx::query_scalar("select count(*) from api_token where account_id = $1")
+        .bind(account_id)
+        .fetch_one(&mut *db)
+        .await?;
+    if count >= KEYS_MAX {
+        return Err(StoreError::Full { what: "API keys" });
+    }
     let credentials = Credentials::random();
     let sealed = sealer.seal(
         &context_of(&credentials.token_key),
@@ -223,37 +234,6 @@ pub async fn lookup(
         })
     })
     .transpose()
-}
-
-//---------------------------------------------------------------- nonces
-
-/// Remembers the nonce; false if this token has used it before. Only after the signature was found right.
-pub async fn remember_nonce(
-    db: &mut PgConnection,
-    token_key: &str,
-    nonce: &str,
-) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "insert into oauth_nonce (token_key, nonce) values ($1, $2) on conflict do nothing",
-    )
-    .bind(token_key)
-    .bind(nonce)
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// Forgets nonces whose timestamps would be refused by now; at most 50,000 at a time.
-pub async fn forget_nonces(db: &mut PgConnection) -> Result<u64, StoreError> {
-    let done = sqlx::query(
-        "delete from oauth_nonce where ctid = any(array(
-             select ctid from oauth_nonce
-             where seen < now() - make_interval(secs => $1) limit 50000))",
-    )
-    .bind(NONCE_MEMORY_SECS as f64)
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected())
 }
 
 //---------------------------------------------------------------- tokens of machines

@@ -1,6 +1,7 @@
 //! API keys, machine tokens and nonces.
 
 use store::account::{self, NewAccount};
+use store::nonce::{self, Use};
 use store::seal::Sealer;
 use store::{StoreError, token};
 use uuid::Uuid;
@@ -150,16 +151,114 @@ async fn a_machine_token_is_of_one_boot() {
 async fn nonces_are_remembered_as_long_as_they_matter() {
     let db = store::testing::database().await;
     let mut db = db.pool.acquire().await.unwrap();
-    assert!(token::remember_nonce(&mut db, "a", "1").await.unwrap());
-    assert!(!token::remember_nonce(&mut db, "a", "1").await.unwrap());
-    assert!(token::remember_nonce(&mut db, "b", "1").await.unwrap());
+    let db = &mut *db;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    assert_eq!(
+        nonce::remember(db, "x", "a", "1", now).await.unwrap(),
+        Use::Fresh
+    );
+    assert_eq!(
+        nonce::remember(db, "x", "a", "1", now).await.unwrap(),
+        Use::Again
+    );
+    assert_eq!(
+        nonce::remember(db, "y", "b", "1", now).await.unwrap(),
+        Use::Fresh
+    );
     sqlx::query(
         "update oauth_nonce set seen = now() - interval '901 seconds' where token_key = 'a'",
     )
     .execute(&mut *db)
     .await
     .unwrap();
-    assert_eq!(token::forget_nonces(&mut db).await.unwrap(), 1);
-    assert!(token::remember_nonce(&mut db, "a", "1").await.unwrap());
-    assert!(!token::remember_nonce(&mut db, "b", "1").await.unwrap());
+    let cleaned = nonce::clean(db, nonce::BOUNDS).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            cleaned.deleted,
+            cleaned.held,
+            cleaned.owners,
+            cleaned.raised
+        ),
+        (1, 1, 1, 0)
+    );
+    assert_eq!(
+        nonce::remember(db, "x", "a", "1", now).await.unwrap(),
+        Use::Fresh
+    );
+    assert_eq!(
+        nonce::remember(db, "y", "b", "1", now).await.unwrap(),
+        Use::Again
+    );
+}
+
+/// Neither by its own flood nor by another's does a nonce that was used become one that may be.
+#[tokio::test]
+async fn an_owner_that_signs_without_end_is_bounded_replays_nothing_and_refuses_nobody_else() {
+    let db = store::testing::database().await;
+    let mut db = db.pool.acquire().await.unwrap();
+    let db = &mut *db;
+    let bounds = nonce::Bounds {
+        each: 10,
+        total: 1000,
+    };
+    let start = time::OffsetDateTime::now_utc().unix_timestamp() - 100;
+    for owner in ["quiet", "greedy"] {
+        let used = nonce::remember(db, owner, owner, "first", start).await;
+        assert_eq!(used.unwrap(), Use::Fresh);
+    }
+    let mut held = 0;
+    for round in 0..6 {
+        for second in 0..10 {
+            let at = start + 1 + round * 10 + second;
+            // Of two keys: the share is the owner's.
+            for key in ["greedy", "another key"] {
+                let used = nonce::remember(db, "greedy", key, &format!("{at}"), at).await;
+                assert_eq!(used.unwrap(), Use::Fresh, "its clock is right, it goes on");
+            }
+        }
+        held = nonce::clean(db, bounds).await.unwrap().unwrap().held;
+        // Everything that was ever used is refused, whether it is still remembered or below the floor.
+        for at in start + 1..start + 1 + round * 10 {
+            let again = nonce::remember(db, "greedy", "greedy", &format!("{at}"), at).await;
+            assert_ne!(again.unwrap(), Use::Fresh, "{at}");
+        }
+        let again = nonce::remember(db, "greedy", "greedy", "first", start).await;
+        assert_ne!(again.unwrap(), Use::Fresh);
+        sqlx::query("update oauth_floor set raised = raised - interval '41 seconds'")
+            .execute(&mut *db)
+            .await
+            .unwrap();
+    }
+    // Its share, and what came until two clean-ups later.
+    assert!(held <= 10 + 2 * 20 + 1, "{held}");
+    let again = nonce::remember(db, "greedy", "greedy", "new", start).await;
+    assert_eq!(again.unwrap(), Use::BelowFloor);
+    let others = nonce::remember(db, "quiet", "quiet", "first", start).await;
+    assert_eq!(others.unwrap(), Use::Again, "remembered as before");
+    let others = nonce::remember(db, "quiet", "quiet", "old but good", start - 50).await;
+    assert_eq!(others.unwrap(), Use::Fresh);
+}
+
+/// A statement that began before the floor was there may still be under way.
+#[tokio::test]
+async fn nothing_below_a_new_floor_is_forgotten_at_once() {
+    let db = store::testing::database().await;
+    let mut db = db.pool.acquire().await.unwrap();
+    let db = &mut *db;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    for number in 0..20 {
+        let used = nonce::remember(db, "x", "a", &format!("{number}"), now + number).await;
+        assert_eq!(used.unwrap(), Use::Fresh);
+    }
+    let bounds = nonce::Bounds { each: 5, total: 5 };
+    for _ in 0..3 {
+        let cleaned = nonce::clean(db, bounds).await.unwrap().unwrap();
+        assert_eq!((cleaned.held, cleaned.deleted), (20, 0));
+    }
+    sqlx::query("update oauth_floor set raised = raised - interval '41 seconds'")
+        .execute(&mut *db)
+        .await
+        .unwrap();
+    let cleaned = nonce::clean(db, bounds).await.unwrap().unwrap();
+    assert_eq!((cleaned.held, cleaned.deleted), (5, 15));
 }

@@ -68,3 +68,9 @@ impl From<sqlx::Error> for WorkflowError {
         WorkflowError::Store(error.into())
     }
 }
+
+impl store::Conflict for WorkflowError {
+    fn is_conflict(&self) -> bool {
+        matches!(self, WorkflowError::Store(error) if error.is_conflict())
+    }
+}

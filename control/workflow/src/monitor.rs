@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{MachineStatus, PowerCommand, SystemId};
 use sqlx::{PgConnection, PgPool};
-use store::{event, lifecycle, token, work};
+use store::{event, lifecycle, nonce, token, work};
 
 use crate::WorkflowError;
 use crate::life::consider;
@@ -36,14 +36,14 @@ pub async fn tick(pool: &PgPool) -> Result<(), WorkflowError> {
     let late =
         lifecycle::needing_a_decision(pool, commissioning, SCRIPT_GRACE, QUIET, BATCH).await?;
     for machine in late {
-        if let Err(error) = look(pool, &machine).await {
+        if let Err(error) = store::again(|| look(pool, &machine)).await {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "looking at a machine");
         }
     }
     let on =
         lifecycle::to_be_switched_off(pool, &ENDED, SETTLE_WINDOW, SETTLE_PAUSE, BATCH).await?;
     for machine in on {
-        if let Err(error) = settle(pool, &machine).await {
+        if let Err(error) = store::again(|| settle(pool, &machine)).await {
             tracing::warn!(%machine, error = &error as &dyn std::error::Error, "settling its power");
         }
     }
@@ -84,7 +84,7 @@ pub(crate) async fn housekeeping(pool: &PgPool) -> Result<(), WorkflowError> {
     work::forget_old(pool).await?;
     let mut connection = pool.acquire().await?;
     token::forget_revoked(&mut connection).await?;
-    token::forget_nonces(&mut connection).await?;
+    nonce::clean(&mut connection, nonce::BOUNDS).await?;
     forget_events(&mut connection).await
 }
 

@@ -253,7 +253,9 @@ impl<L: PowerLink> Runner<L> {
             attempts = ATTEMPTS_MAX; // whoever asks wants an answer, not a repeat
         }
         loop {
-            let Some((rack, bmc, life)) = self.prepare(work, token, &tried, limit).await? else {
+            let Some((rack, bmc, life)) =
+                store::again(|| self.prepare(work, token, &tried, limit)).await?
+            else {
                 return Ok(());
             };
             let answer = match self.operation(work, token, &bmc, &life, limit) {
@@ -290,7 +292,9 @@ impl<L: PowerLink> Runner<L> {
     /// A sweep's query: one rack, one try, and nothing is said of the machine when the rack had no time.
     async fn look(&self, work: &Work, token: Uuid) -> Result<(), WorkflowError> {
         let limit = sweep::TIME_LIMIT;
-        let Some((rack, bmc, life)) = self.prepare(work, token, &[], limit).await? else {
+        let Some((rack, bmc, life)) =
+            store::again(|| self.prepare(work, token, &[], limit)).await?
+        else {
             return Ok(());
         };
         let operation = self.operation(work, token, &bmc, &life, limit)?;

@@ -9,12 +9,14 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::SinkExt;
 use futures::channel::mpsc;
-use gate::{Bounds, Room, Source};
+use gate::{Bounds, Place, Room, Source};
 use serde_json::Value;
 use sqlx::PgPool;
 use store::StoreError;
 use store::script::{self, Part};
 
+use crate::App;
+use crate::auth::Caller;
 use crate::dispatch::Request;
 use crate::error::ApiError;
 
@@ -50,17 +52,20 @@ pub struct Writer {
     sender: mpsc::Sender<Result<Bytes, Broken>>,
 }
 
+/// A place of those who read much; the caller's share is a part of them.
+pub async fn place(app: &App, caller: &Caller) -> Result<Place, ApiError> {
+    let room = &app.state.shares.readers;
+    let place = room.wait(Source::Account(caller.id), 1, ANSWER_WAIT).await;
+    place.map_err(|_| ApiError::Unavailable("Too many answers of this size at once. Try again."))
+}
+
 /// The body that `write` writes, in a task of its own that ends with its client.
 pub async fn body<W, F>(request: &Request, write: W) -> Result<Body, ApiError>
 where
     W: FnOnce(Writer) -> F,
     F: Future<Output = Result<(), Broken>> + Send + 'static,
 {
-    let source = Source::Account(request.caller()?.id);
-    let room = &request.app.state.shares.readers;
-    let place = room.wait(source, 1, ANSWER_WAIT).await;
-    let place = place
-        .map_err(|_| ApiError::Unavailable("Too many answers of this size at once. Try again."))?;
+    let place = place(&request.app, request.caller()?).await?;
     let (sender, receiver) = mpsc::channel(0);
     let mut last = sender.clone();
     let written = write(Writer {

@@ -91,17 +91,23 @@ pub async fn addresses_of_macs(
     .await?)
 }
 
-/// The addresses of a network that are leased now.
-pub async fn addresses_within(
+/// The leased addresses of a subnet that lie in none of its ranges, by address: what is in a range is nobody's to reserve
+/// anyway, and may be tens of thousands.
+pub async fn leased_outside_ranges(
     db: &mut PgConnection,
+    subnet_id: i32,
     cidr: &IpNet,
 ) -> Result<Vec<IpAddr>, StoreError> {
     Ok(sqlx::query_scalar(
-        "select address from lease
-         where address >= $1 and address <= $2 and client_kind is not null and ends > now() order by address",
+        "select address from lease l
+         where address >= $1 and address <= $2 and client_kind is not null and ends > now()
+           and not exists (select from iprange r
+                           where r.subnet_id = $3 and l.address between r.start_ip and r.end_ip)
+         order by address",
     )
     .bind(cidr.network())
     .bind(cidr.broadcast())
+    .bind(subnet_id)
     .fetch_all(db)
     .await?)
 }

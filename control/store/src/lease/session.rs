@@ -33,6 +33,15 @@ pub async fn attach(
     spool_id: SpoolId,
     seq: u64,
 ) -> Result<AttachReply, StoreError> {
+    crate::again(|| attach_once(pool, rack, spool_id, seq)).await
+}
+
+async fn attach_once(
+    pool: &PgPool,
+    rack: &str,
+    spool_id: SpoolId,
+    seq: u64,
+) -> Result<AttachReply, StoreError> {
     let mut tx = pool.begin().await?;
     let state = attach_state(&mut tx, rack, spool_id).await?;
     let now = state.now;
@@ -266,6 +275,15 @@ fn duration_to(end: Time, now: Time) -> Duration {
 
 /// `heartbeat`: moves until, if the rack sees its blocks as the database does.
 pub async fn heartbeat(
+    pool: &PgPool,
+    rack: &str,
+    spool_id: SpoolId,
+    digest: &[u8; 32],
+) -> Result<HeartbeatReply, StoreError> {
+    crate::again(|| heartbeat_once(pool, rack, spool_id, digest)).await
+}
+
+async fn heartbeat_once(
     pool: &PgPool,
     rack: &str,
     spool_id: SpoolId,
