@@ -29,6 +29,8 @@ use session::{Fault, Session};
 
 /// Sessions opened for one operation: the first, and again when the BMC forgot it.
 const SESSIONS_MAX: u32 = 4;
+/// How long a BMC that is away in the middle of an operation is waited for: it holds a place that others wait for.
+const AWAY_MAX: Duration = Duration::from_secs(30);
 /// Addresses of one host name that are tried.
 const ADDRESSES_MAX: usize = 4;
 /// Tries of a command or handshake that the BMC is too busy for, and the pause between them.
@@ -181,12 +183,13 @@ impl<'a> Bmc<'a> {
         Err(last)
     }
 
-    /// Again after it was lost. A BMC that restarts in the middle of an operation is waited for as long as there is
-    /// time: what was begun is better ended.
+    /// Again after it was lost. A BMC that restarts in the middle of an operation is waited for: what was begun is better
+    /// ended.
     async fn reopen(&mut self) -> Result<(), PowerError> {
+        let until = self.deadline.min(Instant::now() + AWAY_MAX);
         loop {
             match self.open().await {
-                Err(error) if error.is_transient() && Instant::now() < self.deadline => {
+                Err(error) if error.is_transient() && Instant::now() < until => {
                     tracing::debug!(bmc = %self.parameters.address, %error, "no new session yet");
                     self.session = None;
                     sleep(BUSY_PAUSE).await;
