@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{BmcKind, BootNetwork};
 use serde_json::json;
 
-use super::attack::{Attack, neighbour, number, rack_numbers};
+use super::attack::{Attack, neighbour, number, rack_numbers, wait_heard};
 use super::bench::{Bench, Case, STEP_LIMIT};
 use super::ordinary::{Clients, clients, setup};
 use crate::checks::{Score, finish_logs};
@@ -39,12 +39,12 @@ fn events(bench: &mut Bench) -> Result<()> {
     let (rows, lines) = (event_rows(bench)?, log_lines(bench)?);
     let server = bench.lab.network().rack(1).addr();
     let kinds = ["ranges=50000", "configurations=50000"];
-    let mut attack = Attack::start(&attacker, server, &kinds)?;
+    let attack = Attack::start(&attacker, server, &kinds)?;
     let known = bench.machine(BmcKind::IpmiSim, json!({}))?;
     bench.commission(&known)?;
     bench.expect_ready(&known)?;
-    attack.wait_for(bench, "ranges", REQUESTS)?;
-    attack.wait_for(bench, "configurations", REQUESTS)?;
+    wait_heard(bench, &before, "http_requests_total", REQUESTS)?;
+    wait_heard(bench, &before, "tftp_requests_total", REQUESTS)?;
     clients.expect(bench, "beside many events", 10, STEP_LIMIT)?;
     drop(clients);
     let did = attack.end()?;
@@ -94,9 +94,11 @@ fn silenced(bench: &mut Bench) -> Result<()> {
     let mut clients = Clients::default();
     clients.start(bench, &host, &["known"], &setup)?;
     clients.expect(bench, "in quiet", 1, STEP_LIMIT)?;
+    let before = rack_numbers(bench)?;
     let server = bench.lab.network().rack(1).addr();
-    let mut attack = Attack::start(&attacker, server, &[&format!("silencers:{victim}=40")])?;
-    attack.wait_for(bench, "silencers", DISCOVERS)?;
+    let _attack = Attack::start(&attacker, server, &[&format!("silencers:{victim}=40")])?;
+    let foreign = "dhcp_dropped_total{reason=\"foreign_source\"}";
+    wait_heard(bench, &before, foreign, DISCOVERS)?;
     clients
         .expect(bench, "beside its double", 10, STEP_LIMIT)
         .map(drop)
