@@ -45,6 +45,7 @@ fn events(bench: &mut Bench) -> Result<()> {
     bench.expect_ready(&known)?;
     wait_heard(bench, &before, "http_requests_total", REQUESTS)?;
     wait_heard(bench, &before, "tftp_requests_total", REQUESTS)?;
+    wait_heard(bench, &before, "shard_events_left_out_total", 1_000)?;
     clients.expect(bench, "beside many events", 10, STEP_LIMIT)?;
     drop(clients);
     let did = attack.end()?;
