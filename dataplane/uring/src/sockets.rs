@@ -101,7 +101,11 @@ const TRANSFER_BUFFER_BYTES: usize = 256 << 10;
 const TRANSFER_PORTS: u32 = 512;
 const TRANSFER_PORTS_PER_SHARD: u32 = 64;
 const TRANSFER_DESCRIPTORS_PART: u64 = 16;
-const BACKLOG: c_int = 4096;
+/// Connections that wait to be accepted. The kernel accepts all that wait before a shard sees the first of them, so they
+/// are no more than this part of all descriptors.
+const BACKLOG: u64 = 4096;
+const BACKLOG_MIN: u64 = 16;
+const BACKLOG_DESCRIPTORS_PART: u64 = 16;
 /// `TCP_SAVE_SYN`: from the Ethernet header on.
 const SAVE_FRAME: c_int = 2;
 /// Ethernet, IP and TCP headers with all their options.
@@ -138,7 +142,7 @@ pub fn open(places: &Places, shards: u32) -> Result<Vec<ShardSockets>, SocketErr
             sockets.tftp = Some(socket.into());
         }
         if let Some(place) = http_place {
-            let socket = open_listener(place)?;
+            let socket = open_listener(place, shards)?;
             let address = local_address(&socket, "http")?;
             http_place = Some(address);
             sockets.http_address = Some(address);
@@ -384,7 +388,15 @@ fn open_datagram(
     Ok(socket)
 }
 
-fn open_listener(place: SocketAddr) -> Result<Socket, SocketError> {
+/// Of one shard, where the process may have so many descriptors (`None`: any number).
+fn backlog(shards: u32, descriptors: Option<u64>) -> c_int {
+    let share = descriptors.map_or(BACKLOG, |limit| {
+        limit / BACKLOG_DESCRIPTORS_PART / u64::from(shards.max(1))
+    });
+    share.clamp(BACKLOG_MIN, BACKLOG) as c_int // far below
+}
+
+fn open_listener(place: SocketAddr, shards: u32) -> Result<Socket, SocketError> {
     let (socket, place) = open_family(place, Type::STREAM, Protocol::TCP)?;
     socket
         .set_reuse_port(true)
@@ -406,7 +418,10 @@ fn open_listener(place: SocketAddr) -> Result<Socket, SocketError> {
     socket
         .bind(&place.into())
         .map_err(fault("binding", place))?;
-    socket.listen(BACKLOG).map_err(fault("listening", place))?;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    socket
+        .listen(backlog(shards, limit))
+        .map_err(fault("listening", place))?;
     Ok(socket)
 }
 
@@ -556,6 +571,22 @@ mod tests {
     }
 
     #[test]
+    fn connections_that_wait_leave_descriptors_for_all_else() {
+        for (shards, descriptors, want) in [
+            (1, None, 4096),
+            (2, Some(524_288), 4096),
+            (2, Some(1024), 32),
+            (63, Some(1024), 16),
+        ] {
+            let waiting = backlog(shards, descriptors);
+            assert_eq!(
+                waiting, want,
+                "{shards} shards, {descriptors:?} descriptors"
+            );
+        }
+    }
+
+    #[test]
     fn the_source_of_an_ethernet_frame_with_ip_in_it_and_of_nothing_else() {
         let mac = [0x52, 0x54, 0, 0, 1, 2];
         let frame = |source: [u8; 6], rest: &[u8]| [&[0xff; 6][..], &source, rest].concat();
@@ -578,7 +609,7 @@ mod tests {
     #[test]
     fn a_connection_over_loopback_was_opened_by_no_card() {
         let place = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener: std::net::TcpListener = open_listener(place).unwrap().into();
+        let listener: std::net::TcpListener = open_listener(place, 1).unwrap().into();
         let address = listener.local_addr().unwrap();
         let _client = std::net::TcpStream::connect(address).unwrap();
         let (server, _) = listener.accept().unwrap();
