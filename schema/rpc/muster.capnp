@@ -80,6 +80,13 @@ interface Rack {
   ping @1 () -> ();
   stats @2 () -> (stats :List(Stat));
   # What the rack counts, as its metrics page has it.
+  claimed @3 () -> (blocks :List(ClaimedBlock));
+  # Asked twice a minute; all its blocks that have any.
+}
+
+struct ClaimedBlock {
+  block @0 :UInt64;
+  addresses @1 :UInt32;             # dealt to nobody for now, because some host answers for them
 }
 
 struct Stat { name @0 :Text; value @1 :UInt64; }   # name: "dhcp_acks_total{shard=\"0\"}"

@@ -116,6 +116,7 @@ async fn usage(request: Request) -> Reply {
                 "dealt": range.dealt,
                 "bound": range.bound,
                 "resting": range.resting,
+                "claimed": range.claimed,
                 "ended": range.ended,
                 "free": range.free(),
                 "percent": range.basis_points() as f64 / 100.0,

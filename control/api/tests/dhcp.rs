@@ -544,6 +544,18 @@ async fn a_reserved_range_takes_its_addresses_from_a_dynamic_one_when_that_is_sa
         (&usage[0]["dealt"], &usage[0]["percent"]),
         (&json!(89), &json!(0.0))
     );
+    // What hosts claim, as their rack says, is out of service.
+    let claimed = "update lease_block set owner = 'r1', claimed = 9, claimed_at = now()
+                   where id = (select min(id) from lease_block)";
+    sqlx::raw_sql(claimed)
+        .execute(&region.db.pool)
+        .await
+        .unwrap();
+    let usage = region.get("ipranges/?op=usage").await.json();
+    assert_eq!(
+        (&usage[0]["claimed"], &usage[0]["free"]),
+        (&json!(9), &json!(80))
+    );
     let big = region.post("subnets/", "cidr=11.0.0.0/8").await.json();
     region
         .post(

@@ -209,6 +209,23 @@ fn passwords_and_keys_are_not_echoed() {
 }
 
 #[test]
+fn ranges_show_what_hosts_claim() {
+    let usage = json!([{"id": 3, "subnet": "10.0.0.0/24", "start_ip": "10.0.0.1", "end_ip": "10.0.0.100", "total": 100,
+        "bound": 11, "resting": 12, "claimed": 47, "ended": 0, "free": 30, "percent": 70.0}]);
+    let region = Region::new(&[("GET ipranges/", 200, usage)]);
+    let ended = region.run(&["dhcp", "ranges"]);
+    let shown = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let lines: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let at = lines[0]
+        .iter()
+        .position(|column| column.eq_ignore_ascii_case("claimed"));
+    assert_eq!(at.map(|at| lines[1][at]), Some("47"), "{shown}");
+}
+
+#[test]
 fn a_subnet_says_what_goes_with_it_and_is_not_deleted_unasked() {
     let region = Region::new(&[
         (

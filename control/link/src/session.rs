@@ -39,6 +39,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const SHARING_PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIME: Duration = Duration::from_secs(10);
 /// Power operations under way at one rack; the rest waits in the queue of `Racks`.
+/// The region counts its ranges as often.
+const CLAIMED_EVERY: Duration = Duration::from_secs(30);
 const POWER_MAX: usize = 512;
 /// Longest error text of a rack that is passed on.
 const REASON_CHARS_MAX: usize = 500;
@@ -386,6 +388,7 @@ async fn to_rack(
     tokio::select! {
         () = close.cancelled() => {}
         never = send_commands(&region, &rack, commands) => match never {},
+        never = note_claimed(&region, &peer.system_id, &rack) => match never {},
         () = ping(&region, &peer.system_id, connection, &rack) => {
             count(&region.racks.counters().silent);
             tracing::warn!(rack = peer.system_id, "the rack does not answer: closing its link");
@@ -446,6 +449,29 @@ async fn ping(region: &Region, system_id: &str, connection: u64, rack: &rack::Cl
             return;
         }
         region.liveness.silent(connection, false);
+    }
+}
+
+/// Asks for what hosts claim of the rack's ranges, as long as the connection lasts. One of an earlier version has no answer.
+async fn note_claimed(region: &Region, system_id: &str, rack: &rack::Client) -> Infallible {
+    loop {
+        let answer = rack.claimed_request().send().promise;
+        if let Ok(Ok(response)) = tokio::time::timeout(STATS_TIME, answer).await
+            && let Ok(blocks) = response.get().and_then(|answer| answer.get_blocks())
+        {
+            let blocks = wire::claimed(blocks);
+            let stored = async {
+                let mut db = region.pool.acquire().await?;
+                store::lease::usage::note_claimed(&mut db, system_id, &blocks).await
+            };
+            if let Err(error) = stored.await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "noting which addresses are claimed"
+                );
+            }
+        }
+        tokio::time::sleep(CLAIMED_EVERY).await;
     }
 }
 

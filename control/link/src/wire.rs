@@ -23,6 +23,7 @@ const ADDRESSES_MAX: u32 = 64;
 const EVENTS_MAX: u32 = 1024;
 const STEPS_MAX: u32 = 256;
 const STATS_MAX: usize = 16_384;
+const CLAIMED_MAX: usize = 16_384;
 const TEXT_BYTES_MAX: usize = 4096;
 const NAME_BYTES_MAX: usize = 255;
 /// Durations that a rack may ask for; the longest lease is a day.
@@ -345,6 +346,19 @@ pub(crate) fn stats(
     list.iter()
         .take(STATS_MAX)
         .map(|stat| Ok((text(stat.get_name()?, NAME_BYTES_MAX)?, stat.get_value())))
+        .collect()
+}
+
+/// Blocks, and how many addresses of each some host answers for.
+pub(crate) fn claimed(
+    list: capnp::struct_list::Reader<'_, wire::claimed_block::Owned>,
+) -> Vec<(i64, i32)> {
+    let blocks = list.iter().take(CLAIMED_MAX);
+    blocks
+        .filter_map(|block| {
+            let id = i64::try_from(block.get_block()).ok()?;
+            Some((id, i32::try_from(block.get_addresses()).ok()?))
+        })
         .collect()
 }
 

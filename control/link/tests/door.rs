@@ -260,6 +260,17 @@ impl rack::Server for Silent {
         stats.reborrow().get(1).set_name("machines");
         Ok(())
     }
+
+    async fn claimed(
+        self: Rc<Self>,
+        _: rack::ClaimedParams,
+        mut results: rack::ClaimedResults,
+    ) -> Result<(), capnp::Error> {
+        let mut blocks = results.get().init_blocks(1);
+        blocks.reborrow().get(0).set_block(1);
+        blocks.reborrow().get(0).set_addresses(5);
+        Ok(())
+    }
 }
 
 /// A rack that leaves pings without answer while it sleeps.
@@ -704,6 +715,35 @@ async fn a_rack_that_never_answers_costs_a_power_call_its_deadline() {
             .unwrap();
         assert!(matches!(error, Err(LinkError::Lost)), "{error:?}");
         eventually("unlinked", || region.racks.connected().is_empty()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rack_says_which_addresses_are_claimed() {
+    local(async {
+        let region = Region::start().await;
+        let rack = region.enrolled("r1").await;
+        let block = "insert into lease_block (id, vlan_id, first, count, owner, longest_lease_secs)
+                     overriding system value values (1, 5001, '10.0.0.0', 64, $1, 600)";
+        sqlx::query(block)
+            .bind(&rack.rack)
+            .execute(&region.db.pool)
+            .await
+            .unwrap();
+        let client = Client::open(region.connect(Some(&rack)).await.unwrap());
+        let _session = client.hello().await.unwrap();
+        for _ in 0..200 {
+            let claimed: i32 = sqlx::query_scalar("select claimed from lease_block where id = 1")
+                .fetch_one(&region.db.pool)
+                .await
+                .unwrap();
+            if claimed == 5 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("nobody noted it");
     })
     .await;
 }

@@ -333,6 +333,49 @@ async fn a_range_that_fills_says_so_once_and_says_when_it_has_room_again() {
     assert_eq!(counted.resting, 5 + 16, "a block that rests");
 }
 
+/// What a false host claims is out of service, and the range's numbers say so; not for longer than its rack does.
+#[tokio::test]
+async fn addresses_that_a_false_host_claims_are_in_the_ranges_numbers() {
+    let site = Site::new().await;
+    site.range(true, "10.0.0.1", "10.0.0.100").await;
+    site.run("update lease_block set owner = 'r1' where first <= '10.0.0.33'; update lease_block set owner = 'r2' where first > '10.0.0.33'")
+        .await;
+    let mut db = site.pool().acquire().await.unwrap();
+    let blocks: Vec<(i64, i32)> =
+        sqlx::query_as("select id, count from lease_block order by first")
+            .fetch_all(&mut *db)
+            .await
+            .unwrap();
+    let claimed = async |db: &mut sqlx::PgConnection| {
+        let counted = &usage::usage(db).await.unwrap()[0];
+        assert_eq!(counted.free(), 100 - counted.claimed);
+        counted.claimed
+    };
+    let (own, own_too, others) = (blocks[0], blocks[1], blocks[blocks.len() - 1]);
+    // More than a block has, and one of another rack's: a rack speaks of what is its own.
+    let said = [(own.0, 10), (own_too.0, 1_000), (others.0, 3)];
+    usage::note_claimed(&mut db, "r1", &said).await.unwrap();
+    assert_eq!(claimed(&mut db).await, 10 + i64::from(own_too.1));
+    usage::note_claimed(&mut db, "r2", &[(others.0, 3)])
+        .await
+        .unwrap();
+    assert_eq!(claimed(&mut db).await, 13 + i64::from(own_too.1));
+    usage::note_claimed(&mut db, "r1", &[(own.0, 4)])
+        .await
+        .unwrap();
+    assert_eq!(
+        claimed(&mut db).await,
+        7,
+        "what is not named any more is none"
+    );
+    usage::note_now(&mut db).await.unwrap();
+    let seen = &usage::seen(&mut db).await.unwrap()[0];
+    assert_eq!((seen.bound, seen.resting), (0, 7), "the metrics page");
+    site.run("update lease_block set claimed_at = now() - interval '3 minutes' where owner = 'r2'")
+        .await;
+    assert_eq!(claimed(&mut db).await, 4, "a rack that says no more");
+}
+
 #[tokio::test]
 async fn a_large_range_is_dealt_as_it_fills() {
     let site = Site::new().await;

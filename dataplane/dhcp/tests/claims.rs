@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 
 use common::*;
 use dhcp::*;
-use lease::{Outcome, WriteKind};
+use lease::{Outcome, Row, WriteKind};
 use wire::dhcp4::MessageType::{Ack, Nak, Offer};
+use wire::ethernet::Mac;
 
 /// What the rack knows of client 1 before it asks. Its block is .100 to .107 of a range to .199.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -385,4 +386,22 @@ fn beside_a_peer_only_who_knows_the_client_says_nak_to_an_address_of_no_range() 
         assert_eq!(answer(&mut rack, &ask(mac(1), ip(150))), want, "{state}");
         assert_eq!(answer(&mut rack, &ask(mac(3), ip(50))), want, "{state}");
     }
+}
+
+/// What hosts claim is told by block, so that a range out of service is seen; a quarantine is the region's own knowledge.
+#[test]
+fn claimed_addresses_are_told_by_block() {
+    let mut rack = Rack::probing(config(), 16);
+    assert!(rack.engine.claimed().is_empty());
+    let quarantine = Row {
+        client: None,
+        quarantine: secs(600),
+        ..row(ip(115), mac(1), 0)
+    };
+    rack.attach(16, &[quarantine]);
+    let theirs = Mac([0x02, 9, 9, 9, 9, 9]);
+    for address in rack.probes().into_iter().take(3) {
+        rack.probed(address, Probed::InUse(theirs));
+    }
+    assert_eq!(rack.engine.claimed(), [(block(1).id, 3)]);
 }

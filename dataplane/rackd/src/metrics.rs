@@ -7,6 +7,7 @@ mod dhcp;
 
 pub use allow::Ends;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -16,6 +17,25 @@ use tokio::sync::watch;
 
 use crate::link::Status;
 use crate::work::{Counters, Metrics};
+
+/// Blocks, and how many addresses of each some host answers for, so that they are dealt to nobody for now.
+pub type Claimed = Arc<dyn Fn() -> Vec<(lease::BlockId, u32)> + Send + Sync>;
+
+pub fn claimed(shards: Vec<SharedStats>) -> Claimed {
+    Arc::new(move || {
+        let told = shards.iter().flat_map(|shard| shard.get().dhcp_claimed);
+        together(told)
+    })
+}
+
+/// A block is all shards': each tells of the addresses that it deals.
+fn together(told: impl Iterator<Item = (lease::BlockId, u32)>) -> Vec<(lease::BlockId, u32)> {
+    let mut of_blocks = BTreeMap::new();
+    for (block, addresses) in told {
+        *of_blocks.entry(block).or_default() += addresses;
+    }
+    of_blocks.into_iter().collect()
+}
 
 /// What the rack counts, as it is whenever it is asked for: names with their labels, and values.
 pub type Numbers = Arc<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
@@ -319,6 +339,13 @@ mod tests {
             local: end,
         };
         page(numbers, Vec::new(), Arc::default())(ends).expect("this host may read it")
+    }
+
+    #[test]
+    fn what_is_claimed_of_a_block_is_of_all_shards() {
+        let told = [(3, 5), (1, 2), (3, 4)].map(|(block, count)| (lease::BlockId(block), count));
+        let all = [(1, 2), (3, 9)].map(|(block, count)| (lease::BlockId(block), count));
+        assert_eq!(together(told.into_iter()), all);
     }
 
     #[test]

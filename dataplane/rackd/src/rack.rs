@@ -104,7 +104,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
 
     let counters = Arc::<work::Counters>::default();
-    let stats = shards.iter().map(|shard| shard.stats.clone()).collect();
+    let stats: Vec<_> = shards.iter().map(|shard| shard.stats.clone()).collect();
+    let claimed = metrics::claimed(stats.clone());
     let numbers = metrics::numbers(stats, status_of_rack, counters.clone());
     let work_context = work::Context {
         tls: tls_of_work,
@@ -154,6 +155,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             regions,
             status,
             numbers,
+            claimed,
             sockets: Box::new(move |interface| {
                 let opened = uring::open_link(interface, shard_count).map_err(io::Error::other)?;
                 Ok(opened.into_iter().map(|link| link.socket).collect())

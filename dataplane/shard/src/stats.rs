@@ -57,6 +57,8 @@ pub struct Stats {
     pub driver: DriverCounters,
     pub dhcp: dhcp::Counters,
     pub dhcp_usage: dhcp::Usage,
+    /// Of each block, the addresses that some host answers for.
+    pub dhcp_claimed: Vec<(lease::BlockId, u32)>,
     pub tftp: tftp::Counters,
     pub tftp_transfers: usize,
     pub tftp_unconfirmed: usize,

@@ -371,6 +371,7 @@ impl<D: Driver> Shard<D> {
             driver: self.driver.counters(),
             dhcp: self.dhcp.engine.counters().clone(),
             dhcp_usage: self.dhcp.engine.usage(),
+            dhcp_claimed: self.dhcp.engine.claimed(),
             tftp: self.tftp.counters,
             tftp_transfers: self.tftp.transfer_count(),
             tftp_unconfirmed: self.tftp.unconfirmed_count(),

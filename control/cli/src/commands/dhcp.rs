@@ -148,6 +148,7 @@ const RANGES: &[Column] = &[
     ("total", |row| text(row, "/total")),
     ("bound", |row| text(row, "/bound")),
     ("resting", |row| text(row, "/resting")),
+    ("claimed", |row| text(row, "/claimed")),
     ("ended", |row| text(row, "/ended")),
     ("free", |row| text(row, "/free")),
     ("%", |row| text(row, "/percent")),

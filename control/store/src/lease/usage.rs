@@ -13,6 +13,9 @@ use crate::{StoreError, lease::history};
 /// Between two counts of housekeeping.
 const EVERY: &str = "30 seconds";
 
+/// What a rack has not said again for so long is not so any more.
+const CLAIMED_FOR: &str = "2 minutes";
+
 /// A dynamic range and what became of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 pub struct Usage {
@@ -25,15 +28,17 @@ pub struct Usage {
     /// Cut into blocks; more of a large range is as it fills.
     pub dealt: i64,
     pub bound: i64,
-    /// Declined, found in use, or quarantined with their block.
+    /// Declined, or quarantined with their block.
     pub resting: i64,
+    /// Dealt to nobody by their rack, because some host answers for them.
+    pub claimed: i64,
     /// Ended, and not yet somebody else's: free when it is wanted.
     pub ended: i64,
 }
 
 impl Usage {
     pub fn taken(&self) -> i64 {
-        self.bound + self.resting
+        self.bound + self.resting + self.claimed
     }
 
     pub fn free(&self) -> i64 {
@@ -53,9 +58,10 @@ impl Usage {
 pub async fn usage(db: &mut PgConnection) -> Result<Vec<Usage>, StoreError> {
     Ok(sqlx::query_as(
         "select id as range_id, subnet_id, start_ip, end_ip, total, dealt, bound, ended,
-                least(resting + resting_blocks, total - bound) as resting
+                least(resting + resting_blocks, total - bound) as resting,
+                least(claimed, greatest(total - bound - resting - resting_blocks, 0)) as claimed
          from (
-             select r.id, r.subnet_id, r.start_ip, r.end_ip, r.total, b.dealt, b.resting_blocks, l.resting, l.ended,
+             select r.id, r.subnet_id, r.start_ip, r.end_ip, r.total, b.dealt, b.resting_blocks, b.claimed, l.resting, l.ended,
                     least(l.bound, r.total) as bound
              from (
                  select r.id, r.subnet_id, r.start_ip, r.end_ip,
@@ -67,7 +73,9 @@ pub async fn usage(db: &mut PgConnection) -> Result<Vec<Usage>, StoreError> {
              ) r
              cross join lateral (
                  select coalesce(sum(b.count), 0)::bigint as dealt,
-                        coalesce(sum(b.count) filter (where b.quarantined_until > now()), 0)::bigint as resting_blocks
+                        coalesce(sum(b.count) filter (where b.quarantined_until > now()), 0)::bigint as resting_blocks,
+                        coalesce(sum(b.claimed) filter (where b.owner is not null and b.claimed_at > now() - $1::interval), 0)::bigint
+                            as claimed
                  from lease_block b where b.range_id = r.id
              ) b
              cross join lateral (
@@ -81,8 +89,32 @@ pub async fn usage(db: &mut PgConnection) -> Result<Vec<Usage>, StoreError> {
          ) as counted
          order by subnet_id, start_ip",
     )
+    .bind(CLAIMED_FOR)
     .fetch_all(db)
     .await?)
+}
+
+/// What a rack says of its own blocks: how many addresses of each some host answers for. Of the others it is none.
+pub async fn note_claimed(
+    db: &mut PgConnection,
+    rack: &str,
+    blocks: &[(i64, i32)],
+) -> Result<(), StoreError> {
+    let (ids, counts): (Vec<i64>, Vec<i32>) = blocks.iter().copied().unzip();
+    sqlx::query(
+        "update lease_block b set claimed = n.claimed, claimed_at = now()
+         from (select o.id, least(coalesce(s.claimed, 0), o.count) as claimed
+               from lease_block o left join unnest($2::bigint[], $3::int[]) as s(id, claimed) on s.id = o.id
+               where o.owner = $1 and (o.claimed > 0 or s.claimed > 0)
+               order by o.id for update of o) n
+         where b.id = n.id",
+    )
+    .bind(rack)
+    .bind(ids)
+    .bind(counts)
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// A range as housekeeping last saw it; for metrics.
@@ -155,7 +187,7 @@ pub async fn note_now(db: &mut PgConnection) -> Result<(), StoreError> {
     .bind(usage.iter().map(|range| range.range_id).collect::<Vec<_>>())
     .bind(column(|range| range.total))
     .bind(column(|range| range.bound))
-    .bind(column(|range| range.resting))
+    .bind(column(|range| range.resting + range.claimed))
     .bind(levels)
     .execute(&mut *db)
     .await?;
@@ -173,12 +205,14 @@ fn event_of(range: &Usage, before: UsageLevel, level: UsageLevel) -> NewEvent {
         end_ip,
         total,
         resting,
+        claimed,
         ..
     } = range;
     NewEvent::new(kind).text(format!(
-        "Range {start_ip} to {end_ip}: {} of {total} addresses in use ({}.{:02} %), of them {resting} resting",
+        "Range {start_ip} to {end_ip}: {} of {total} addresses in use ({}.{:02} %), of them {} resting",
         range.taken(),
         range.basis_points() / 100,
         range.basis_points() % 100,
+        resting + claimed,
     ))
 }

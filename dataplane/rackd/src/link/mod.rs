@@ -53,7 +53,7 @@ pub use identity::IdentityError;
 pub use interfaces::Interface;
 
 use crate::attest::Bindings;
-use crate::metrics::Numbers;
+use crate::metrics::{Claimed, Numbers};
 use crate::work::Region;
 use crate::work::fill::Letter;
 use crate::work::power::Ask;
@@ -110,6 +110,8 @@ pub struct Ports {
     pub status: watch::Sender<Status>,
     /// What the rack counts, for a region that asks.
     pub numbers: Numbers,
+    /// Which of its addresses some host answers for.
+    pub claimed: Claimed,
     pub sockets: OpenSockets,
     pub interfaces: ReadInterfaces,
 }

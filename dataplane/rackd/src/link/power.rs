@@ -10,7 +10,7 @@ use rpc::muster_capnp as wire;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::metrics::Numbers;
+use crate::metrics::{Claimed, Numbers};
 use crate::work::power::Ask;
 
 const DEADLINE_MAX: Duration = Duration::from_secs(600);
@@ -23,6 +23,7 @@ pub(super) struct RackCalls {
     /// When the region last called: it pings, so silence means that the link is dead.
     pub heard: Rc<Cell<Instant>>,
     pub numbers: Numbers,
+    pub claimed: Claimed,
 }
 
 impl wire::rack::Server for RackCalls {
@@ -75,6 +76,22 @@ impl wire::rack::Server for RackCalls {
     ) -> Result<(), Error> {
         self.heard.set(Instant::now());
         put_stats(&(self.numbers)(), results);
+        Ok(())
+    }
+
+    async fn claimed(
+        self: Rc<Self>,
+        _: wire::rack::ClaimedParams,
+        mut results: wire::rack::ClaimedResults,
+    ) -> Result<(), Error> {
+        self.heard.set(Instant::now());
+        let claimed = (self.claimed)();
+        let mut list = results.get().init_blocks(claimed.len() as u32);
+        for (i, (block, addresses)) in claimed.into_iter().enumerate() {
+            let mut builder = list.reborrow().get(i as u32);
+            builder.set_block(block.0);
+            builder.set_addresses(addresses);
+        }
         Ok(())
     }
 }

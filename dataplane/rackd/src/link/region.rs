@@ -19,7 +19,7 @@ use super::interfaces::Interface;
 use super::power::RackCalls;
 use super::thread::Happening;
 use super::wire::{self, Welcome};
-use crate::metrics::Numbers;
+use crate::metrics::{Claimed, Numbers};
 use crate::work::power::Ask;
 
 const PROTOCOL: u16 = 1;
@@ -47,6 +47,7 @@ pub(super) struct Shared {
     pub interfaces: RefCell<Vec<Interface>>,
     pub asks: mpsc::Sender<Ask>,
     pub numbers: Numbers,
+    pub claimed: Claimed,
     pub happenings: mpsc::UnboundedSender<Happening>,
     /// Changes when the links must say hello anew.
     pub refresh: watch::Sender<u64>,
@@ -152,6 +153,7 @@ async fn hello(
         asks: shared.asks.clone(),
         heard: Rc::clone(heard),
         numbers: Numbers::clone(&shared.numbers),
+        claimed: Claimed::clone(&shared.claimed),
     };
     let calls: rack::Client = capnp_rpc::new_client(calls);
     let mut request = connection.door.hello_request();

@@ -33,7 +33,7 @@ use super::shards::{Ringing, Shards};
 use super::wire::Welcome;
 use super::{LinkContext, LinkFailed, Ports, tls};
 use crate::attest::Attester;
-use crate::metrics::Numbers;
+use crate::metrics::{Claimed, Numbers};
 
 /// Mailbox messages taken before the other tasks of this thread get their turn.
 const MAIL_PER_TURN: usize = 1_024;
@@ -159,6 +159,7 @@ impl Thread {
             interfaces: RefCell::new(interfaces),
             asks: ports.power.clone(),
             numbers: Numbers::clone(&ports.numbers),
+            claimed: Claimed::clone(&ports.claimed),
             happenings: told,
             refresh: tokio::sync::watch::Sender::new(0),
             live: RefCell::default(),

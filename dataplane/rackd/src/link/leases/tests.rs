@@ -126,6 +126,7 @@ impl Bench {
             interfaces: RefCell::default(),
             asks: mpsc::channel(1).0,
             numbers: Arc::new(Vec::new),
+            claimed: Arc::new(Vec::new),
             happenings: told,
             refresh: tokio::sync::watch::Sender::new(0),
             live: RefCell::default(),
