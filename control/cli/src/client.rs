@@ -263,15 +263,20 @@ pub fn event_id(event: &Value) -> u64 {
 
 /// Whether it may be a region's word, and not the page of something else.
 fn is_word(body: &str) -> bool {
+    body.trim().len() <= 200 && are_words(body)
+}
+
+/// One line that is neither a page nor JSON. A refusal may name all that goes along with what is deleted.
+fn are_words(body: &str) -> bool {
     let body = body.trim();
-    body.len() <= 200 && !body.starts_with(['<', '{', '[']) && !body.contains('\n')
+    body.len() <= 16 << 10 && !body.starts_with(['<', '{', '[']) && !body.contains('\n')
 }
 
 /// The region's own words where it has some, the status where it has none.
 fn refusal(status: StatusCode, body: &str) -> String {
     let fields = match serde_json::from_str::<Value>(body) {
         Ok(Value::Object(fields)) => fields,
-        _ if !is_word(body) || body.trim().is_empty() => {
+        _ if !are_words(body) || body.trim().is_empty() => {
             return format!("the region answered {status}{}", hint(status));
         }
         _ => {

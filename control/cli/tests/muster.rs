@@ -227,6 +227,7 @@ fn ranges_show_what_hosts_claim() {
 
 #[test]
 fn a_subnet_says_what_goes_with_it_and_is_not_deleted_unasked() {
+    let goes = "the range 10.0.0.10 to 10.0.0.99, the reserved address 10.0.0.5, the DHCP option 42, the link of eth0 on web1";
     let region = Region::new(&[
         (
             "GET subnets/",
@@ -234,20 +235,18 @@ fn a_subnet_says_what_goes_with_it_and_is_not_deleted_unasked() {
             json!([{"id": 7, "cidr": "10.0.0.0/24", "name": "net"}]),
         ),
         (
-            "GET ipranges/",
-            200,
-            json!([
-            {"start_ip": "10.0.0.10", "end_ip": "10.0.0.99", "subnet": {"id": 7}},
-            {"start_ip": "10.1.0.10", "end_ip": "10.1.0.99", "subnet": {"id": 8}}]),
+            "DELETE subnets/7/",
+            400,
+            json!(format!(
+                "Cannot delete a subnet that has IP addresses in use: with it would go {goes}. (Use the 'force' parameter to override.)"
+            )),
         ),
-        (
-            "GET reservedips/",
-            200,
-            json!([{"ip": "10.0.0.5", "subnet": {"id": 7}}]),
-        ),
-        ("DELETE subnets/7/", 200, json!("")),
+        ("DELETE subnets/7/?force=true", 200, json!("")),
     ]);
-    let goes = "and with it 1 range (10.0.0.10 to 10.0.0.99) and 1 reservation (10.0.0.5)";
+    let forced = || {
+        let asked = region.asked();
+        asked.iter().filter(|asked| asked.contains("force")).count()
+    };
     let ended = region.run(&["subnet", "delete", "net"]);
     assert!(!ended.status.success());
     assert!(
@@ -255,18 +254,29 @@ fn a_subnet_says_what_goes_with_it_and_is_not_deleted_unasked() {
         "{}",
         err(&ended)
     );
-    let deletes = || {
-        region
-            .asked()
-            .iter()
-            .filter(|asked| asked.starts_with("DELETE"))
-            .count()
-    };
-    assert_eq!(deletes(), 0);
+    assert_eq!(forced(), 0);
     let ended = region.run(&["subnet", "delete", "net", "--yes"]);
     assert!(ended.status.success(), "{}", err(&ended));
-    assert!(out(&ended).contains(goes), "{}", out(&ended));
-    assert_eq!(deletes(), 1);
+    assert!(
+        out(&ended).contains(&format!("and with it {goes}.")),
+        "{}",
+        out(&ended)
+    );
+    assert_eq!(forced(), 1);
+}
+
+#[test]
+fn a_subnet_that_dhcp_needs_is_not_deleted_by_force() {
+    let why = "Cannot delete a subnet that is actively servicing a dynamic IP range. (Disable DHCP first.)";
+    let region = Region::new(&[("DELETE subnets/7/", 400, json!(why))]);
+    let ended = region.run(&["subnet", "delete", "7", "--yes"]);
+    assert!(!ended.status.success());
+    assert!(
+        err(&ended).contains("actively servicing"),
+        "{}",
+        err(&ended)
+    );
+    assert_eq!(region.asked().len(), 1);
 }
 
 #[test]

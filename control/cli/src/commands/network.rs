@@ -86,7 +86,7 @@ pub enum SubnetCommand {
     List,
     /// Add a subnet.
     Create(SubnetCreate),
-    /// Remove a subnet, with its ranges and reservations.
+    /// Remove a subnet. What would go with it is told first.
     Delete {
         /// Id, CIDR or name.
         subnet: String,
@@ -133,12 +133,7 @@ impl SubnetCommand {
             }
             SubnetCommand::Delete { subnet, yes } => {
                 let id = find_subnet(client, &subnet).await?;
-                let goes = goes_with(client, id).await?;
-                if !yes && !agrees(&format!("Subnet {subnet} goes, {goes}."))? {
-                    bail!("subnet {subnet} stays");
-                }
-                let answer = client.delete(&format!("subnets/{id}/?force=true")).await?;
-                output.done(&answer, &format!("Subnet {subnet} is gone, {goes}."));
+                delete(client, output, &subnet, id, yes).await?;
             }
         }
         Ok(())
@@ -179,34 +174,43 @@ async fn new_fabric(client: &Client) -> anyhow::Result<(u64, u64)> {
     ids.context("the region's new fabric has no VLAN")
 }
 
-/// What a subnet takes with it, in words.
-async fn goes_with(client: &Client, subnet: u64) -> anyhow::Result<String> {
-    let mut parts = Vec::new();
-    for (path, one, many) in [
-        ("ipranges/", "range", "ranges"),
-        ("reservedips/", "reservation", "reservations"),
-    ] {
-        let all = client.list(path, &[]).await?;
-        let its: Vec<String> = all
-            .iter()
-            .filter(|row| row.pointer("/subnet/id").and_then(Value::as_u64) == Some(subnet))
-            .map(|row| match text(row, "/start_ip") {
-                first if first.is_empty() => text(row, "/ip"),
-                first => format!("{first} to {}", text(row, "/end_ip")),
-            })
-            .collect();
-        let named = its.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-        match its.len() {
-            0 => {}
-            1 => parts.push(format!("1 {one} ({named})")),
-            count @ 2..=5 => parts.push(format!("{count} {many} ({named})")),
-            count => parts.push(format!("{count} {many} ({named}, ...)")),
+/// The region knows what goes with a subnet, and refuses until somebody agreed to that.
+async fn delete(
+    client: &Client,
+    output: Output,
+    subnet: &str,
+    id: u64,
+    yes: bool,
+) -> anyhow::Result<()> {
+    let path = format!("subnets/{id}/");
+    let refused = match client.delete(&path).await {
+        Ok(answer) => {
+            output.done(&answer, &format!("Subnet {subnet} is gone."));
+            return Ok(());
         }
+        Err(refused) => refused,
+    };
+    let why = refused.to_string();
+    // Where force is no help, nobody is asked.
+    if !why.contains("'force'") {
+        return Err(refused);
     }
-    Ok(match parts.as_slice() {
-        [] => "with no range and no reservation".to_owned(),
-        parts => format!("and with it {}", parts.join(" and ")),
-    })
+    if !yes && !agrees(&why)? {
+        bail!("subnet {subnet} stays");
+    }
+    let answer = client.delete(&format!("{path}?force=true")).await?;
+    let with = match went(&why) {
+        Some(all) => format!(", and with it {all}"),
+        None => String::new(),
+    };
+    output.done(&answer, &format!("Subnet {subnet} is gone{with}."));
+    Ok(())
+}
+
+/// What the region's refusal names.
+fn went(refusal: &str) -> Option<&str> {
+    let (_, all) = refusal.split_once("with it would go ")?;
+    Some(all.split_once(". (").map_or(all, |(all, _)| all))
 }
 
 /// Asks a person. Where there is none, nobody has agreed.
