@@ -398,8 +398,9 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
 
     // Who asks is settled from the head, before any of the body is read.
     let source = shares::source_of(&parts);
+    let connection = parts.extensions.get::<gate::http::Connection>();
     let mut caller = match auth::signed(&parts.headers, &[&query]) {
-        Some(signed) => Some(auth::caller(&app, &source, &signed?).await),
+        Some(signed) => Some(caller_of(&app, &source, connection, &signed?).await),
         None => None,
     };
     let (operation, form, octets, stream) = match early {
@@ -443,7 +444,7 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
 
     if caller.is_none() {
         caller = match (auth::signed(&HeaderMap::new(), &[&form]), operation.access) {
-            (Some(signed), _) => Some(auth::caller(&app, &source, &signed?).await),
+            (Some(signed), _) => Some(caller_of(&app, &source, connection, &signed?).await),
             (None, Access::Anonymous) => None,
             (None, Access::With(_)) => {
                 return Err(ApiError::Unauthorized("Missing OAuth credentials.".into()));
@@ -479,6 +480,20 @@ async fn dispatch(app: App, request: axum::extract::Request) -> Reply {
     transaction::again(&app, |app| (operation.handler)(request(app, Body::empty()))).await
 }
 
+/// Whose key signed. From here on the request has its connection until it is answered, however many others come.
+async fn caller_of(
+    app: &App,
+    source: &Source,
+    connection: Option<&gate::http::Connection>,
+    signed: &crate::oauth::Signed,
+) -> Result<Caller, ApiError> {
+    let caller = auth::caller(app, source, signed).await?;
+    if let Some(connection) = connection {
+        connection.firm();
+    }
+    Ok(caller)
+}
+
 /// In whose share a body is read.
 enum BodyRoom {
     /// An account's.
@@ -497,9 +512,6 @@ async fn read_form(
     let shares = &app.state.shares;
     let (place, limits) = match room {
         BodyRoom::Of(account) => {
-            if let Some(connection) = parts.extensions.get::<gate::http::Connection>() {
-                connection.firm();
-            }
             let place = shares.callers.enter(Source::Account(account), 0);
             (place, Limits::default())
         }

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use api::ThroughRack;
 use axum::body::Body;
 use bytes::Bytes;
-use gate::Source;
+use gate::{Bounds, Room, Source};
 use http::{Request, header};
 use store::account::NewAccount;
 use store::token::Credentials;
 use support::{Answer, Region};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const LOGIN: &str = "/MAAS/accounts/authenticate/";
@@ -274,4 +276,57 @@ async fn outputs_of_results_are_sent_in_pieces_and_only_when_asked_for() {
     let readers = region.app.places().into_iter();
     let readers = readers.filter(|room| room.name == "result_readers");
     assert_eq!(readers.map(|room| room.held).sum::<u64>(), 0);
+}
+
+/// Strangers that come without end displace each other, and no request that a key signed, whatever its method.
+#[tokio::test]
+async fn a_signed_request_keeps_its_connection_however_many_strangers_come() {
+    let region = Region::start().await;
+    let room = Room::new(
+        "test",
+        Bounds {
+            total: 4,
+            open: 4,
+            each: 4,
+        },
+    );
+    // What the answer needs is held back, so that it takes as long as this test likes.
+    let mut holder = region.db.pool.begin().await.unwrap();
+    sqlx::query("lock table machine in access exclusive mode")
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let (near, mut far) = tokio::io::duplex(64 << 10);
+    let place = room.enter(host(1), 1).unwrap();
+    let router = region.router.clone();
+    let serving = tokio::spawn(async move {
+        let (stop, close) = (CancellationToken::new(), CancellationToken::new());
+        gate::http::serve(near, router, place, |_| {}, &stop, &close).await
+    });
+    let head = format!(
+        "GET /MAAS/api/2.0/machines/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: {}\r\n\r\n",
+        region.signature(&region.admin)
+    );
+    far.write_all(head.as_bytes()).await.unwrap();
+    let waits = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+                 where not l.granted and d.datname = current_database()";
+    while sqlx::query_scalar::<_, i64>(waits)
+        .fetch_one(&mut *holder)
+        .await
+        .unwrap()
+        == 0
+    {
+        assert!(!serving.is_finished(), "displaced before it asked");
+        tokio::task::yield_now().await;
+    }
+    let strangers: Vec<_> = (0..100)
+        .map(|n| room.enter(host(10 + n), 1).unwrap())
+        .collect();
+    assert!(room.numbers().displaced >= 97, "{:?}", room.numbers());
+    holder.rollback().await.unwrap();
+    let mut answer = String::new();
+    far.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    drop(strangers);
+    serving.await.unwrap();
 }
