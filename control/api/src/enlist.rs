@@ -17,7 +17,7 @@ use crate::machine::{Said, architecture_field, insert};
 use crate::metadata::served_there;
 
 /// Machines that wait to be taken up: in all, of one VLAN of one rack, and from one address in ten minutes (a lease
-/// goes from one machine that enlists to the next).
+/// goes from one machine that enlists to the next). Beyond the first two an older one makes room.
 const WAITING_MAX: i64 = 20_000;
 const WAITING_OF_NETWORK_MAX: i64 = 4_096;
 const RECENT_OF_ADDRESS_MAX: i64 = 8;
@@ -38,10 +38,11 @@ pub async fn enlist(request: &Request, attestation: &Attestation) -> Reply {
     if let Some(known) = registered(&mut db, mac).await? {
         return identity(&known);
     }
-    if let Err(refused) = room(enlist::waiting(&mut db, place).await?) {
+    let refused = |refused: ApiError| {
         app.count(|counters| &counters.enlistments_refused);
-        return Err(refused);
-    }
+        refused
+    };
+    let room = room(enlist::waiting(&mut db, place).await?).map_err(refused)?;
     drop(db);
     let architecture =
         architecture_field(&request.form)?.ok_or_else(|| ApiError::required("architecture"))?;
@@ -55,6 +56,14 @@ pub async fn enlist(request: &Request, attestation: &Attestation) -> Reply {
             None => return Err(error),
         },
     };
+    let has_room = match room {
+        Room::Free => true,
+        Room::OfNetwork => enlist::make_room(&mut tx, Some(place)).await?,
+        Room::OfAll => enlist::make_room(&mut tx, None).await?,
+    };
+    if !has_room {
+        return Err(refused(TOO_MANY));
+    }
     enlist::note(&mut tx, &id, place).await?;
     event::adopt(&mut tx, &id, &[mac]).await?;
     let hints = hints(&request.form, mac);
@@ -115,18 +124,31 @@ fn identity(id: &SystemId) -> Reply {
     })))
 }
 
-fn room(waiting: Waiting) -> Result<(), ApiError> {
+/// Whose place one that enlists takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Free,
+    /// A waiting machine's of its own network.
+    OfNetwork,
+    /// A waiting machine's of the network that has most.
+    OfAll,
+}
+
+const TOO_MANY: ApiError = ApiError::Unavailable("Too many machines wait to be accepted.");
+
+fn room(waiting: Waiting) -> Result<Room, ApiError> {
     if waiting.of_address >= RECENT_OF_ADDRESS_MAX {
         return Err(ApiError::Unavailable(
             "Too many machines enlisted from this address. Try again later.",
         ));
     }
-    if waiting.all >= WAITING_MAX || waiting.of_network >= WAITING_OF_NETWORK_MAX {
-        return Err(ApiError::Unavailable(
-            "Too many machines wait to be accepted.",
-        ));
+    if waiting.of_network >= WAITING_OF_NETWORK_MAX {
+        return Ok(Room::OfNetwork);
     }
-    Ok(())
+    if waiting.all >= WAITING_MAX {
+        return Ok(Room::OfAll);
+    }
+    Ok(Room::Free)
 }
 
 /// Further cards that a machine says it has; what is none is left out.
@@ -159,14 +181,18 @@ mod tests {
             of_network,
             of_address,
         };
-        for (waiting, has_room, why) in [
-            (waiting(0, 0, 0), true, "none"),
-            (waiting(19_999, 4_095, 7), true, "just so"),
-            (waiting(20_000, 0, 0), false, "in all"),
-            (waiting(4_096, 4_096, 0), false, "of the network"),
-            (waiting(8, 8, 8), false, "of the address"),
+        for (waiting, want, why) in [
+            (waiting(0, 0, 0), Some(Room::Free), "none"),
+            (waiting(19_999, 4_095, 7), Some(Room::Free), "just so"),
+            (waiting(20_000, 0, 0), Some(Room::OfAll), "in all"),
+            (
+                waiting(20_000, 4_096, 0),
+                Some(Room::OfNetwork),
+                "of the network",
+            ),
+            (waiting(8, 8, 8), None, "of the address"),
         ] {
-            assert_eq!(room(waiting).is_ok(), has_room, "{why}");
+            assert_eq!(room(waiting).ok(), want, "{why}");
         }
     }
 

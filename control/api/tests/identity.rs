@@ -288,6 +288,58 @@ async fn one_address_enlists_few_machines_and_others_go_on() {
     enlist(&mut region, "52:54:00:00:01:00", "").await.json();
 }
 
+/// Machines that enlisted at address 10.0.0.`last` long ago.
+async fn waiting(region: &Region, prefix: &'static str, count: i32, last: u8) {
+    sqlx::query(
+        "insert into machine (system_id, hostname, enlisted_rack, enlisted_address, created, updated)
+         select $1 || lpad(n::text, 5, '0'), $1 || n, 'rack01', ('10.0.0.' || $3)::inet, at, at
+         from generate_series(1, $2) n, lateral (select now() - interval '1 hour' + n * interval '1 ms' as at) a",
+    )
+    .bind(prefix)
+    .bind(count)
+    .bind(i32::from(last))
+    .execute(&region.db.pool)
+    .await
+    .unwrap();
+}
+
+/// One host with as many cards and leases as it likes fills the network; real machines enlist all the same.
+#[tokio::test]
+async fn machines_that_nobody_took_up_make_room_the_oldest_of_the_heaviest_address_first() {
+    let mut region = region().await;
+    waiting(&region, "o", 2, 60).await;
+    waiting(&region, "f", 4_094, 61).await;
+    // Somebody looked after one of the flood.
+    sqlx::query("update machine set description = 'mine', updated = now() where hostname = 'f1'")
+        .execute(&region.db.pool)
+        .await
+        .unwrap();
+    for n in 0..2 {
+        enlist(&mut region, &format!("52:54:00:00:01:{n:02x}"), "")
+            .await
+            .json();
+    }
+    let left: Vec<String> = sqlx::query_scalar(
+        "select hostname from machine where hostname in ('o1', 'o2', 'f1', 'f2', 'f3', 'f4') order by 1",
+    )
+    .fetch_all(&region.db.pool)
+    .await
+    .unwrap();
+    assert_eq!(left, ["f1", "f4", "o1", "o2"]);
+    assert_eq!(rows(&region, "select count(*) from machine").await, 4_096);
+    let told = "select count(*) from event where type = 'ENLISTED_GONE'";
+    assert_eq!(rows(&region, told).await, 2);
+    // Where somebody looked after all of them nothing goes.
+    sqlx::query("update machine set updated = now() + interval '1 s'")
+        .execute(&region.db.pool)
+        .await
+        .unwrap();
+    enlist(&mut region, "52:54:00:00:01:77", "")
+        .await
+        .refused(503, "wait to be accepted");
+    assert_eq!(rows(&region, "select count(*) from machine").await, 4_096);
+}
+
 #[tokio::test]
 async fn a_card_that_only_an_inventory_names_keeps_nobody_out() {
     let mut region = region().await;
@@ -375,13 +427,21 @@ async fn a_users_reservation_loses_the_card_that_turns_out_to_be_a_machines() {
         "select count(*) from change where kind = 'reservation'",
     )
     .await;
-    // By an administrator, by its own word and by its inventory.
+    // By an administrator, by enlisting, and by booting from it.
     let id = create(&region, OWN).await.json()["system_id"]
         .as_str()
         .unwrap()
         .to_owned();
     enlist(&mut region, cards[1], "").await.json();
-    commissioned(&region, &id, OWN, &[OWN, cards[2], "52:54:00:00:00:05"]).await;
+    let all = [OWN, cards[2], "52:54:00:00:00:05"];
+    commissioned(&region, &id, OWN, &all).await;
+    let reserved = "select count(*) from reserved_ip where mac = '52:54:00:00:00:03'";
+    assert_eq!(
+        rows(&region, reserved).await,
+        1,
+        "a mere report takes nothing"
+    );
+    commissioned(&region, &id, cards[2], &all).await;
     let left: Vec<String> =
         sqlx::query_scalar("select mac::text from reserved_ip where mac is not null order by mac")
             .fetch_all(&region.db.pool)

@@ -104,6 +104,7 @@ event_types! {
     MachineCreated "MACHINE_CREATED" Audit "Machine created",
     MachineEnlisted "MACHINE_ENLISTED" Info "Machine enlisted",
     EnlistRefused "ENLIST_REFUSED" Warning "Enlistment refused",
+    EnlistedGone "ENLISTED_GONE" Warning "An enlisted machine made room for another",
     CardShared "CARD_SHARED" Warning "Another machine has a network card of this address",
     ReservationTaken "RESERVATION_TAKEN" Warning "A user's reservation no longer names a machine's card",
     MachineChanged "MACHINE_CHANGED" Audit "Machine changed",

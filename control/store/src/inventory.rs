@@ -201,8 +201,8 @@ async fn merge_interfaces(
     .bind(machine.as_str())
     .execute(&mut *db)
     .await?;
-    let reported: Vec<Mac> = interfaces.iter().map(|interface| interface.mac).collect();
-    card::take_from_users(db, &reported).await?;
+    let shown = shown(db, machine, boot).await?;
+    card::take_from_users(db, &shown).await?;
     // Two inventories that name each other's cards must not wait for each other: another machine's rows are not touched,
     // and new ones come in the order of their MACs.
     let mut strangers = of_others(db, machine, interfaces).await?;
@@ -255,6 +255,21 @@ async fn merge_interfaces(
     }
     strangers.sort_by_key(|mac| mac.octets());
     Ok(strangers)
+}
+
+/// The cards that others have seen the machine use. What it merely reports takes nothing from anybody.
+async fn shown(
+    db: &mut PgConnection,
+    machine: &SystemId,
+    boot: BootInterface,
+) -> Result<Vec<Mac>, StoreError> {
+    let known: Vec<MacAddress> =
+        sqlx::query_scalar("select mac from interface where machine = $1 and not reported")
+            .bind(machine.as_str())
+            .fetch_all(db)
+            .await?;
+    let known = known.into_iter().map(|mac| Mac::new(mac.bytes()));
+    Ok(known.chain(boot.mac).collect())
 }
 
 /// Which of these cards another machine has.

@@ -537,13 +537,16 @@ pub async fn set_boot_interface(
     id: &SystemId,
     mac: Mac,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    let seen = sqlx::query(
         "update interface set reported = false where machine = $1 and mac = $2 and reported",
     )
     .bind(id.as_str())
     .bind(to_db_mac(mac))
     .execute(&mut *db)
     .await?;
+    if seen.rows_affected() > 0 {
+        card::take_from_users(db, &[mac]).await?;
+    }
     sqlx::query(
         "update machine m set boot_interface_id = i.id
          from interface i
