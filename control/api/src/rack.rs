@@ -93,7 +93,7 @@ pub fn resources() -> Vec<Resource> {
                     Some("revoke"),
                     EDIT,
                     "End a rack's certificates; its links close at once.",
-                    handler!(revoke),
+                    handler!(rack_delete::revoke),
                 ),
             ],
         },
@@ -116,11 +116,13 @@ const LACKING: &[Lacking] = &[
 /// A rack's last word older than this: it is not there.
 const ALIVE_SECS: i64 = 30;
 
+pub(crate) fn is_alive(rack: &Rack, now: OffsetDateTime) -> bool {
+    let heard = |seen: OffsetDateTime| (now - seen).whole_seconds() < ALIVE_SECS;
+    rack.revoked.is_none() && rack.last_seen.is_some_and(heard)
+}
+
 fn view(rack: &Rack, interfaces: &[Interface], now: OffsetDateTime) -> Value {
-    let is_alive = rack.revoked.is_none()
-        && rack
-            .last_seen
-            .is_some_and(|seen| (now - seen).whole_seconds() < ALIVE_SECS);
+    let is_alive = is_alive(rack, now);
     let addresses: Vec<String> = interfaces
         .iter()
         .flat_map(|interface| &interface.addresses)
@@ -195,10 +197,14 @@ async fn read(request: Request) -> Reply {
 }
 
 async fn one(request: &Request) -> Reply {
+    Ok(answer(&one_view(request).await?))
+}
+
+pub(crate) async fn one_view(request: &Request) -> Result<Value, ApiError> {
     let mut db = request.app.db().await?;
     let rack = rack::get(&mut *db, request.path("system_id")).await?;
     let interfaces = rack::interfaces(&mut *db, &rack.system_id).await?;
-    Ok(answer(&view(&rack, &interfaces, OffsetDateTime::now_utc())))
+    Ok(view(&rack, &interfaces, OffsetDateTime::now_utc()))
 }
 
 async fn update(request: Request) -> Reply {
@@ -207,18 +213,6 @@ async fn update(request: Request) -> Reply {
         rack::set_description(&mut *db, request.path("system_id"), description).await?;
     }
     drop(db);
-    one(&request).await
-}
-
-async fn revoke(request: Request) -> Reply {
-    let id = request.path("system_id");
-    let mut tx = request.app.begin().await?;
-    rack::revoke(&mut tx, id).await?;
-    let event = NewEvent::new(EventType::RackRevoked)
-        .rack(id)
-        .by(request.username());
-    event::record(&mut tx, event.text(format!("Rack {id} revoked"))).await?;
-    tx.commit().await?;
     one(&request).await
 }
 

@@ -1,12 +1,18 @@
-//! Deleting a rack: its VLANs go on by another one, or it stays.
+//! A rack goes, deleted or revoked: its VLANs go on by another one. Where there is none it is not deleted, and DHCP ends
+//! when it is revoked: what nobody trusts any more must not stay a VLAN's rack.
 
+use model::EventType;
+use sqlx::PgConnection;
+use store::event::{self, NewEvent};
 use store::network::{self, VlanChange};
-use store::{event, rack};
+use store::rack;
+use time::OffsetDateTime;
 
-use crate::dispatch::{Reply, Request, deleted};
+use crate::dispatch::{Reply, Request, deleted, json as answer};
 use crate::error::ApiError;
 use crate::fabric::changed;
 use crate::network_view::Networks;
+use crate::rack::{is_alive, one_view};
 
 /// Who serves a VLAN once a rack is gone.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,6 +58,66 @@ fn heirs(gone: &str, networks: &Networks, connected: &[(i32, String)]) -> Vec<He
         .collect()
 }
 
+/// The heirs of a rack. Of the racks that could take its place those that are there come first.
+async fn found(
+    db: &mut PgConnection,
+    gone: &str,
+    networks: &Networks,
+) -> Result<Vec<Heirs>, ApiError> {
+    let now = OffsetDateTime::now_utc();
+    let alive: Vec<String> = rack::list(&mut *db)
+        .await?
+        .into_iter()
+        .filter(|rack| is_alive(rack, now))
+        .map(|rack| rack.system_id)
+        .collect();
+    let mut connected = rack::connected(db).await?;
+    connected.sort_by_key(|(_, rack)| !alive.contains(rack));
+    Ok(heirs(gone, networks, &connected))
+}
+
+fn name_of(networks: &Networks, vlan: i32) -> String {
+    let vlan = networks.vlan(vlan);
+    vlan.map_or(String::new(), |vlan| {
+        format!("{}.{}", vlan.fabric, vlan.name)
+    })
+}
+
+/// The names of a VLAN and of those that are relayed to it.
+fn with_relayed(networks: &Networks, vlan: i32) -> String {
+    let relayed = networks.vlans.iter();
+    let relayed = relayed.filter(|other| other.relay_vlan == Some(vlan));
+    let ids = std::iter::once(vlan).chain(relayed.map(|other| other.id));
+    let names: Vec<String> = ids.map(|id| name_of(networks, id)).collect();
+    names.join(" and ")
+}
+
+/// Gives the VLANs to the heirs; what became of each, in words.
+async fn pass_on(
+    db: &mut PgConnection,
+    networks: &Networks,
+    all: &[Heirs],
+) -> Result<Vec<String>, ApiError> {
+    let mut told = Vec::new();
+    for heirs in all {
+        let ends = heirs.dhcp_on && heirs.primary.is_none();
+        let change = VlanChange {
+            dhcp_on: ends.then_some(false),
+            primary_rack: Some(heirs.primary.as_deref()),
+            secondary_rack: Some(heirs.secondary.as_deref()),
+            ..VlanChange::default()
+        };
+        network::update_vlan(db, heirs.vlan, &change).await?;
+        let name = name_of(networks, heirs.vlan);
+        told.push(match (&heirs.primary, heirs.dhcp_on) {
+            (None, true) => format!("DHCP ends on {}", with_relayed(networks, heirs.vlan)),
+            (None, false) => format!("{name} has no rack now"),
+            (Some(primary), _) => format!("{primary} is primary on {name}"),
+        });
+    }
+    Ok(told)
+}
+
 pub async fn delete(request: Request) -> Reply {
     let id = request.path("system_id");
     let force = request.query.boolean("force")?.unwrap_or(false);
@@ -59,17 +125,11 @@ pub async fn delete(request: Request) -> Reply {
     network::lock_networks(&mut tx).await?;
     let gone = rack::get(&mut *tx, id).await?;
     let networks = Networks::load(&mut tx).await?;
-    let heirs = heirs(id, &networks, &rack::connected(&mut *tx).await?);
-    let name_of = |vlan: i32| {
-        let vlan = networks.vlan(vlan);
-        vlan.map_or(String::new(), |vlan| {
-            format!("{}.{}", vlan.fabric, vlan.name)
-        })
-    };
+    let heirs = found(&mut tx, id, &networks).await?;
     let ending: Vec<String> = heirs
         .iter()
         .filter(|heirs| heirs.dhcp_on && heirs.primary.is_none())
-        .map(|heirs| name_of(heirs.vlan))
+        .map(|heirs| with_relayed(&networks, heirs.vlan))
         .collect();
     if !force && !ending.is_empty() {
         return Err(ApiError::bad_request(format!(
@@ -79,32 +139,40 @@ pub async fn delete(request: Request) -> Reply {
             ending.join(", ")
         )));
     }
-    let mut told = Vec::new();
-    for heirs in &heirs {
-        let ends = heirs.dhcp_on && heirs.primary.is_none();
-        let change = VlanChange {
-            dhcp_on: ends.then_some(false),
-            primary_rack: Some(heirs.primary.as_deref()),
-            secondary_rack: Some(heirs.secondary.as_deref()),
-            ..VlanChange::default()
-        };
-        network::update_vlan(&mut tx, heirs.vlan, &change).await?;
-        told.push(match (&heirs.primary, heirs.dhcp_on) {
-            (None, true) => format!("DHCP ends on {}", name_of(heirs.vlan)),
-            (None, false) => format!("{} has no rack now", name_of(heirs.vlan)),
-            (Some(primary), _) => format!("{primary} is primary on {}", name_of(heirs.vlan)),
-        });
-    }
+    let told = pass_on(&mut tx, &networks, &heirs).await?;
     rack::delete(&mut tx, id).await?;
     let mut text = format!("Rack {} ({id}) deleted", gone.hostname);
     if !told.is_empty() {
         text = format!("{text}: {}", told.join(", "));
     }
     let mut event = changed(&request, text);
-    event.kind = model::EventType::RackRevoked;
+    event.kind = EventType::RackRevoked;
     event::record(&mut tx, event).await?;
     tx.commit().await?;
     Ok(deleted())
+}
+
+/// Never refused: it is how a rack that somebody took is shut out.
+pub async fn revoke(request: Request) -> Reply {
+    let id = request.path("system_id");
+    let mut tx = request.app.begin().await?;
+    network::lock_networks(&mut tx).await?;
+    rack::revoke(&mut tx, id).await?;
+    let networks = Networks::load(&mut tx).await?;
+    let heirs = found(&mut tx, id, &networks).await?;
+    let told = pass_on(&mut tx, &networks, &heirs).await?;
+    let mut text = format!("Rack {id} revoked");
+    if !told.is_empty() {
+        text = format!("{text}: {}", told.join(", "));
+    }
+    let event = NewEvent::new(EventType::RackRevoked)
+        .rack(id)
+        .by(request.username());
+    event::record(&mut tx, event.text(text)).await?;
+    tx.commit().await?;
+    let mut view = one_view(&request).await?;
+    view["passed_on"] = told.into();
+    Ok(answer(&view))
 }
 
 #[cfg(test)]

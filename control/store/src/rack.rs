@@ -51,8 +51,8 @@ pub enum TokenRefusal {
     #[error("this enrolment token is for another host")]
     OtherHost,
     #[error(
-        "a rack of this name is enrolled: make a token for this name (muster rack token --hostname NAME), or revoke \
-         the rack first"
+        "a rack of this name is enrolled, or VLANs name it: make a token for this name (muster rack token --hostname \
+         NAME), or revoke the rack first"
     )]
     Enrolled,
 }
@@ -144,8 +144,8 @@ pub async fn create_token(
 
 /// Uses a token up and gives the system_id of the rack called `hostname`.
 ///
-/// A host that was enrolled before keeps its system_id; its older certificates end here. While it is not revoked only a
-/// token made for its name does that: any other would let its bearer take the rack's place. Inside the caller's
+/// A host that was enrolled before keeps its system_id; its older certificates end here. While it is not revoked, or a
+/// VLAN still names it, only a token made for its name does that: any other would let its bearer take the rack's place. Inside the caller's
 /// transaction: a certificate that cannot be made must not use the token up.
 pub async fn enrol(
     db: &mut PgConnection,
@@ -157,7 +157,10 @@ pub async fn enrol(
         "update rack_token set used = now()
          where token_hash = $1 and used is null and expires > now()
            and (hostname = $2 or hostname is null
-                and not exists (select from rack where rack.hostname = $2 and revoked is null))",
+                and not exists (select from rack r where r.hostname = $2
+                                and (r.revoked is null
+                                     or exists (select from vlan v
+                                                where r.system_id in (v.primary_rack, v.secondary_rack)))))",
     )
     .bind(token_hash.as_slice())
     .bind(hostname)
@@ -414,12 +417,13 @@ pub async fn address_within(
     .await?)
 }
 
-/// The racks that have an address in a subnet of each VLAN: (VLAN, system_id). Not those whose certificates ended.
+/// The racks that have an address in a subnet of each VLAN, from which DHCP could serve it: (VLAN, system_id). Not those
+/// whose certificates ended.
 pub async fn connected(db: impl PgExecutor<'_>) -> Result<Vec<(i32, String)>, StoreError> {
     Ok(sqlx::query_as(
         "select distinct s.vlan_id, r.system_id
          from rack r join rack_interface i on i.rack = r.system_id, unnest(i.addresses) a, subnet s
-         where r.revoked is null and host(a)::inet <<= s.cidr order by 1, 2",
+         where r.revoked is null and family(a) = 4 and host(a)::inet <<= s.cidr order by 1, 2",
     )
     .fetch_all(db)
     .await?)
@@ -527,6 +531,51 @@ mod tests {
         // As does a revocation before it.
         revoke(&mut tx, &id).await.unwrap();
         assert_eq!(enrol(&mut tx, &[3; 32], "r1").await.unwrap(), Ok(id));
+    }
+
+    #[tokio::test]
+    async fn a_token_for_no_name_takes_no_revoked_rack_that_a_vlan_names() {
+        let db = testing::database().await;
+        let mut tx = db.pool.begin().await.unwrap();
+        let hour = Duration::from_secs(3600);
+        for (hash, name) in [(1, None), (2, None), (3, Some("r1"))] {
+            create_token(&mut tx, &[hash; 32], name, None, hour)
+                .await
+                .unwrap();
+        }
+        let id = enrol(&mut tx, &[1; 32], "r1").await.unwrap().unwrap();
+        sqlx::query("insert into fabric (id, name) overriding system value values (1, 'lab')")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        for places in ["$1, null", "'other1', $1"] {
+            let text = format!(
+                "insert into vlan (fabric_id, vid, primary_rack, secondary_rack) values (1, 7, {places})"
+            );
+            revoke(&mut tx, &id).await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(
+                "insert into rack (system_id, hostname) values ('other1', 'other1') on conflict do nothing"
+                    .to_owned(),
+            ))
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(text))
+                .bind(&id)
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            assert_eq!(
+                enrol(&mut tx, &[2; 32], "r1").await.unwrap(),
+                Err(TokenRefusal::Enrolled),
+                "{places}"
+            );
+            sqlx::query("delete from vlan")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+        }
+        assert_eq!(enrol(&mut tx, &[2; 32], "r1").await.unwrap(), Ok(id));
     }
 
     #[tokio::test]

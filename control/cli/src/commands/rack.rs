@@ -15,7 +15,7 @@ pub enum Command {
         #[arg(long)]
         hostname: Option<String>,
     },
-    /// Withdraw a rack's certificates: its links close at once.
+    /// Withdraw a rack's certificates: its links close at once, and its VLANs go to another rack or DHCP ends there.
     Revoke {
         /// Its system_id, as `muster rack list` shows it.
         system_id: String,
@@ -47,7 +47,13 @@ impl Command {
             Command::Revoke { system_id } => {
                 let path = format!("rackcontrollers/{system_id}/?op=revoke");
                 let answer = client.post(&path, &[]).await?;
-                output.done(&answer, &format!("Rack {system_id} is revoked."));
+                let became = answer["passed_on"].as_array().into_iter().flatten();
+                let became: Vec<&str> = became.filter_map(|what| what.as_str()).collect();
+                let became = match became.as_slice() {
+                    [] => String::new(),
+                    became => format!(": {}", became.join(", ")),
+                };
+                output.done(&answer, &format!("Rack {system_id} is revoked{became}."));
             }
         }
         Ok(())
