@@ -14,6 +14,7 @@ use crate::error::ApiError;
 use crate::fabric::changed;
 use crate::handler;
 use crate::network_view::{Networks, host_span, number_of};
+use crate::serving::Serving;
 
 const VIEW: Access = Access::With(Permission::View);
 const EDIT: Access = Access::With(Permission::EditNetworks);
@@ -44,7 +45,8 @@ pub fn resources() -> Vec<Resource> {
                      :param start_ip: Its first address.\n:param end_ip: Its last address.\n\
                      :param subnet: Its subnet, unless the addresses say it.\n:param comment: A comment.\n\
                      :param lease_secs: Length of a lease from it, 30 to 86400, in place of the subnet's.\n\
-                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.",
+                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.\n\
+                     :param force: Also when nothing is left to hand out on a VLAN that DHCP serves.",
                     handler!(create),
                 ),
             ],
@@ -63,7 +65,8 @@ pub fn resources() -> Vec<Resource> {
                     "Update an IP range.\n\n:param start_ip: Its first address.\n\
                      :param end_ip: Its last address.\n:param comment: A comment.\n\
                      :param lease_secs: Length of a lease from it; empty: the subnet's.\n\
-                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.",
+                     :param exclude: A reserved range may lie inside a dynamic one, and takes its addresses from it.\n\
+                     :param force: Also when nothing is left to hand out on a VLAN that DHCP serves.",
                     handler!(update),
                 ),
                 Operation::new(
@@ -247,11 +250,27 @@ async fn create(request: Request) -> Reply {
         account_id: request.caller.as_ref().map(|caller| caller.id),
         lease_secs,
     };
+    let before = Serving::load(&mut tx).await?;
     let id = network::create_range(&mut tx, &new).await?;
+    still_deals(&mut tx, &before, form.boolean("force")?).await?;
     let text = format!("Range {start_ip} to {end_ip} created");
     store::event::record(&mut tx, changed(&request, text)).await?;
     tx.commit().await?;
     one(&request, id).await
+}
+
+/// DHCP that is on keeps an address to hand out, unless the caller says that it need not.
+async fn still_deals(
+    db: &mut sqlx::PgConnection,
+    before: &Serving,
+    force: Option<bool>,
+) -> Result<(), ApiError> {
+    match before.lost(db).await? {
+        Some(lost) if force != Some(true) => Err(ApiError::bad_request(format!(
+            "{lost} (Or use the 'force' parameter to override.)"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The lease time a form asks for; a reserved range has none.
@@ -323,7 +342,9 @@ async fn update(request: Request) -> Reply {
         no_rack_inside(&mut tx, start_ip, end_ip).await?;
     }
     let comment = form.get("comment").unwrap_or(&range.comment);
+    let before = Serving::load(&mut tx).await?;
     network::update_range(&mut tx, id, start_ip, end_ip, comment, lease_secs).await?;
+    still_deals(&mut tx, &before, form.boolean("force")?).await?;
     let text = format!("Range {start_ip} to {end_ip} changed");
     store::event::record(&mut tx, changed(&request, text)).await?;
     tx.commit().await?;
@@ -363,26 +384,19 @@ async fn delete(request: Request) -> Reply {
     let force = request.query.boolean("force")?.unwrap_or(false);
     let mut tx = request.app.begin().await?;
     network::lock_networks(&mut tx).await?;
-    let networks = Networks::load(&mut tx).await?;
     let ranges = network::ranges(&mut tx).await?;
     let range = ranges.iter().find(|range| range.id == id);
     let range = range.ok_or_else(|| ApiError::no_such("IPRange"))?;
-    let vlan = networks
-        .subnet(range.subnet_id)
-        .map(|subnet| subnet.vlan_id);
-    let left = ranges.iter().filter(|other| other.id != id);
-    if let Some(vlan) = vlan
+    let before = Serving::load(&mut tx).await?;
+    network::delete_range(&mut tx, id).await?;
+    if let Some(lost) = before.lost(&mut tx).await?
         && !force
-        && range.is_dynamic()
-        && !networks.serves_dynamically(vlan, left)
-        && let Some(served) = networks.served_by(vlan)
     {
         return Err(ApiError::bad_request(format!(
-            "Cannot delete the only dynamic IP range of a VLAN that DHCP serves: {served}. (Disable DHCP first, or use \
-             the 'force' parameter to override.)"
+            "Cannot delete the only dynamic IP range of a VLAN that DHCP serves. {lost} (Or use the 'force' parameter to \
+             override.)"
         )));
     }
-    network::delete_range(&mut tx, id).await?;
     let text = format!(
         "Range {id} deleted: {} {} to {}",
         range.r#type, range.start_ip, range.end_ip

@@ -43,6 +43,7 @@ mod rack_delete;
 mod rack_filter;
 mod reservation;
 pub mod results;
+mod serving;
 mod shares;
 mod specifier;
 mod subnet;

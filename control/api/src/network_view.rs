@@ -67,28 +67,18 @@ impl Networks {
             .max_by_key(|subnet| subnet.cidr.prefix_len())
     }
 
-    /// The name of the VLAN whose DHCP serves the clients of this one: itself, or the one it relays to. `None`: nobody
-    /// hands out addresses here.
-    pub fn served_by(&self, vlan: i32) -> Option<String> {
+    /// The VLAN whose DHCP serves the clients of this one, where it is on: itself, or the one it relays to.
+    pub fn serving(&self, vlan: i32) -> Option<&Vlan> {
         let vlan = self.vlan(vlan)?;
-        let serving = vlan
-            .relay_vlan
-            .and_then(|relay| self.vlan(relay))
-            .unwrap_or(vlan);
-        let serves = serving.dhcp_on && serving.dhcp_mode != DhcpMode::Proxy.as_str();
-        serves.then(|| format!("{}.{}", serving.fabric, serving.name))
+        let relay = vlan.relay_vlan.and_then(|relay| self.vlan(relay));
+        Some(relay.unwrap_or(vlan))
     }
 
-    /// Whether one of these ranges hands out addresses on a VLAN.
-    pub fn serves_dynamically<'a>(
-        &self,
-        vlan: i32,
-        mut ranges: impl Iterator<Item = &'a Range>,
-    ) -> bool {
-        ranges.any(|range| {
-            let subnet = self.subnet(range.subnet_id);
-            range.is_dynamic() && subnet.is_some_and(|subnet| subnet.vlan_id == vlan)
-        })
+    /// The name of the VLAN whose DHCP serves the clients of this one. `None`: nobody hands out addresses here.
+    pub fn served_by(&self, vlan: i32) -> Option<String> {
+        let serving = self.serving(vlan)?;
+        let serves = serving.dhcp_on && serving.dhcp_mode != DhcpMode::Proxy.as_str();
+        serves.then(|| format!("{}.{}", serving.fabric, serving.name))
     }
 
     pub fn vlan_view(&self, id: i32) -> Value {

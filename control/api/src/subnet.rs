@@ -20,6 +20,7 @@ use crate::handler;
 use crate::ipaddress;
 use crate::lacking::{Lacking, SPACE, off};
 use crate::network_view::{Networks, address_of, gaps, host_span, number_of};
+use crate::serving::Serving;
 use crate::specifier;
 
 const VIEW: Access = Access::With(Permission::View);
@@ -78,7 +79,7 @@ pub fn resources() -> Vec<Resource> {
                     "DELETE",
                     None,
                     EDIT,
-                    "Delete a subnet. One whose dynamic range DHCP serves stays.\n\n\
+                    "Delete a subnet. One whose dynamic range DHCP serves stays, and one on which its only rack stands.\n\n\
                      :param force: With its ranges, reserved addresses, DHCP options and links.",
                     handler!(delete),
                 ),
@@ -369,36 +370,16 @@ async fn update(request: Request) -> Reply {
             return Err(ApiError::field("cidr", message));
         }
     }
-    if let Some(vlan) = wanted.vlan_id.filter(|vlan| *vlan != subnet.vlan_id) {
-        stays_served(subnet, vlan, &networks, &ranges)?;
-    }
+    let before = Serving::load(&mut tx).await?;
     let id = subnet.id;
     network::update_subnet(&mut tx, id, &wanted.change(form)?).await?;
+    if let Some(lost) = before.lost(&mut tx).await? {
+        let moves = wanted.vlan_id.is_some_and(|vlan| vlan != subnet.vlan_id);
+        return Err(ApiError::field(if moves { "vlan" } else { "cidr" }, lost));
+    }
     event(&mut tx, &request, format!("Subnet {cidr} changed")).await?;
     tx.commit().await?;
     one(&request, id).await
-}
-
-/// A subnet that goes to another VLAN must not leave one behind that DHCP serves from nothing.
-fn stays_served(
-    subnet: &Subnet,
-    to: i32,
-    networks: &Networks,
-    ranges: &[Range],
-) -> Result<(), ApiError> {
-    let from = subnet.vlan_id;
-    let left = ranges.iter().filter(|range| range.subnet_id != subnet.id);
-    let served = networks.serves_dynamically(from, ranges.iter());
-    let still = networks.serves_dynamically(from, left);
-    match networks.served_by(from) {
-        Some(name) if served && !still && networks.served_by(to).is_none() => Err(ApiError::field(
-            "vlan",
-            format!(
-                "DHCP of {name} serves its dynamic range, and nobody would on that VLAN. (Disable DHCP first.)"
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// A served subnet stays; what goes with another one is named, unless `force` says that it may.
@@ -426,7 +407,13 @@ async fn delete(request: Request) -> Reply {
             goes.join(", ")
         )));
     }
+    let before = Serving::load(&mut tx).await?;
     network::delete_subnet(&mut tx, subnet.id).await?;
+    if let Some(lost) = before.lost(&mut tx).await? {
+        return Err(ApiError::bad_request(format!(
+            "Cannot delete a subnet that DHCP needs. {lost}"
+        )));
+    }
     let mut text = format!("Subnet {} deleted", subnet.cidr);
     if !goes.is_empty() {
         text = format!("{text}, and with it {}", goes.join(", "));

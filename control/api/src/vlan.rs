@@ -12,6 +12,7 @@ use crate::fabric::{self, changed};
 use crate::handler;
 use crate::lacking::SPACE;
 use crate::network_view::Networks;
+use crate::serving::{self, Serving};
 use crate::specifier;
 
 const VIEW: Access = Access::With(Permission::View);
@@ -157,7 +158,16 @@ async fn update(request: Request) -> Reply {
     let vlan = find(&request, &networks, &fabrics)?;
     apply(&mut tx, &request.form, vlan, &networks, &fabrics).await?;
     let id = vlan.id;
-    event(&mut tx, &request, format!("VLAN {id} changed")).await?;
+    let mut text = format!("VLAN {id} changed");
+    if vlan.dhcp_on && request.form.boolean("dhcp_on")? == Some(false) {
+        let with = [format!("{}.{}", vlan.fabric, vlan.name)];
+        let with: Vec<String> = with
+            .into_iter()
+            .chain(relayed_here(vlan, &networks))
+            .collect();
+        text = format!("{text}: DHCP ends on {}", with.join(", "));
+    }
+    event(&mut tx, &request, text).await?;
     tx.commit().await?;
     one(&request, id).await
 }
@@ -186,10 +196,15 @@ async fn apply(
         relay_vlan: relay_field(form, networks)?,
     };
     let ranges = network::ranges(&mut *tx).await?;
-    let has_dynamic_range = networks.serves_dynamically(vlan.id, ranges.iter());
+    let has_dynamic_range = serving::stocked(networks, &ranges).contains(&vlan.id);
     check(vlan, &change, has_dynamic_range, networks)?;
     check_racks(vlan, &change, &Reach::load(tx).await?)?;
-    Ok(network::update_vlan(tx, vlan.id, &change).await?)
+    let before = Serving::load(tx).await?;
+    network::update_vlan(tx, vlan.id, &change).await?;
+    match before.lost(tx).await? {
+        Some(lost) => Err(ApiError::bad_request(lost)),
+        None => Ok(()),
+    }
 }
 
 fn fabric_field(form: &Form, fabrics: &[Fabric]) -> Result<Option<i32>, ApiError> {

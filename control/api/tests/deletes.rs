@@ -192,6 +192,149 @@ async fn a_served_subnet_does_not_leave_its_vlan_without_addresses() {
         .put("subnets/lab/", &format!("vlan={}", other["id"]))
         .await
         .refused(400, "serves its dynamic range");
+    // Nor where the other VLAN is served as well.
+    region.rack("rack2", "rack02", "10.30.0.1/24").await;
+    let body = format!("cidr=10.30.0.0/24&name=far&vlan={}", other["id"]);
+    region.post("subnets/", &body).await.json();
+    let range = "type=dynamic&start_ip=10.30.0.10&end_ip=10.30.0.20";
+    region.post("ipranges/", range).await.json();
+    let on = "dhcp_on=true&primary_rack=rack02";
+    let path = format!("vlans/{}/", other["id"]);
+    assert_eq!(region.put(&path, on).await.json()["dhcp_on"], true);
+    region
+        .put("subnets/lab/", &format!("vlan={}", other["id"]))
+        .await
+        .refused(400, "no address left to hand out");
+}
+
+/// The rack's address is in one subnet of its VLAN, the dynamic range in another.
+#[tokio::test]
+async fn the_subnet_on_which_a_vlans_rack_stands_stays() {
+    let region = Region::start().await;
+    region.rack("rack1", "rack01", "10.20.0.200/24").await;
+    let standing = region
+        .post("subnets/", "cidr=10.20.0.0/24&name=lab")
+        .await
+        .json();
+    let vlan = standing["vlan"]["id"].as_i64().unwrap();
+    let fabric = standing["vlan"]["fabric_id"].as_i64().unwrap();
+    let body = format!("cidr=10.21.0.0/24&name=dealt&vlan={vlan}");
+    region.post("subnets/", &body).await.json();
+    let range = "type=dynamic&start_ip=10.21.0.10&end_ip=10.21.0.99";
+    region.post("ipranges/", range).await.json();
+    let (path, on) = (format!("vlans/{vlan}/"), "dhcp_on=true&primary_rack=rack01");
+    region.put(&path, on).await.json();
+    let other = region
+        .post(&format!("fabrics/{fabric}/vlans/"), "vid=10")
+        .await
+        .json();
+    let lost = "no rack with an address on its subnets";
+    for path in ["subnets/lab/", "subnets/lab/?force=true"] {
+        region.delete(path).await.refused(400, lost);
+    }
+    for body in [
+        "cidr=10.20.0.0/25".to_owned(),
+        format!("vlan={}", other["id"]),
+    ] {
+        region.put("subnets/lab/", &body).await.refused(400, lost);
+    }
+    // Nothing of it happened.
+    assert_eq!(
+        region.get("subnets/lab/").await.json(),
+        standing_now(&region, standing).await
+    );
+    // With a second rack elsewhere on the VLAN the first may go.
+    region.rack("rack2", "rack02", "10.21.0.2/24").await;
+    region.put(&path, "secondary_rack=rack02").await.json();
+    // While it is the only one that stands there, it stays.
+    gone(&region.delete("subnets/lab/").await);
+    region
+        .put(&path, "secondary_rack=")
+        .await
+        .refused(400, lost);
+    region.put(&path, "dhcp_on=false").await.json();
+    let told = events(&region).await;
+    assert!(told.contains("DHCP ends on"), "{told}");
+}
+
+/// A subnet as it was made, with its VLAN as it is.
+async fn standing_now(region: &Region, mut subnet: serde_json::Value) -> serde_json::Value {
+    let vlan = format!("vlans/{}/", subnet["vlan"]["id"]);
+    subnet["vlan"] = region.get(&vlan).await.json();
+    subnet
+}
+
+#[tokio::test]
+async fn a_reserved_range_leaves_something_to_hand_out_where_dhcp_is_on() {
+    let (region, vlan) = serving().await;
+    let left = "no address left to hand out";
+    let all = "type=reserved&start_ip=10.20.0.100&end_ip=10.20.0.199&exclude=true";
+    region.post("ipranges/", all).await.refused(400, left);
+    let most = "type=reserved&start_ip=10.20.0.100&end_ip=10.20.0.198&exclude=true";
+    let most = region.post("ipranges/", most).await.json();
+    let path = format!("ipranges/{}/", most["id"]);
+    region
+        .put(&path, "end_ip=10.20.0.199")
+        .await
+        .refused(400, left);
+    // Nor does the dynamic one shrink to what is reserved.
+    let ranges = region.get("ipranges/").await.json();
+    let mut ranges = ranges.as_array().unwrap().iter();
+    let dynamic = ranges.find(|range| range["type"] == "dynamic").unwrap();
+    region
+        .put(
+            &format!("ipranges/{}/", dynamic["id"]),
+            "end_ip=10.20.0.198&exclude=true",
+        )
+        .await
+        .refused(400, left);
+    region
+        .put(&path, "end_ip=10.20.0.199&force=true")
+        .await
+        .json();
+    // DHCP is not switched on over nothing either.
+    let vlan = format!("vlans/{vlan}/");
+    region.put(&vlan, "dhcp_on=false").await.json();
+    region
+        .put(&vlan, "dhcp_on=true")
+        .await
+        .refused(400, "when a dynamic IP range is defined");
+}
+
+#[tokio::test]
+async fn a_revoked_racks_vlans_go_to_another_rack_or_dhcp_ends_there() {
+    let (region, vlan) = serving().await;
+    let path = format!("vlans/{vlan}/");
+    region.rack("rack2", "rack02", "10.20.0.2/24").await;
+    let revoked = region
+        .post("rackcontrollers/rack01/?op=revoke", "")
+        .await
+        .json();
+    assert!(revoked["revoked"].is_string());
+    let told = revoked["passed_on"].to_string();
+    assert!(told.contains("rack02 is primary on"), "{told}");
+    let after = region.get(&path).await.json();
+    assert_eq!(
+        (&after["dhcp_on"], &after["primary_rack"]),
+        (&true.into(), &"rack02".into())
+    );
+    // A revoked rack is nobody's heir.
+    let revoked = region
+        .post("rackcontrollers/rack02/?op=revoke", "")
+        .await
+        .json();
+    let told = revoked["passed_on"].to_string();
+    assert!(told.contains("DHCP ends on"), "{told}");
+    let after = region.get(&path).await.json();
+    assert_eq!(
+        (&after["dhcp_on"], after["primary_rack"].is_null()),
+        (&false.into(), true)
+    );
+    let events = events(&region).await;
+    assert!(
+        events.contains("Rack rack02 revoked: DHCP ends on"),
+        "{events}"
+    );
 }
 
 #[tokio::test]
