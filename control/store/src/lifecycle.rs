@@ -251,16 +251,22 @@ pub async fn learn_boot_methods(
     Ok(done.rows_affected())
 }
 
+/// Racks are told of a change only: a machine that says the same again and again makes no work for them.
 pub async fn set_netboot(
     db: &mut PgConnection,
     system_id: &SystemId,
     netboot: bool,
 ) -> Result<(), StoreError> {
-    sqlx::query("update machine set netboot = $2 where system_id = $1")
-        .bind(system_id.as_str())
-        .bind(netboot)
-        .execute(&mut *db)
-        .await?;
+    let done = sqlx::query(
+        "update machine set netboot = $2 where system_id = $1 and netboot is distinct from $2",
+    )
+    .bind(system_id.as_str())
+    .bind(netboot)
+    .execute(&mut *db)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Ok(());
+    }
     feed::changed(db, Kind::Machine, system_id.as_str()).await
 }
 

@@ -36,6 +36,25 @@ async fn told(db: &mut PgConnection) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn racks_are_not_told_of_a_netboot_that_is_as_it_was() {
+    let db = store::testing::database().await;
+    let mut db = db.pool.acquire().await.unwrap();
+    let id = create(&mut db, "abc123", &[mac(1)]).await.unwrap();
+    told(&mut db).await;
+    for (netboot, expected) in [
+        (false, &["machine:abc123"][..]),
+        (false, &[]),
+        (true, &["machine:abc123"]),
+        (true, &[]),
+    ] {
+        store::lifecycle::set_netboot(&mut db, &id, netboot)
+            .await
+            .unwrap();
+        assert_eq!(told(&mut db).await, expected, "{netboot}");
+    }
+}
+
+#[tokio::test]
 async fn racks_are_told_of_what_they_must_know() {
     let db = store::testing::database().await;
     let mut db = db.pool.acquire().await.unwrap();
