@@ -155,7 +155,14 @@ impl Library {
         store::image::lock_uploads(&mut tx).await?;
         let manifest =
             store::image::announce_file(&mut tx, &sha256, size_bytes, PIECE_BYTES, account).await?;
-        let has_it = manifest.complete && self.path(&sha256).exists();
+        // A folder that does not answer now has lost nothing: the file stays complete for all racks.
+        let path = self.path(&sha256);
+        let has_it = manifest.complete
+            && path.try_exists().map_err(|source| LibraryError::Io {
+                doing: "looking for",
+                path,
+                source,
+            })?;
         if has_it {
             tx.commit().await.map_err(StoreError::from)?;
             return Ok(true);
@@ -460,6 +467,26 @@ mod tests {
                 .await
                 .expect("known")
         );
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_does_not_answer_leaves_a_file_complete() {
+        let db = store::testing::database().await;
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = home.path().join("files");
+        let library = Library::open(&folder, db.pool.clone()).expect("opens");
+        let hash = sha256(b"right");
+        library.announce(hash, 5, None).await.expect("announced");
+        assert!(library.append(hash, b"right").await.expect("whole"));
+        // A link to itself: whether the file is there cannot be told.
+        let aside = home.path().join("aside");
+        std::fs::rename(&folder, &aside).expect("moved");
+        std::os::unix::fs::symlink(&folder, &folder).expect("linked");
+        let told = library.announce(hash, 5, None).await;
+        assert!(matches!(told, Err(LibraryError::Io { .. })), "{told:?}");
+        std::fs::remove_file(&folder).expect("removed");
+        std::fs::rename(&aside, &folder).expect("moved back");
+        assert!(library.announce(hash, 5, None).await.expect("announced"));
     }
 
     #[tokio::test]
