@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_does_not_answer_leaves_a_file_complete() {
+    async fn a_file_that_cannot_be_looked_for_stays_complete() {
         let db = store::testing::database().await;
         let home = tempfile::tempdir().expect("a folder");
         let folder = home.path().join("files");
@@ -479,13 +479,13 @@ mod tests {
         library.announce(hash, 5, None).await.expect("announced");
         assert!(library.append(hash, b"right").await.expect("whole"));
         // A link to itself: whether the file is there cannot be told.
-        let aside = home.path().join("aside");
-        std::fs::rename(&folder, &aside).expect("moved");
-        std::os::unix::fs::symlink(&folder, &folder).expect("linked");
+        let (file, aside) = (library.path(&hash), home.path().join("aside"));
+        std::fs::rename(&file, &aside).expect("moved");
+        std::os::unix::fs::symlink(&file, &file).expect("linked");
         let told = library.announce(hash, 5, None).await;
         assert!(matches!(told, Err(LibraryError::Io { .. })), "{told:?}");
-        std::fs::remove_file(&folder).expect("removed");
-        std::fs::rename(&aside, &folder).expect("moved back");
+        std::fs::remove_file(&file).expect("removed");
+        std::fs::rename(&aside, &file).expect("moved back");
         assert!(library.announce(hash, 5, None).await.expect("announced"));
     }
 
