@@ -17,7 +17,7 @@ const LEDGERS: [&str; 11] = [
     "rfc1542-951-1534.md",
     "pxe.md",
 ];
-const CRATES: [&str; 5] = ["wire", "dhcp", "boot", "shard", "uring"];
+const CRATES: [&str; 6] = ["wire", "dhcp", "boot", "shard", "uring", "rackd"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
