@@ -75,7 +75,7 @@ pub enum Drop {
 impl Drop {
     /// The message is worth keeping: it may be answered soon.
     pub fn waits(self) -> bool {
-        matches!(self, Self::Borrowing | Self::Probing)
+        matches!(self, Self::Borrowing | Self::Probing | Self::BlockRefused)
     }
 
     pub const COUNT: usize = Self::Probing as usize + 1;

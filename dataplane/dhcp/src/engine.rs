@@ -21,6 +21,7 @@ mod rules;
 mod sender;
 mod waiting;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -99,8 +100,8 @@ pub struct Engine {
     leaving: Vec<release::Leaving>,
     /// An address has come that somebody may wait for.
     came: bool,
-    /// Exhaustion is not told again before then.
-    exhausted_again: Ms,
+    /// A VLAN's exhaustion is not told again before then. No more than the VLANs that were configured.
+    exhausted_again: HashMap<VlanId, Ms>,
     clients: Buckets,
     /// What is beyond their rates.
     excess: Buckets,
@@ -146,7 +147,7 @@ impl Engine {
             wanted: Vec::with_capacity(lease::WANTED_MAX),
             leaving: Vec::with_capacity(release::LEAVING_MAX),
             came: false,
-            exhausted_again: Ms::PAST,
+            exhausted_again: HashMap::new(),
             clients: Buckets::new(limits.mac_rate, CLIENTS_LIMITED, seed),
             excess: Buckets::new(limits.excess_rate, 1, seed),
             ports: Buckets::new(limits.circuit_rate, PORTS_LIMITED, seed),

@@ -148,8 +148,8 @@ impl Guarded {
         let octets = message.octets();
         let query = View::parse(&octets).unwrap();
         let received = Received {
-            link: &self.site.fixed.links[0],
-            source: NONE,
+            link: &self.site.fixed.links[usize::from(message.giaddr.octets()[1] == 100)],
+            source: message.giaddr,
             destination: Ipv4Addr::BROADCAST,
             sender: Sender::Frame,
         };
@@ -516,6 +516,36 @@ fn an_old_probe_is_repeated_and_a_lost_one_forgotten() {
 }
 
 /// All that is free is being asked for: the client waits, and nobody is told of an exhausted range.
+#[test]
+fn each_vlan_tells_of_its_own_exhaustion() {
+    let mut rack = Guarded::new(Limits::default(), &[]);
+    let far = &mut rack.site.fixed.links[1].subnets[0];
+    far.ranges = subnet().ranges;
+    far.ranges[0].first = Ipv4Addr::new(10, 100, 0, 100);
+    far.ranges[0].last = Ipv4Addr::new(10, 100, 0, 199);
+    // No block of either is this rack's yet.
+    rack.engine.attach(
+        &[],
+        &[],
+        rack.now + secs(600),
+        rack.now,
+        &rack.site,
+        rack.now,
+    );
+    let kinds = |events: Vec<Event>| events.iter().map(|event| event.kind).collect::<Vec<_>>();
+    let near = |n| discover(stranger(n));
+    let far = |n| Message {
+        giaddr: Ipv4Addr::new(10, 100, 0, 1),
+        ..discover(stranger(n))
+    };
+    assert_eq!(kinds(rack.events(&near(1))), [EventKind::Exhausted]);
+    assert_eq!(kinds(rack.events(&near(2))), [], "told a moment ago");
+    assert_eq!(kinds(rack.events(&far(3))), [EventKind::Exhausted]);
+    assert_eq!(kinds(rack.events(&far(4))), []);
+    rack.now += secs(10);
+    assert_eq!(kinds(rack.events(&near(5))), [EventKind::Exhausted]);
+}
+
 #[test]
 fn a_probe_is_no_exhaustion() {
     let attached = |addresses: u32| {

@@ -89,6 +89,8 @@ fn a_refused_block_deals_nothing_but_keeps_its_promises() {
         (step.reply(), step.dropped),
         (None, Some(Drop::BlockRefused))
     );
+    // The attach that the refusal brings is a moment away: the message is kept for it, as behind a probe.
+    assert!(Drop::BlockRefused.waits());
 }
 
 #[test]

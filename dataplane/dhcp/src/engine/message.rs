@@ -157,8 +157,10 @@ impl Engine {
         if !stranger && let Some(slot) = self.take_claimed(ask) {
             return Ok(slot);
         }
-        if self.exhausted_again <= ask.now {
-            self.exhausted_again = ask.now.plus(EXHAUSTED_EVERY);
+        let again = self.exhausted_again.entry(ask.link.vlan);
+        let again = again.or_insert(Ms::PAST);
+        if *again <= ask.now {
+            *again = ask.now.plus(EXHAUSTED_EVERY);
             self.event(
                 EventKind::Exhausted,
                 ask,
