@@ -16,6 +16,7 @@ use shard::SharedStats;
 use tokio::sync::watch;
 
 use crate::link::Status;
+use crate::neighbour;
 use crate::work::{Counters, Metrics};
 
 /// Blocks, and how many addresses of each some host answers for, so that they are dealt to nobody for now.
@@ -63,7 +64,9 @@ pub fn page(
     snapshot: Arc<arc_swap::ArcSwap<shard::Snapshot>>,
 ) -> Metrics {
     Arc::new(move |ends| {
-        if !allow::is_allowed(ends, &named, &snapshot.load()) {
+        // What the kernel does not say now is no management network.
+        let device_to = |address| neighbour::device_to(address).ok().flatten();
+        if !allow::is_allowed(ends, &named, &snapshot.load(), device_to) {
             return None;
         }
         let mut text = String::new();
@@ -356,7 +359,13 @@ mod tests {
         };
         let mut snapshot = shard::Snapshot::default();
         let named = ["192.0.2.0/24".parse().expect("a network")];
-        let allowed = |ends, snapshot: &shard::Snapshot| allow::is_allowed(ends, &named, snapshot);
+        let allowed = |ends, snapshot: &shard::Snapshot| {
+            allow::is_allowed(ends, &named, snapshot, |address| match address.octets() {
+                [10, 1, 0, _] => Some(900),
+                [10, 2, 0, _] => snapshot.links()[0].index,
+                _ => None,
+            })
+        };
         let (management, local) = ([10, 1, 0, 7], [10, 1, 0, 1]);
         assert!(
             !allowed(ends(management, local), &snapshot),
@@ -367,6 +376,13 @@ mod tests {
             ([127, 0, 0, 1], [127, 0, 0, 1], true, "loopback"),
             ([10, 99, 0, 1], [10, 99, 0, 1], true, "the host itself"),
             (management, local, true, "a management network"),
+            ([10, 98, 0, 7], local, false, "a machine of another rack"),
+            (
+                [10, 2, 0, 7],
+                local,
+                false,
+                "another subnet on the machines' link",
+            ),
             ([10, 99, 0, 7], [10, 99, 0, 1], false, "a machine"),
             (
                 [10, 99, 0, 7],

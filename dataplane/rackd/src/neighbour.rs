@@ -56,17 +56,22 @@ pub fn entry(device: u32, address: Ipv4Addr) -> io::Result<Entry> {
 /// Frames to the address leave by this device, and straight to whoever has it: not to this host, by a router, or by another
 /// device.
 pub fn is_direct(device: u32, address: Ipv4Addr) -> io::Result<bool> {
+    Ok(device_to(address)? == Some(device))
+}
+
+/// The device by which frames go straight to whoever has the address. `None`: it is this host's own, or behind a router.
+pub fn device_to(address: Ipv4Addr) -> io::Result<Option<u32>> {
     use io::ErrorKind::{HostUnreachable, NetworkUnreachable};
     let mut direct = None;
     let asked = get(RTM_GETROUTE, &route_question(address), |kind, body| {
         if kind == RTM_NEWROUTE {
-            direct = Some(leads_straight(device, body)?);
+            direct = Some(straight_by(body)?);
         }
         Ok(())
     });
     match asked {
         Ok(()) => direct.ok_or_else(|| malformed("the kernel answered with no route")),
-        Err(error) if matches!(error.kind(), NetworkUnreachable | HostUnreachable) => Ok(false),
+        Err(error) if matches!(error.kind(), NetworkUnreachable | HostUnreachable) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -112,7 +117,7 @@ fn read_entry(body: &[u8]) -> io::Result<Entry> {
     })
 }
 
-fn leads_straight(device: u32, body: &[u8]) -> io::Result<bool> {
+fn straight_by(body: &[u8]) -> io::Result<Option<u32>> {
     let cut = || malformed("a route was cut");
     let kind = *body.get(7).ok_or_else(cut)?;
     let (mut out, mut is_routed) = (None, false);
@@ -124,7 +129,7 @@ fn leads_straight(device: u32, body: &[u8]) -> io::Result<bool> {
             _ => {}
         },
     )?;
-    Ok(kind == RTN_UNICAST && out == Some(device) && !is_routed)
+    Ok(out.filter(|_| kind == RTN_UNICAST && !is_routed))
 }
 
 #[cfg(test)]
@@ -211,11 +216,11 @@ mod tests {
             (1, &[][..], false, "no device"),
         ] {
             let body = route(kind, attributes);
-            assert_eq!(leads_straight(7, &body).unwrap(), want, "{why}");
+            assert_eq!(straight_by(&body).unwrap() == Some(7), want, "{why}");
         }
         let body = route(1, &[(RTA_OIF, 7)]);
         for cut in (0..ROUTE_BYTES).chain(ROUTE_BYTES + 1..body.len()) {
-            assert!(leads_straight(7, &body[..cut]).is_err(), "{cut}");
+            assert!(straight_by(&body[..cut]).is_err(), "{cut}");
         }
     }
 }
