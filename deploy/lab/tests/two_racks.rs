@@ -435,6 +435,7 @@ impl Rack {
                 regions: watch::Sender::new(Arc::from([])),
                 status,
                 numbers: Arc::new(Vec::new),
+                claimed: Arc::new(Vec::new),
                 sockets: Box::new(|_| Ok(vec![std::fs::File::open("/dev/null")?.into()])),
                 interfaces: Box::new(move || {
                     Ok(vec![Interface {
